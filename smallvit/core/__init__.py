@@ -1,0 +1,1 @@
+"""Errors, the objective seam, config primitives and randomness; imports nothing of smallvit."""

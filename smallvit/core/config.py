@@ -1,0 +1,198 @@
+"""Config primitives: frozen dataclasses read strictly from named layers of plain values.
+
+A config is a frozen dataclass of sections. Its values come from layers (a recipe, the
+environment, the command line), each checked by itself so that an error can name the file, the
+key, the value and the nearest valid name; later layers win.
+"""
+
+import dataclasses
+import math
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from smallvit.core.errors import ConfigError, suggest
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, or of every number of a tuple: ``Annotated[float, Range(gt=0)]``."""
+
+    gt: float | None = None
+    ge: float | None = None
+    lt: float | None = None
+    le: float | None = None
+
+    def __str__(self) -> str:
+        bounds = {">": self.gt, ">=": self.ge, "<": self.lt, "<=": self.le}
+        return " and ".join(
+            f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None
+        )
+
+    def admits(self, value: float) -> bool:
+        """Tell whether ``value`` lies inside the bounds."""
+        return (
+            (self.gt is None or value > self.gt)
+            and (self.ge is None or value >= self.ge)
+            and (self.lt is None or value < self.lt)
+            and (self.le is None or value <= self.le)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One origin of values.
+
+    Attributes:
+        source: Name for error messages: a file, or ``"command line"``.
+        values: Nested mapping, section to key to value.
+    """
+
+    source: str
+    values: Mapping[str, Any]
+
+
+def resolve(cls: type[ConfigT], layers: Sequence[Layer]) -> ConfigT:
+    """Build ``cls`` from ``layers``, the last one winning.
+
+    Raises:
+        ConfigError: On the first bad key or value, in one line.
+    """
+    errors = list(find_errors(cls, layers))
+    if errors:
+        raise ConfigError(errors[0])
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = merge(merged, layer.values)
+    return _build(cls, merged)
+
+
+def find_errors(cls: type, layers: Sequence[Layer]) -> Iterable[str]:
+    """Yield one line for every key or value of ``layers`` that ``cls`` does not take."""
+    clean: dict[str, Any] = {}
+    broken = False
+    for layer in layers:
+        for message in _check(cls, layer.values, layer.source, ""):
+            broken = True
+            yield message
+        clean = merge(clean, layer.values)
+    if not broken:
+        try:
+            _build(cls, clean)
+        except ConfigError as error:  # what only several values together can break
+            yield f"{layers[-1].source if layers else cls.__name__}: {error}"
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested mappings; a value of ``over`` wins."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both else value
+    return merged
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn ``{"optim.lr": 1.0}`` into ``{"optim": {"lr": 1.0}}``."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *sections, key = path.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    return nested
+
+
+def to_plain(value: Any) -> Any:
+    """Turn a config into what YAML and JSON can write."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _check(cls: type, values: Any, source: str, prefix: str) -> Iterable[str]:
+    if not isinstance(values, Mapping):
+        yield f"{source}: {prefix.rstrip('.') or 'the recipe'} must be a mapping, got {values!r}"
+        return
+    hints = get_type_hints(cls, include_extras=True)
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if key not in hints:
+            yield f"{source}: unknown key {path!r} (value {value!r}){suggest(str(key), hints)}"
+        elif dataclasses.is_dataclass(hints[key]):
+            yield from _check(hints[key], value, source, f"{path}.")
+        else:
+            try:
+                _convert(hints[key], value)
+            except ConfigError as error:
+                yield f"{source}: {path}: {error}"
+
+
+def _build(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    hints = get_type_hints(cls, include_extras=True)
+    arguments = {}
+    for key, hint in hints.items():
+        if dataclasses.is_dataclass(hint):
+            arguments[key] = _build(hint, values.get(key) or {})
+        elif key in values:
+            arguments[key] = _convert(hint, values[key])
+    return cls(**arguments)
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """Convert a plain value to ``hint`` without guessing: ``"3"`` is no integer, 1 no boolean."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        converted = _convert(arguments[0], value)
+        for bounds in (item for item in arguments[1:] if isinstance(item, Range)):
+            numbers = converted if isinstance(converted, tuple) else (converted,)
+            if any(number is not None and not bounds.admits(number) for number in numbers):
+                raise ConfigError(f"must be {bounds}, got {value!r}")
+        return converted
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return _convert(inner, value)
+    if origin is Literal:
+        if value not in arguments or isinstance(value, bool):
+            raise ConfigError(f"cannot be {value!r}{suggest(str(value), map(str, arguments))}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(arguments, value)
+    return _convert_scalar(hint, value)
+
+
+def _convert_tuple(arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"must be a list, got {value!r}")
+    if arguments[-1] is Ellipsis:
+        arguments = (arguments[0],) * len(value)
+    if len(arguments) != len(value):
+        raise ConfigError(f"must have {len(arguments)} entries, got {value!r}")
+    return tuple(_convert(inner, item) for inner, item in zip(arguments, value, strict=True))
+
+
+def _convert_scalar(hint: type, value: Any) -> Any:
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    if hint is float and not isinstance(value, bool):
+        # PyYAML reads 1e-3 as a string, since YAML 1.1 wants a dot in it.
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    elif type(value) is hint:
+        return value
+    kind = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a string"}
+    raise ConfigError(f"must be {kind.get(hint, 'a path')}, got {value!r}")

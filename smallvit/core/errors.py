@@ -1,0 +1,74 @@
+"""The errors that a user can meet, each with the exit code of the command line."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+
+class SmallViTError(Exception):
+    """A failure that one line can explain; the command line prints that line and exits.
+
+    Attributes:
+        exit_code: Exit code of the command line.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(SmallViTError):
+    """A setting, option or argument that cannot be used."""
+
+    exit_code = 2
+
+
+class UnknownNameError(ConfigError):
+    """A name that no entry has; the message gives the nearest one and those there are."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}{suggest(name, known)}")
+
+
+class DataError(SmallViTError):
+    """Data that is missing, corrupt or out of reach."""
+
+    exit_code = 3
+
+
+class DivergedError(SmallViTError):
+    """Training that left the finite numbers.
+
+    Args:
+        step: First optimizer step whose loss or gradient was not finite.
+        metrics: Metrics at the log line that noticed it.
+    """
+
+    exit_code = 4
+
+    def __init__(self, step: int, metrics: Mapping[str, float]) -> None:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        super().__init__(
+            f"the loss or its gradient became NaN or infinite at step {step} ({values}); no such "
+            "update was applied: lower optim.lr, raise schedule.warmup_epochs or lower "
+            "optim.grad_clip_norm"
+        )
+        self.step = step
+
+
+class InterruptedRunError(SmallViTError):
+    """A run that a signal stopped after its state was saved.
+
+    Args:
+        signal_number: The signal; the exit code is 128 plus it.
+        message: How to continue.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean ...? known: ...`` for an error message about ``name``."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{hint} known: {', '.join(names)}" if hint else f"; known: {', '.join(names)}"

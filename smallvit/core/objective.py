@@ -1,0 +1,45 @@
+"""The seam between a training stage and the engine."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+BatchT = TypeVar("BatchT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutput:
+    """What one forward pass of an objective returns.
+
+    Attributes:
+        loss: Scalar to call ``backward`` on.
+        metrics: Detached scalars for the log, by name (``"train/loss_token"``).
+    """
+
+    loss: Float[Tensor, ""]
+    metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+class AbstractObjective(nn.Module, ABC, Generic[BatchT]):
+    """One training stage: batch in, loss and metrics out.
+
+    It owns every module that the stage needs (student, heads, momentum teacher), so that its
+    ``state_dict`` is the whole checkpoint of the stage, and its trained parameters are those
+    with ``requires_grad`` when it is built. A batch says where in the run it belongs, so an
+    objective keeps no clock of its own.
+    """
+
+    @abstractmethod
+    def forward(self, batch: BatchT) -> StepOutput:
+        """Run the forward pass of one step."""
+
+    def after_step(self, progress: float) -> None:
+        """Update what is not trained by gradient, such as a momentum teacher.
+
+        Args:
+            progress: Fraction of training done, in [0, 1].
+        """

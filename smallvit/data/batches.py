@@ -1,0 +1,64 @@
+"""What a stage hands to its objective: named, typed batches.
+
+Shapes in this file:
+    V    views of one image
+    B    images
+    C    classes
+    H W  view in pixels
+    h w  token grid
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewBatch:
+    """Views of unlabelled images for stage 1; no label comes near it.
+
+    Attributes:
+        global_views: Large views, normalised.
+        local_views: Small views, normalised; ``None`` where a method uses none.
+        epoch: Passes over the data before this step.
+        progress: Fraction of training done before this step, in [0, 1).
+    """
+
+    global_views: Float[Tensor, "V B 3 H W"]
+    local_views: Float[Tensor, "L B 3 h w"] | None
+    epoch: float
+    progress: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBox:
+    """A box on the token grid, in tokens: rows [top, bottom), columns [left, right)."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def area(self) -> int:
+        """Tokens inside."""
+        return (self.bottom - self.top) * (self.right - self.left)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledBatch:
+    """Augmented images with their labels for stage 2 and for training a teacher.
+
+    Attributes:
+        images: Normalised.
+        labels: Class indices.
+        score_maps: Teacher probabilities over the student's token grid, cropped and mirrored like
+            the image; ``None`` without token labels.
+        mix_box: Tokens that each image takes from its partner; ``None`` mixes nothing.
+    """
+
+    images: Float[Tensor, "B 3 H W"]
+    labels: Int[Tensor, " B"]
+    score_maps: Float[Tensor, "B C h w"] | None = None
+    mix_box: TokenBox | None = None
