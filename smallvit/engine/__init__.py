@@ -1,0 +1,1 @@
+"""The loop that every training stage shares: device, optimizer, step, checkpoints, log."""

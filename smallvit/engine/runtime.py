@@ -1,0 +1,61 @@
+"""Where and how precisely a run computes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from smallvit.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """Device and precision.
+
+    Attributes:
+        device: ``auto`` takes a CUDA device where there is one.
+        precision: ``auto`` is bf16 on a CUDA device that has it, else fp32.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """A resolved device and precision.
+
+    Attributes:
+        device: Where tensors live.
+        autocast_dtype: Dtype of matrix products in the forward pass; ``None`` is float32.
+    """
+
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+
+    @property
+    def fused_attention(self) -> bool:
+        """Whether torch's fused attention is the faster one here."""
+        return self.device.type == "cuda"
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of every forward pass."""
+        return torch.autocast(
+            self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None
+        )
+
+
+def open_runtime(config: RuntimeConfig) -> Runtime:
+    """Resolve ``auto`` for this machine.
+
+    Raises:
+        ConfigError: If a CUDA device is asked for and there is none.
+    """
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise ConfigError("runtime.device is 'cuda' but this machine has no CUDA device: use 'cpu'")
+    device = torch.device("cuda" if cuda and config.device != "cpu" else "cpu")
+    bf16 = config.precision == "bf16" or (
+        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return Runtime(device=device, autocast_dtype=torch.bfloat16 if bf16 else None)

@@ -1,0 +1,47 @@
+"""Accuracy of a classifier.
+
+Shapes in this file:
+    N    images of a split
+    C    classes
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from smallvit.models.tokens import AbstractBackbone
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def predict_logits(
+    backbone: AbstractBackbone, batches: Batches, *, autocast: Callable[[], torch.autocast]
+) -> tuple[Float[Tensor, "N C"], Int[Tensor, " N"]]:
+    """Return the logits and labels of all images, with the network in evaluation mode."""
+    backbone.eval()
+    logits, labels = [], []
+    for images, batch_labels in batches:
+        with autocast():
+            logits.append(backbone.classify(backbone(images).pooled).float())
+        labels.append(batch_labels)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def classification_metrics(
+    logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]
+) -> dict[str, float]:
+    """Return top-1 and top-5 accuracy in [0, 1], the cross-entropy in nats, and the image count.
+
+    With five classes or fewer, top-5 is 1.
+    """
+    top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return {
+        "top1": top[:, 0].double().mean().item(),
+        "top5": top.any(dim=1).double().mean().item(),
+        "nll": F.cross_entropy(logits.double(), labels).item(),
+        "n": len(labels),
+    }

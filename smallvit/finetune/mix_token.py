@@ -1,0 +1,42 @@
+"""MixToken: mix two images after the patch embedding, so that every token is one image's own.
+
+Shapes in this file:
+    B    images
+    h w  token grid
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from smallvit.data.batches import TokenBox
+
+
+def mix_tokens(grid: Float[Tensor, "B h w X"], box: TokenBox) -> Float[Tensor, "B h w X"]:
+    """Take the tokens inside ``box`` from the partner, which is the batch in reverse order.
+
+    Applied to embedded patches and to score maps alike, so that each token keeps meeting its own
+    image's label. An image in the middle of an odd batch is its own partner.
+
+    Args:
+        grid: Anything laid out on the token grid, channels last.
+        box: The same box for the whole batch.
+
+    Source:
+        Jiang et al., 2021, https://arxiv.org/abs/2104.10858, section 3.3;
+        zihangJiang/TokenLabeling@9dbfd59, tlt/models/lvvit.py:189-221, which mixes the inputs and
+        un-mixes the outputs; mixing the targets is the same loss.
+    """
+    mixed = grid.clone()
+    mixed[:, box.top : box.bottom, box.left : box.right] = grid.flip(0)[
+        :, box.top : box.bottom, box.left : box.right
+    ]
+    return mixed
+
+
+def mix_labels(
+    labels: Float[Tensor, "B C"], box: TokenBox, grid: tuple[int, int]
+) -> Float[Tensor, "B C"]:
+    """Mix image labels by the part of the grid that each image really has after clipping."""
+    share = box.area / (grid[0] * grid[1])
+    return torch.lerp(labels, labels.flip(0), share)

@@ -1,0 +1,1 @@
+"""The frozen annotator of stage 2 and its score maps."""
