@@ -1,1 +1,64 @@
-"""x."""
+"""Train Vision Transformers from scratch on small image data sets.
+
+Importing smallvit registers its models with timm: at once where timm is loaded already, else when
+it is first imported, so that this package itself imports in no time.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public names and where they live; loaded on first use, since they import torch.
+_API = {
+    "pretrain": "smallvit.run.api",
+    "teacher": "smallvit.run.api",
+    "label": "smallvit.run.api",
+    "finetune": "smallvit.run.api",
+    "bench": "smallvit.bench.api",
+    "Run": "smallvit.core.run_folder",
+}
+__all__ = ["Run", "bench", "finetune", "label", "pretrain", "teacher"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _API:
+        return getattr(importlib.import_module(_API[name]), name)
+    raise AttributeError(f"module 'smallvit' has no attribute {name!r}")
+
+
+class _AfterTimm(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Import ``smallvit.models`` right after timm is imported for the first time."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        """Stand in for timm's loader, once."""
+        if fullname != "timm":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec("timm")
+        if spec is not None and spec.loader is not None:
+            self.loader = spec.loader
+            spec.loader = self
+        return spec
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        """Leave it to timm's loader."""
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run timm, then register this package's models with it."""
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        importlib.import_module("smallvit.models")
+
+
+if "timm" in sys.modules:
+    importlib.import_module("smallvit.models")
+else:
+    sys.meta_path.insert(0, _AfterTimm())

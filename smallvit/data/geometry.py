@@ -124,7 +124,7 @@ def resample(
         geometry.left, geometry.width, maps.shape[3], size[1], geometry.margin, kernel, fill
     )
     columns = torch.where(geometry.hflip[:, None, None], columns.flip(1), columns)
-    # (B, 1, h, H) @ (B, C, H, W) @ (B, 1, W, w)
+    # For each channel of each image: rows (h, H), map (H, W), columns transposed to (W, w).
     return rows[:, None] @ maps @ columns[:, None].mT
 
 

@@ -164,7 +164,7 @@ def usual_size(source: sources.Source) -> int:
     for i in np.linspace(0, len(split.names) - 1, num=min(64, len(split.names))).astype(int):
         try:
             sides.append(min(split.read(int(i)).size))
-        except Exception:  # noqa: S112  # a broken file is counted when the data is packed
+        except Exception:  # a broken file is counted when the data is packed
             continue
     if not sides:
         raise DataError(f"{source.name}: none of the first files looked at can be decoded")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from smallvit.core.config import Range
+from smallvit.core.console import console
 
 logger = logging.getLogger("smallvit")
 QUIET_S = 10.0  # seconds between plain progress lines where there is no terminal
@@ -47,7 +47,6 @@ class TrainLog:
         self.total_steps = total_steps
         self.first_step = first_step
         self._start = self._last_line = time.monotonic()
-        console = Console(stderr=True)
         self._bar: Progress | None = None
         if console.is_terminal:
             columns = (

@@ -122,12 +122,21 @@ def create_backbone(config: ModelConfig, *, num_classes: int, image_size: int) -
         ConfigError: If the settings do not go together.
     """
     name, arguments = model_arguments(config, num_classes=num_classes, image_size=image_size)
+    return create_exported(name, arguments)
+
+
+def create_exported(name: str, arguments: dict[str, Any]) -> AbstractBackbone:
+    """Build a model from timm's name and arguments, as an export records them.
+
+    Raises:
+        ConfigError: If timm refuses them, or the architecture has no token adapter.
+    """
     try:
         model = timm.create_model(name, **arguments)
     except AssertionError as error:
-        raise ConfigError(f"{config.name} cannot be built: {error}") from error
+        raise ConfigError(f"{name} cannot be built: {error}") from error
     if isinstance(model, SmallResNet):
         return ResNetBackbone(model)
     if not isinstance(model, VisionTransformer) or model.cls_token is None:
-        raise ConfigError(f"{config.name} has no class token and no adapter; try vit_tiny")
+        raise ConfigError(f"{name} has no class token and no adapter; try vit_tiny")
     return VitBackbone(model)

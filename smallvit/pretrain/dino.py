@@ -11,6 +11,7 @@ Shapes in this file:
 """
 
 import copy
+import warnings
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -88,14 +89,11 @@ class DinoObjective(AbstractObjective[ViewBatch]):
         super().__init__()
         self.config = config
         self.student = backbone
-        self.student_head = DINOProjectionHead(
-            input_dim=backbone.embed_dim,
-            hidden_dim=config.hidden_dim,
-            bottleneck_dim=config.bottleneck_dim,
-            output_dim=config.num_prototypes,
-        )
+        self.student_head = _create_head(backbone.embed_dim, config)
         self.ema_teacher = copy.deepcopy(backbone).requires_grad_(False)
-        self.ema_teacher_head = _copy_head(self.student_head)
+        # Built anew: deepcopy refuses a weight-normed layer.
+        self.ema_teacher_head = _create_head(backbone.embed_dim, config).requires_grad_(False)
+        self.ema_teacher_head.load_state_dict(self.student_head.state_dict())
         self.criterion = DINOLoss(
             output_dim=config.num_prototypes,
             teacher_temp=config.teacher_temp,
@@ -153,14 +151,13 @@ class DinoObjective(AbstractObjective[ViewBatch]):
         return head(pooled).float().unflatten(0, views.shape[:2])
 
 
-def _copy_head(head: DINOProjectionHead) -> DINOProjectionHead:
-    """Copy a projection head; its weight-normed layer refuses ``deepcopy``."""
-    layers = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
-    twin = DINOProjectionHead(
-        input_dim=layers[0].in_features,
-        hidden_dim=layers[0].out_features,
-        bottleneck_dim=layers[-1].out_features,
-        output_dim=head.last_layer.out_features,
-    )
-    twin.load_state_dict(head.state_dict())
-    return twin.requires_grad_(False)
+def _create_head(embed_dim: int, config: DinoConfig) -> DINOProjectionHead:
+    with warnings.catch_warnings():
+        # lightly 1.6 still builds its prototypes with torch's older weight_norm.
+        warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)
+        return DINOProjectionHead(
+            input_dim=embed_dim,
+            hidden_dim=config.hidden_dim,
+            bottleneck_dim=config.bottleneck_dim,
+            output_dim=config.num_prototypes,
+        )

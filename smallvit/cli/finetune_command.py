@@ -1,0 +1,115 @@
+"""``smallvit finetune``."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given
+from smallvit.cli.training import apply_offline, load_for, say_done
+from smallvit.core import places
+from smallvit.core.errors import ConfigError
+from smallvit.data.augment import AugmentConfig
+from smallvit.data.loader import DataConfig
+from smallvit.engine.log import LogConfig
+from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.finetune.objective import SupervisedConfig
+from smallvit.finetune.token_labeling import TokenLabelConfig
+from smallvit.models.registry import ModelConfig
+from smallvit.run.chain import make_score_maps, newest_run
+from smallvit.run.recipe import Recipe, with_values
+from smallvit.run.stage import load_dataset, run_stage
+
+logger = logging.getLogger("smallvit")
+
+
+def finetune_command(
+    *,
+    use_token_labels: Annotated[bool, Parameter(name="--token-label", negative="")] = False,
+    init: Annotated[str | None, Parameter(name="--init")] = None,
+    teacher: Annotated[Path | None, Parameter(name="--teacher")] = None,
+    score_maps: Annotated[Path | None, Parameter(name="--score-maps")] = None,
+    which: DataOptions = DataOptions(),
+    training: TrainOptions = TrainOptions(),
+    where: FolderOptions = FolderOptions(),
+    data: DataConfig = DataConfig(),
+    model: ModelConfig = ModelConfig(),
+    token_label: TokenLabelConfig = TokenLabelConfig(),
+    method: SupervisedConfig = SupervisedConfig(),
+    augment: AugmentConfig = AugmentConfig(),
+    optim: OptimConfig = OptimConfig(),
+    schedule: ScheduleConfig = ScheduleConfig(),
+    log: LogConfig = LogConfig(),
+) -> None:
+    """Stage 2: train on labels and, with --token-label, patch by patch on score maps.
+
+    With --token-label alone it continues from the newest pretrain run on the same images and
+    makes the teacher and score maps that are missing. Defaults shown are those of the code; the
+    recipe's values come before them.
+
+    Args:
+        use_token_labels: Supervise every patch token with a teacher's score map.
+        init: Run to start from, or ``scratch``.
+        teacher: Run of the teacher that writes the score maps.
+        score_maps: File of score maps written before.
+        which: Data.
+        training: Model and length.
+        where: Folders.
+        data: Data settings.
+        model: Model settings.
+        token_label: Settings of token labeling.
+        method: Loss on the image label.
+        augment: Augmentation.
+        optim: Optimizer.
+        schedule: Length and learning rate.
+        log: How often to write.
+    """
+    apply_offline(which)
+    given.values.pop("teacher", None)
+    recipe = load_for("finetune", which, training, init=init)
+    enabled = recipe.finetune.token_label.enabled
+    if teacher is not None and score_maps is not None:
+        raise ConfigError("--teacher and --score-maps exclude each other: give one")
+    if (teacher is not None or score_maps is not None) and not enabled:
+        raise ConfigError("--teacher and --score-maps need --token-label")
+    if training.resume is None:
+        recipe = _complete(recipe, teacher, dry_run=where.dry_run)
+    run = run_stage(
+        recipe,
+        "finetune",
+        out=where.out,
+        overwrite=where.overwrite,
+        resume=training.resume,
+        dry_run=where.dry_run,
+        argv=given.argv,
+    )
+    if run is not None:
+        say_done(run, f"next: smallvit bench {run.path}")
+
+
+def _complete(recipe: Recipe, teacher: Path | None, *, dry_run: bool) -> Recipe:
+    """Fill in the start and the score maps that were not named, and say so."""
+    config = recipe.finetune
+    if not config.token_label.enabled:
+        return with_values(recipe, {"finetune": {"init": config.init or "scratch"}})
+    if config.init is None:
+        dataset = load_dataset(recipe.data)
+        found = newest_run(dataset, "pretrain", same=("val", "test"))
+        start = "scratch" if found is None else str(found.path)
+        if found is None:
+            logger.info(
+                "no pretrain run on these images under %s: starting from scratch "
+                "(smallvit pretrain makes one)",
+                places.runs_dir(),
+            )
+        else:
+            logger.info("continuing from %s", start)
+        recipe = with_values(recipe, {"finetune": {"init": start}})
+    if config.score_maps is not None:
+        return recipe
+    if dry_run:
+        logger.info("dry run: token labels are left out, their maps would be made first")
+        return with_values(recipe, {"finetune": {"token_label": {"enabled": False}}})
+    maps = make_score_maps(recipe, teacher, given.argv)
+    return with_values(recipe, {"finetune": {"score_maps": str(maps)}})

@@ -1,0 +1,135 @@
+"""Options that several commands share, and which of them were given."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, ArgumentCollection, Parameter
+
+from smallvit.core.config import nest
+
+
+class GivenOptions:
+    """Notes which options the user gave, apart from those that have their default.
+
+    Only what was given overrides a recipe, so a default value given on purpose still counts.
+    """
+
+    def __init__(self) -> None:
+        self.argv: list[str] = []
+        self.values: dict[str, Any] = {}
+
+    def reset(self, argv: list[str]) -> None:
+        """Forget an earlier command line."""
+        self.argv = argv
+        self.values = {}
+
+    def note(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        """Note the options given; cyclopts calls this before it binds them."""
+        for argument in arguments:
+            if argument.tokens and argument.name.startswith("--"):
+                key = argument.name.removeprefix("--").replace("-", "_")
+                self.values[key] = argument.convert_and_validate()
+
+
+given = GivenOptions()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which images, how and where.
+
+    Attributes:
+        dataset: Name of a known dataset.
+        data: Folder of class folders, with or without train, val and test above them.
+        recipe: Shipped recipe or file; by default the one for the dataset and model.
+        seed: Seed of everything but the splits.
+        device: Device to compute on.
+        precision: Precision of matrix products.
+        offline: Download nothing.
+    """
+
+    dataset: str | None = None
+    data: Path | None = None
+    recipe: str | None = None
+    seed: int | None = None
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    precision: Literal["auto", "fp32", "bf16"] | None = None
+    offline: Annotated[bool, Parameter(negative="")] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions:
+    """Where a run goes.
+
+    Attributes:
+        out: Run folder; by default a new one under the runs folder.
+        overwrite: Replace an earlier run in that folder.
+        dry_run: Check settings, data and model, take one step, write nothing.
+    """
+
+    out: Path | None = None
+    overwrite: Annotated[bool, Parameter(negative="")] = False
+    dry_run: Annotated[bool, Parameter(negative="")] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What is trained and how long.
+
+    Attributes:
+        model: Network.
+        epochs: Passes over the training images.
+        batch_size: Images of one optimizer step.
+        resume: Run to continue, with its own settings.
+    """
+
+    model: str | None = None
+    epochs: float | None = None
+    batch_size: int | None = None
+    resume: Path | None = None
+
+
+# Options whose place in a recipe is not their name; {stage} is the stage of the command.
+PLACES = {
+    "dataset": "data.dataset",
+    "data": "data.path",
+    "seed": "seed",
+    "device": "runtime.device",
+    "precision": "runtime.precision",
+    "model": "model.name",
+    "epochs": "{stage}.schedule.epochs",
+    "batch_size": "{stage}.optim.batch_size",
+    "token_label": "{stage}.token_label.enabled",
+    "init": "{stage}.init",
+    "score_maps": "{stage}.score_maps",
+}
+SHARED_SECTIONS = ("data", "model", "runtime", "log", "pretrain", "teacher", "label", "finetune")
+NOT_SETTINGS = ("recipe", "offline", "out", "overwrite", "dry_run", "resume", "arms")
+
+
+def overrides(stage: str | None = None) -> dict[str, Any]:
+    """Return the given options as nested recipe settings.
+
+    Args:
+        stage: Stage of the command, which its own sections belong to; ``None`` where sections
+            already carry their stage.
+    """
+    flat = {}
+    for key, value in given.values.items():
+        if key in NOT_SETTINGS:
+            continue
+        section = key.split(".")[0]
+        if key in PLACES:
+            place = PLACES[key].format(stage=stage)
+        elif "." in key and section not in SHARED_SECTIONS:
+            place = f"{stage}.{key}"
+        else:
+            place = key
+        if stage == "teacher" and place.startswith("model."):
+            place = f"teacher.{place}"
+        flat[place] = str(value) if isinstance(value, Path) else value
+    return nest(flat)

@@ -1,0 +1,57 @@
+"""``smallvit run``."""
+
+from pathlib import Path
+
+from smallvit.cli.options import DataOptions, given, overrides
+from smallvit.cli.training import apply_offline, say_recipe
+from smallvit.core.errors import ConfigError
+from smallvit.data.loader import DataConfig
+from smallvit.models.registry import ModelConfig
+from smallvit.run.chain import run_recipe
+from smallvit.run.recipe import (
+    FinetuneConfig,
+    LabelConfig,
+    PretrainConfig,
+    TeacherConfig,
+    load_recipe,
+)
+
+
+def run_command(
+    name: str,
+    /,
+    *,
+    out: Path | None = None,
+    which: DataOptions = DataOptions(),
+    data: DataConfig = DataConfig(),
+    model: ModelConfig = ModelConfig(),
+    pretrain: PretrainConfig = PretrainConfig(),
+    teacher: TeacherConfig = TeacherConfig(),
+    label: LabelConfig = LabelConfig(),
+    finetune: FinetuneConfig = FinetuneConfig(),
+) -> None:
+    """Run every stage of a recipe and show in a leaderboard what each brought.
+
+    Called again with the same --out, it does only what is missing; a stage that was stopped goes
+    on where it was.
+
+    Args:
+        name: Shipped recipe (``smallvit recipes ls``) or file.
+        out: Folder of all its runs; by default a new one under the runs folder.
+        which: Data.
+        data: Data settings.
+        model: Model settings.
+        pretrain: Stage 1.
+        teacher: The annotator.
+        label: Its score maps.
+        finetune: Stage 2.
+    """
+    from smallvit.bench.runner import bench_runs
+
+    if which.recipe is not None:
+        raise ConfigError(f"the recipe is {name} already: leave --recipe out")
+    apply_offline(which)
+    recipe, label_name = load_recipe(name, overrides())
+    say_recipe(label_name)
+    folder, runs = run_recipe(recipe, out=out, argv=given.argv)
+    bench_runs(runs, folder / "leaderboard", title=f"{label_name}: what each stage brought")

@@ -1,0 +1,97 @@
+"""What the training commands have in common."""
+
+import os
+from pathlib import Path
+
+from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
+from smallvit.core.console import console
+from smallvit.core.errors import ConfigError
+from smallvit.core.run_folder import Run, open_run
+from smallvit.run.recipe import Recipe, Stage, load_recipe
+from smallvit.run.stage import run_stage
+
+NEXT = {
+    "pretrain": "next: smallvit finetune --init {run} --token-label",
+    "teacher": "next: smallvit label --teacher {run}",
+}
+
+
+def train(stage: Stage, which: DataOptions, training: TrainOptions, where: FolderOptions) -> None:
+    """Run one training stage with the options given."""
+    apply_offline(which)
+    recipe = load_for(stage, which, training)
+    run = run_stage(
+        recipe,
+        stage,
+        out=where.out,
+        overwrite=where.overwrite,
+        resume=training.resume,
+        dry_run=where.dry_run,
+        argv=given.argv,
+    )
+    if run is not None:
+        say_done(run, NEXT[stage].format(run=run.path))
+
+
+def load_for(
+    stage: Stage, which: DataOptions, training: TrainOptions, *, init: str | None = None
+) -> Recipe:
+    """Resolve the recipe of a command and say which one it is.
+
+    A run that is resumed, or the run that stage 2 starts from, brings its own recipe where none
+    is named; from the latter only data and model count.
+    """
+    settings = overrides(stage)
+    if training.resume is not None:
+        if which.recipe is not None:
+            raise ConfigError("--resume brings its own recipe: leave --recipe out")
+        own = training.resume / "recipe.yaml"
+        if not own.is_file():
+            raise ConfigError(f"--resume {training.resume}: no run there")
+        return load_recipe(str(own), settings)[0]
+    if init is not None and init != "scratch":
+        theirs = open_run(Path(init)).recipe
+        for section in ("model", "data"):
+            settings[section] = {**theirs.get(section, {}), **_replacing(settings.get(section, {}))}
+    recipe, name = load_recipe(which.recipe, settings)
+    say_recipe(name)
+    return recipe
+
+
+def apply_offline(which: DataOptions) -> None:
+    """Make ``--offline`` count for every library below."""
+    if which.offline:
+        os.environ["SMALLVIT_OFFLINE"] = "1"
+    if os.environ.get("SMALLVIT_OFFLINE"):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def say_recipe(name: str) -> None:
+    """Say which recipe is used."""
+    console.print(f"recipe: {name}", markup=False, highlight=False, soft_wrap=True)
+
+
+def say_done(run: Run, following: str) -> None:
+    """Say how a run ended, where it is and what to do next."""
+    result = run.result
+    scores = ", ".join(
+        f"{name} {value:.2%}"
+        for name, value in result["metrics"].items()
+        if name in ("val/top1", "val/knn")
+    )
+    console.print(
+        f"{result['stage']}: {scores} ({result['selected_on']}), {result['passes']:.1f} passes, "
+        f"{result['wall_s']:.1f} s\nrun: {run.path}\n{following}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _replacing(section: dict[str, object]) -> dict[str, object]:
+    """Let data that is named replace the other way of naming it."""
+    if "path" in section:
+        return {"dataset": None, **section}
+    if "dataset" in section:
+        return {"path": None, **section}
+    return section

@@ -1,0 +1,1 @@
+"""Trained networks outside their run: export and loading."""

@@ -1,0 +1,127 @@
+"""The export of a run: a folder that ``timm.create_model("local-dir:...")`` loads."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models._hub import save_for_hf
+
+from smallvit.core.errors import ConfigError, DataError
+from smallvit.models.registry import create_exported
+from smallvit.models.tokens import AbstractBackbone
+
+WEIGHTS = "model.safetensors"
+
+
+def write_export(
+    folder: Path,
+    backbone: AbstractBackbone,
+    *,
+    arguments: dict[str, Any],
+    class_names: tuple[str, ...],
+    image_size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    card: str,
+) -> None:
+    """Write weights, architecture, class names and preprocessing.
+
+    Args:
+        folder: Where to.
+        backbone: Trained network; its plain timm model is saved.
+        arguments: All arguments that build the model anew.
+        class_names: In the order of the logits.
+        image_size: Side of the images, in pixels.
+        mean: Per-channel mean that inputs are normalised with.
+        std: Per-channel standard deviation.
+        card: Text of the README.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {"label_names": list(class_names)} if arguments["num_classes"] else {}
+    save_for_hf(
+        backbone.model,
+        str(folder),
+        model_config=names,
+        model_args=arguments,
+        safe_serialization=True,
+        data_config={
+            "input_size": (3, image_size, image_size),
+            "mean": mean,
+            "std": std,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+        },
+    )
+    (folder / "README.md").write_text(card)
+
+
+def read_export(folder: Path) -> AbstractBackbone:
+    """Load an exported network.
+
+    Raises:
+        DataError: If files are missing or broken.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(
+            f"{folder} is no whole export ({type(error).__name__}): finish its run, or repeat it"
+        ) from error
+    backbone = create_exported(config["architecture"], config["model_args"])
+    backbone.model.load_state_dict(weights)
+    return backbone
+
+
+def initialise_from(backbone: AbstractBackbone, folder: Path) -> list[str]:
+    """Copy an export's weights into a fresh network, by name; the classifier stays fresh.
+
+    Args:
+        backbone: Network to fill.
+        folder: Export to take the weights from.
+
+    Returns:
+        Names of the parameters that the export does not have: those of the classifier.
+
+    Raises:
+        ConfigError: If anything but a classifier differs, by name and shape.
+    """
+    source = read_export(folder).model
+    head = tuple(
+        f"{name}." for name, module in source.named_modules() if module is source.get_classifier()
+    ) or ("head.",)
+    theirs = {
+        name: value for name, value in source.state_dict().items() if not name.startswith(head)
+    }
+    ours = {
+        name: value
+        for name, value in backbone.model.state_dict().items()
+        if not name.startswith(head)
+    }
+    wrong = [f"{name} is not in the model" for name in theirs.keys() - ours.keys()]
+    wrong += [f"{name} is not in the weights" for name in ours.keys() - theirs.keys()]
+    wrong += [
+        f"{name} is {tuple(theirs[name].shape)}, needed {tuple(ours[name].shape)}"
+        for name in theirs.keys() & ours.keys()
+        if theirs[name].shape != ours[name].shape
+    ]
+    if wrong:
+        listed = "; ".join(sorted(wrong)[:8]) + (
+            f"; {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        )
+        raise ConfigError(f"--init {folder.parent} does not fit model.*: {listed}")
+    backbone.model.load_state_dict(theirs, strict=False)
+    return sorted(backbone.model.state_dict().keys() - theirs.keys())
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Return the SHA-256 of all weights, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

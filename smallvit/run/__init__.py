@@ -1,0 +1,1 @@
+"""Composing a stage: recipe, data, objective, engine, result; and the stages of a recipe."""

@@ -1,0 +1,146 @@
+"""The stages of a recipe one after the other, and finding what stage 2 can build on."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smallvit.core import places
+from smallvit.core.errors import ConfigError
+from smallvit.core.run_folder import Run, find_runs, new_folder
+from smallvit.data.loader import Dataset
+from smallvit.run.label import SCORE_MAPS, run_label
+from smallvit.run.recipe import Arm, Recipe, Stage, differences, stage_values, with_values
+from smallvit.run.stage import load_dataset, run_stage
+
+logger = logging.getLogger("smallvit")
+ARM_NAMES: dict[Arm, str] = {
+    "scratch": "scratch",
+    "ssl": "SSL start",
+    "token-labels": "token labels",
+    "both": "both",
+}
+
+
+def run_recipe(
+    recipe: Recipe, *, out: Path | None = None, argv: Sequence[str] = ()
+) -> tuple[Path, list[Run]]:
+    """Run every arm of a recipe and what the arms build on; a second call goes on where it was.
+
+    Args:
+        recipe: Resolved settings.
+        out: Folder of all its runs; ``None`` names one under the runs folder.
+        argv: Command line, for env.json.
+
+    Returns:
+        That folder, and the fine-tuned run of each arm in order.
+
+    Raises:
+        ConfigError: If a run in ``out`` was made with other settings.
+    """
+    if not recipe.arms:
+        raise ConfigError("arms is empty: list some of scratch, ssl, token-labels, both")
+    dataset = load_dataset(recipe.data)
+    label = f"run-{recipe.model.name}-s{recipe.seed}"
+    folder = out or new_folder(places.runs_dir(), dataset.name, label)
+    pretrained = maps = None
+    if {"ssl", "both"} & set(recipe.arms):
+        pretrained = _stage(recipe, "pretrain", folder / "pretrain", argv)
+    if {"token-labels", "both"} & set(recipe.arms):
+        teacher = _stage(recipe, "teacher", folder / "teacher", argv)
+        maps = _label(recipe, teacher, folder / "label", argv)
+    runs = []
+    for arm in recipe.arms:
+        settings: dict[str, Any] = {
+            "init": "scratch",
+            "token_label": {"enabled": arm in ("token-labels", "both")},
+        }
+        if arm in ("ssl", "both") and pretrained is not None:
+            settings["init"] = str(pretrained.path)
+        if arm in ("token-labels", "both") and maps is not None:
+            settings["score_maps"] = str(maps)
+        armed = with_values(recipe, {"finetune": settings})
+        runs.append(_stage(armed, "finetune", folder / f"finetune-{arm}", argv))
+    return folder, runs
+
+
+def make_score_maps(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) -> Path:
+    """Return score maps for a recipe: those there are, else from a teacher, trained if need be.
+
+    Args:
+        recipe: Resolved settings.
+        teacher: Run of the teacher; ``None`` takes the newest of the same data and split.
+        argv: Command line, for env.json.
+    """
+    dataset = load_dataset(recipe.data)
+    if teacher is None:
+        maps = newest_run(dataset, "label", same=("labelled", "val", "test"))
+        if maps is not None and (maps.path / SCORE_MAPS).is_file():
+            logger.info("score maps: %s", maps.path / SCORE_MAPS)
+            return maps.path / SCORE_MAPS
+        found = newest_run(dataset, "teacher", same=("labelled", "val", "test"))
+        if found is None:
+            logger.info("no teacher of %s under %s: training one", dataset.name, places.runs_dir())
+            found = run_stage(recipe, "teacher", argv=argv)
+            assert found is not None
+        teacher = found.path
+    logger.info("writing score maps with %s", teacher)
+    run = run_label(with_values(recipe, {"label": {"teacher": str(teacher)}}), argv=argv)
+    assert run is not None
+    return run.path / SCORE_MAPS
+
+
+def newest_run(dataset: Dataset, stage: Stage, *, same: Sequence[str]) -> Run | None:
+    """Return the newest finished run of a stage on the same images and splits, if there is one.
+
+    Args:
+        dataset: Images and splits that must be the same.
+        stage: Stage of the run.
+        same: Splits whose hash must agree.
+    """
+    newest = None
+    for run in find_runs(places.runs_dir()):
+        if not run.completed or run.result["stage"] != stage:
+            continue
+        env = run.env
+        if env["dataset"]["fingerprint"] == dataset.fingerprint and all(
+            env["split_hashes"][split] == dataset.split_hashes[split] for split in same
+        ):
+            newest = run
+    return newest
+
+
+def _stage(recipe: Recipe, stage: Stage, folder: Path, argv: Sequence[str]) -> Run:
+    run = _finished(recipe, stage, folder)
+    if run is not None:
+        return run
+    unfinished = folder if (folder / "result.json").is_file() else None
+    made = run_stage(recipe, stage, out=folder, resume=unfinished, argv=argv)
+    assert made is not None
+    return made
+
+
+def _label(recipe: Recipe, teacher: Run, folder: Path, argv: Sequence[str]) -> Path:
+    recipe = with_values(recipe, {"label": {"teacher": str(teacher.path)}})
+    if _finished(recipe, "label", folder) is None:
+        run_label(recipe, out=folder, overwrite=(folder / "result.json").is_file(), argv=argv)
+    return folder / SCORE_MAPS
+
+
+def _finished(recipe: Recipe, stage: Stage, folder: Path) -> Run | None:
+    """Return the finished run in ``folder``, or ``None``.
+
+    Raises:
+        ConfigError: If it was made with other settings.
+    """
+    run = Run(folder)
+    if not run.completed:
+        return None
+    changed = differences(run.recipe, stage_values(recipe, stage))
+    if changed:
+        raise ConfigError(
+            f"{folder} was made with other settings ({'; '.join(changed[:5])}): choose another "
+            "--out, or remove it"
+        )
+    logger.info("%s: complete already in %s", stage, folder)
+    return run

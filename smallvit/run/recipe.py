@@ -1,0 +1,296 @@
+"""Recipes: the typed settings of all stages, where they come from, and how they are found."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+import smallvit
+from smallvit.core.config import Layer, Range, find_errors, merge, resolve, to_plain
+from smallvit.core.errors import ConfigError, suggest
+from smallvit.data.augment import AugmentConfig
+from smallvit.data.loader import DataConfig, open_source, usual_size
+from smallvit.data.registry import DATASETS, get_dataset_spec
+from smallvit.engine.log import LogConfig
+from smallvit.engine.optim import OptimConfig, ScheduleConfig, check_schedule
+from smallvit.engine.runtime import RuntimeConfig
+from smallvit.finetune.objective import SupervisedConfig
+from smallvit.finetune.token_labeling import TokenLabelConfig
+from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.pretrain.dino import DinoConfig
+
+Stage = Literal["pretrain", "teacher", "label", "finetune"]
+Arm = Literal["scratch", "ssl", "token-labels", "both"]
+STAGES: tuple[Stage, ...] = ("pretrain", "teacher", "label", "finetune")
+SHARED = ("seed", "data", "model", "runtime", "log")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Stage 1.
+
+    Attributes:
+        method: View prediction.
+        optim: Optimizer.
+        schedule: Length and learning rate.
+    """
+
+    method: DinoConfig = field(default_factory=DinoConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=2.0e-4, batch_size=512, weight_decay=0.04)
+    )
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        check_schedule(self.optim, self.schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Training the annotator of stage 2.
+
+    Attributes:
+        model: Its network.
+        method: Its loss.
+        augment: Its augmentation.
+        optim: Optimizer.
+        schedule: Length and learning rate.
+    """
+
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(name="resnet20_small"))
+    method: SupervisedConfig = field(default_factory=SupervisedConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        check_schedule(self.optim, self.schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """Writing score maps.
+
+    Attributes:
+        teacher: Run of the teacher.
+        top_k: Classes listed a place; null is 5, or all where there are 10 or fewer.
+        batch_size: Images of one forward pass.
+    """
+
+    teacher: Path | None = None
+    top_k: Annotated[int | None, Range(ge=1)] = None
+    batch_size: Annotated[int, Range(ge=1)] = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Stage 2.
+
+    Attributes:
+        init: Run whose weights it starts from, or ``scratch``, which null is as well unless
+            ``smallvit finetune --token-label`` finds a pretrain run to continue from.
+        score_maps: File of score maps for token labeling.
+        token_label: Token labeling.
+        method: Loss on the image label.
+        augment: Augmentation.
+        optim: Optimizer.
+        schedule: Length and learning rate.
+    """
+
+    init: str | None = None
+    score_maps: Path | None = None
+    token_label: TokenLabelConfig = field(default_factory=TokenLabelConfig)
+    method: SupervisedConfig = field(default_factory=SupervisedConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        check_schedule(self.optim, self.schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings of every stage; a file may leave out any section.
+
+    Attributes:
+        description: What it is for, in one line.
+        paper: What it follows.
+        expected: What was measured with it, in one line; null until it was.
+        seed: Seed of everything but the splits.
+        data: Images and splits.
+        model: The student of both stages.
+        runtime: Device and precision.
+        log: How often to write.
+        pretrain: Stage 1.
+        teacher: The annotator.
+        label: Its score maps.
+        finetune: Stage 2.
+        arms: Stage-2 runs of ``smallvit run``; what they build on is made once.
+    """
+
+    description: str = ""
+    paper: str | None = None
+    expected: str | None = None
+    seed: Annotated[int, Range(ge=0)] = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    label: LabelConfig = field(default_factory=LabelConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    arms: tuple[Arm, ...] = ("scratch", "ssl", "token-labels", "both")
+
+
+def recipes_root() -> Path:
+    """Return the folder of shipped recipes, in the wheel or in the source tree."""
+    package = Path(smallvit.__file__).parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def shipped() -> Iterator[str]:
+    """Yield the names of shipped recipes, such as ``cifar10/cpu-demo``."""
+    root = recipes_root()
+    for path in sorted(root.rglob("*.yaml")):
+        yield path.relative_to(root).with_suffix("").as_posix()
+
+
+def find_recipe(name: str) -> Path:
+    """Find a recipe by shipped name or by file.
+
+    Raises:
+        ConfigError: If there is neither.
+    """
+    path = recipes_root() / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if Path(name).is_file():
+        return Path(name)
+    raise ConfigError(f"no recipe {name!r}, neither shipped nor a file{suggest(name, shipped())}")
+
+
+def read_layer(path: Path) -> Layer:
+    """Read a recipe file as one layer of settings.
+
+    Raises:
+        ConfigError: If it is no YAML mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"{path}: no valid YAML: {problem}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, got {values!r}")
+    return Layer(source=str(path), values=values)
+
+
+def load_recipe(
+    name: str | None, overrides: Mapping[str, Any], *, source: str = "command line"
+) -> tuple[Recipe, str]:
+    """Resolve a recipe: defaults, then the file, then overrides.
+
+    Args:
+        name: Shipped name or file; ``None`` takes the recipe for the dataset and model that
+            ``overrides`` name, else the generic one nearest in image size.
+        overrides: Nested settings that win.
+        source: What to call them in messages.
+
+    Returns:
+        The recipe and the name or path of its file.
+
+    Raises:
+        ConfigError: On the first thing that is wrong.
+    """
+    over = Layer(source=source, values=overrides)
+    # What was asked for is checked first: data and model decide which recipe is meant.
+    asked = resolve(Recipe, [over])
+    path = find_recipe(name) if name is not None else _matching(asked, overrides)
+    layer = read_layer(path)
+    data = dict(layer.values.get("data") or {})
+    given = overrides.get("data") or {}
+    if given.get("path") is not None or given.get("dataset") is not None:
+        # Naming data replaces the recipe's data, whichever way it was named there.
+        data = {key: value for key, value in data.items() if key not in ("path", "dataset")}
+        layer = Layer(source=layer.source, values={**layer.values, "data": data})
+    label = str(path)
+    if _is_shipped(path):
+        label = path.resolve().relative_to(recipes_root().resolve()).with_suffix("").as_posix()
+    return resolve(Recipe, [layer, over]), label
+
+
+def stage_values(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """Return the plain settings that one stage's run depends on, as its recipe.yaml has them."""
+    keys = [key for key in SHARED if not (key == "model" and stage in ("teacher", "label"))]
+    plain = {key: to_plain(getattr(recipe, key)) for key in keys}
+    return {**plain, stage: to_plain(getattr(recipe, stage))}
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with some settings replaced."""
+    plain = to_plain(recipe)
+    return resolve(Recipe, [Layer(source="recipe", values=merge(plain, values))])
+
+
+def check_recipe(path: Path) -> list[str]:
+    """Resolve a recipe and build its networks; return every error, a line each."""
+    try:
+        layer = read_layer(path)
+    except ConfigError as error:
+        return [str(error)]
+    errors = list(find_errors(Recipe, [layer]))
+    if errors:
+        return errors
+    recipe = resolve(Recipe, [layer])
+    dataset = recipe.data.dataset
+    spec = get_dataset_spec(dataset) if dataset else None
+    size = recipe.data.image_size or (spec.image_size if spec else 32)
+    num_classes = spec.num_classes if spec else 10
+    for section, model in (("model", recipe.model), ("teacher.model", recipe.teacher.model)):
+        try:
+            create_backbone(model, num_classes=num_classes, image_size=size)
+        except ConfigError as error:
+            errors.append(f"{path}: {section}: {error}")
+    return errors
+
+
+def differences(left: Any, right: Any, prefix: str = "") -> Sequence[str]:
+    """List the settings in which two plain configs differ, as ``key: left -> right``."""
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        found: list[str] = []
+        for key in sorted(left.keys() | right.keys()):
+            found += differences(left.get(key), right.get(key), f"{prefix}{key}.")
+        return found
+    return [] if left == right else [f"{prefix.rstrip('.')}: {left} -> {right}"]
+
+
+def _matching(asked: Recipe, overrides: Mapping[str, Any]) -> Path:
+    root = recipes_root()
+    dataset = asked.data.dataset
+    if dataset is not None:
+        own = root / dataset / f"{asked.model.name}.yaml"
+        if own.is_file():
+            return own
+    if asked.data.path is None and dataset is None:
+        raise ConfigError(
+            f"no data named: give --dataset NAME (known: {', '.join(sorted(DATASETS))}), "
+            "--data PATH or --recipe NAME"
+        )
+    size = asked.data.image_size
+    if size is None and dataset is not None:
+        size = get_dataset_spec(dataset).image_size
+    if size is None:
+        size = usual_size(open_source(asked.data, data_dir=Path(), offline=True))
+    sizes = {int(p.stem.removesuffix("px")): p for p in (root / "generic").glob("*px.yaml")}
+    return sizes[min(sizes, key=lambda side: (abs(side - size), side))]
+
+
+def _is_shipped(path: Path) -> bool:
+    return path.resolve().is_relative_to(recipes_root().resolve())

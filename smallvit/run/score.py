@@ -1,0 +1,90 @@
+"""Scoring a finished run on a held-out split."""
+
+from pathlib import Path
+from typing import Literal
+
+from smallvit.core.config import Layer, resolve
+from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.run_folder import Run, open_run
+from smallvit.data.loader import Dataset
+from smallvit.data.views import eval_batches
+from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
+from smallvit.evaluate.knn import extract_features
+from smallvit.evaluate.linear_probe import linear_top1
+from smallvit.inference.export import read_export
+from smallvit.models.tokens import AbstractBackbone
+from smallvit.models.vit import use_fused_attention
+from smallvit.run.recipe import Recipe
+from smallvit.run.stage import EVAL_BATCH, load_dataset, score_classifier, score_knn
+
+HeldOut = Literal["val", "test"]
+
+
+def open_scored(run: Run, runtime: Runtime) -> tuple[AbstractBackbone, Dataset]:
+    """Load a run's network and the data that it was trained on, on the device.
+
+    Raises:
+        DataError: If the data is no longer what the run saw.
+    """
+    recipe = resolve(Recipe, [Layer(source=str(run.path / "recipe.yaml"), values=run.recipe)])
+    dataset = load_dataset(recipe.data)
+    env = run.env
+    if (
+        env["dataset"]["fingerprint"] != dataset.fingerprint
+        or env["split_hashes"] != dataset.split_hashes
+    ):
+        raise DataError(
+            f"the images or splits of {dataset.name} changed since {run.path} was trained: "
+            "train it again"
+        )
+    backbone = read_export(run.path / "export").to(runtime.device)
+    use_fused_attention(backbone, runtime.fused_attention)
+    return backbone, dataset.to(runtime.device)
+
+
+def score_run(
+    path: Path,
+    *,
+    split: HeldOut = "val",
+    knn: bool = False,
+    linear: bool = False,
+    runtime_config: RuntimeConfig | None = None,
+) -> dict[str, float]:
+    """Score one run: its classifier where it has one, and probes of its features where asked.
+
+    Args:
+        path: Run folder.
+        split: Validation or test.
+        knn: Weighted vote of the nearest labelled training images.
+        linear: Logistic regression on the labelled training images.
+        runtime_config: Device and precision; ``None`` is the automatic choice.
+
+    Raises:
+        ConfigError: If a run without a classifier is scored without a probe.
+    """
+    run = open_run(path)
+    runtime = open_runtime(runtime_config or RuntimeConfig())
+    if run.result["stage"] == "label":
+        raise ConfigError(f"{path} holds score maps, no network: score its teacher")
+    classifies = run.result["stage"] != "pretrain"
+    if not (classifies or knn or linear):
+        raise ConfigError(f"{path} is a pretrain run without a classifier: add --knn or --linear")
+    backbone, dataset = open_scored(run, runtime)
+    scores: dict[str, float] = {}
+    if classifies:
+        scores |= score_classifier(backbone, dataset, split, runtime)
+    else:
+        scores["n"] = len(dataset.splits[split])
+    if knn:
+        scores["knn"] = score_knn(backbone, dataset, split, runtime)
+    if linear:
+        sides = [
+            extract_features(
+                backbone,
+                eval_batches(dataset, dataset.splits[part], EVAL_BATCH),
+                autocast=runtime.autocast,
+            )
+            for part in ("labelled", split)
+        ]
+        scores["linear"] = linear_top1(*sides[0], *sides[1])
+    return scores

@@ -1,0 +1,488 @@
+"""One training stage from recipe to result: build, resume, fit, evaluate, export."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from smallvit.core import places, rng
+from smallvit.core.console import console
+from smallvit.core.errors import ConfigError, InterruptedRunError, SmallViTError
+from smallvit.core.objective import AbstractObjective
+from smallvit.core.run_folder import (
+    Run,
+    create_folder,
+    environment,
+    new_folder,
+    open_run,
+    write_json,
+    write_recipe,
+)
+from smallvit.data.loader import DataConfig, Dataset, Order
+from smallvit.data.loader import load_dataset as load_split_dataset
+from smallvit.data.views import LabelledBatches, ViewBatches, eval_batches
+from smallvit.engine.checkpoint import load_checkpoint
+from smallvit.engine.curves import draw_curves
+from smallvit.engine.fit import FitPlan, FitResult, fit
+from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.engine.runtime import Runtime, open_runtime
+from smallvit.evaluate.classify import classification_metrics, predict_logits
+from smallvit.evaluate.knn import extract_features, knn_top1
+from smallvit.finetune.objective import FinetuneObjective
+from smallvit.inference.export import initialise_from, write_export
+from smallvit.models.registry import ModelConfig, create_backbone, model_arguments
+from smallvit.models.tokens import AbstractBackbone
+from smallvit.models.vit import VitBackbone, use_fused_attention
+from smallvit.pretrain.dino import DinoObjective
+from smallvit.run.recipe import Recipe, Stage, differences, stage_values
+from smallvit.teachers.score_maps import check_score_maps, read_score_maps
+
+logger = logging.getLogger("smallvit")
+EVAL_BATCH = 512
+KNN_BANK = 10_000
+
+
+@dataclass(kw_only=True)
+class Prepared:
+    """A stage that is ready to fit.
+
+    Attributes:
+        model: Settings of its network.
+        objective: What is trained, on the device.
+        batches: Batch of a step.
+        order: Order of the samples.
+        total_steps: Steps of the whole run.
+        optim: Optimizer settings.
+        schedule: Schedule settings.
+        evaluate: Scores the objective on validation.
+        select_on: Metric that picks the exported weights; ``None`` takes the last step.
+        exported: The network of the objective that is exported.
+        upstream: Cost of the runs that it builds on, by stage.
+        facts: More for result.json.
+    """
+
+    model: ModelConfig
+    objective: AbstractObjective[Any]
+    batches: Callable[[int], Any]
+    order: Order
+    total_steps: int
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    evaluate: Callable[[], dict[str, float]]
+    select_on: str | None
+    exported: AbstractBackbone
+    upstream: dict[str, dict[str, float]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def run_stage(
+    recipe: Recipe,
+    stage: Stage,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    resume: Path | None = None,
+    dry_run: bool = False,
+    argv: Sequence[str] = (),
+) -> Run | None:
+    """Train one stage, or continue it.
+
+    Args:
+        recipe: Resolved settings.
+        stage: ``pretrain``, ``teacher`` or ``finetune``.
+        out: Run folder; ``None`` names one under the runs folder.
+        overwrite: Replace an earlier run in ``out``.
+        resume: Folder of the run to continue, with the same settings.
+        dry_run: Check everything and take one step, but write nothing.
+        argv: Command line, for env.json.
+
+    Returns:
+        The finished run; ``None`` after a dry run.
+
+    Raises:
+        SmallViTError: If settings, data or training are at fault; result.json then says so.
+    """
+    if resume is not None:
+        _refuse_changes(recipe, stage, resume)
+    runtime = open_runtime(recipe.runtime)
+    dataset = load_dataset(recipe.data).to(runtime.device)
+    prepared = _prepare(recipe, stage, dataset, runtime)
+    plan = FitPlan(
+        title=stage,
+        seed=recipe.seed,
+        total_steps=prepared.total_steps,
+        epoch_steps=prepared.order.size / prepared.order.batch_size,
+        optim=prepared.optim,
+        schedule=prepared.schedule,
+        log=recipe.log,
+        runtime=runtime,
+        select_on=prepared.select_on,
+        identity={
+            "settings": json.dumps(stage_values(recipe, stage)),
+            "fingerprint": dataset.fingerprint,
+            "splits": json.dumps(dataset.split_hashes),
+        },
+    )
+    if dry_run:
+        fit(prepared.objective, prepared.batches, plan, evaluate=prepared.evaluate, stop_after=1)
+        logger.info("dry run of %s: settings, data, model and one step are fine", stage)
+        return None
+    label = f"{stage}-{prepared.model.name}-s{recipe.seed}"
+    folder = resume or out or new_folder(places.runs_dir(), dataset.name, label)
+    if resume is None:
+        create_folder(folder, overwrite=overwrite)
+    write_recipe(folder / "recipe.yaml", stage_values(recipe, stage))
+    write_json(folder / "env.json", describe_environment(dataset, runtime, argv, prepared.facts))
+    logger.info("%s of %s -> %s", stage, dataset.name, folder)
+    with recorded(folder, _facts(recipe, stage, dataset, prepared), resume is not None) as record:
+        plan = FitPlan(**{**vars(plan), "folder": folder})
+        again = resume is not None and (folder / "checkpoints" / "last.pt").is_file()
+        result = fit(
+            prepared.objective, prepared.batches, plan, evaluate=prepared.evaluate, resume=again
+        )
+        _finish(folder, prepared, dataset, result)
+        record |= _outcome(prepared, result)
+    return Run(folder)
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """Open a dataset from this machine's folders, with progress while it is packed."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("Packing images", total=None, visible=False)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+
+        dataset = load_split_dataset(
+            config,
+            data_dir=places.data_dir(),
+            cache_dir=places.cache_dir(),
+            offline=places.offline(),
+            progress=progress,
+        )
+    if dataset.broken:
+        logger.warning(
+            "%s: %d files could not be decoded and are left out: %s",
+            dataset.name,
+            len(dataset.broken),
+            ", ".join(dataset.broken[:5]) + (" ..." if len(dataset.broken) > 5 else ""),
+        )
+    return dataset
+
+
+def prepare_backbone(
+    config: ModelConfig, *, num_classes: int, dataset: Dataset, runtime: Runtime, seed: int
+) -> AbstractBackbone:
+    """Build a network with weights that depend on the seed alone, on the device."""
+    torch.manual_seed(rng.step_seed(seed, -1))
+    backbone = create_backbone(config, num_classes=num_classes, image_size=dataset.image_size)
+    use_fused_attention(backbone, runtime.fused_attention)
+    return backbone.to(runtime.device)
+
+
+def describe_environment(
+    dataset: Dataset, runtime: Runtime, argv: Sequence[str], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the contents of env.json."""
+    return {
+        **environment(argv),
+        "device": str(runtime.device),
+        "precision": "fp32" if runtime.autocast_dtype is None else "bf16",
+        "threads": torch.get_num_threads(),
+        "dataset": {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "class_names": list(dataset.class_names),
+            "counts": {name: len(split) for name, split in dataset.splits.items()},
+            "broken": list(dataset.broken),
+        },
+        "split_hashes": dataset.split_hashes,
+        "teacher": facts.get("teacher"),
+        "extra_data": facts.get("extra_data", "none"),
+    }
+
+
+@contextmanager
+def recorded(folder: Path, facts: dict[str, Any], resumed: bool) -> Iterator[dict[str, Any]]:
+    """Keep result.json true while a stage runs; the yielded mapping is merged in at the end."""
+    path = folder / "result.json"
+    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    if resumed and path.is_file():
+        started = json.loads(path.read_text()).get("started", started)
+    base = {"status": "running", "started": started, **facts}
+    write_json(path, base)
+    handler = logging.FileHandler(folder / "train.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    record: dict[str, Any] = {}
+    status = "failed"
+    try:
+        yield record
+        status = "completed"
+    except InterruptedRunError:
+        status = "interrupted"
+        raise
+    except SmallViTError as error:
+        record["error"] = str(error)
+        raise
+    except BaseException as error:
+        record["error"] = repr(error)
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        write_json(path, {**base, **record, "status": status})
+
+
+def refuse_other_split(run: Run, dataset: Dataset, option: str) -> str:
+    """Refuse a run that may have seen this dataset's validation or test images.
+
+    Returns:
+        What the run was trained on beside this dataset: ``"none"``, or another dataset's name.
+    """
+    env = run.env
+    if env["dataset"]["fingerprint"] != dataset.fingerprint:
+        return str(env["dataset"]["name"])
+    for split in ("val", "test"):
+        if env["split_hashes"][split] != dataset.split_hashes[split]:
+            raise ConfigError(
+                f"{option} {run.path} was trained on another split of these images and may have "
+                f"seen this {split} split: use the same data.split_seed and fractions"
+            )
+    return "none"
+
+
+def _refuse_changes(recipe: Recipe, stage: Stage, folder: Path) -> None:
+    if not (folder / "recipe.yaml").is_file() or not (folder / "result.json").is_file():
+        raise ConfigError(f"--resume {folder}: no run there")
+    run = Run(folder)
+    if run.completed:
+        raise ConfigError(f"--resume {folder}: that run is complete; start a new one with --init")
+    if run.result["stage"] != stage:
+        raise ConfigError(f"--resume {folder}: that is a {run.result['stage']} run, not {stage}")
+    changed = differences(run.recipe, stage_values(recipe, stage))
+    if changed:
+        raise ConfigError(
+            f"--resume {folder} continues the same run, but these settings differ: "
+            f"{'; '.join(changed[:5])}: leave them out, or start a new run with --init"
+        )
+
+
+def _prepare(recipe: Recipe, stage: Stage, dataset: Dataset, runtime: Runtime) -> Prepared:
+    if stage == "pretrain":
+        return _prepare_pretrain(recipe, dataset, runtime)
+    return _prepare_supervised(recipe, stage, dataset, runtime)
+
+
+def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Prepared:
+    config = recipe.pretrain
+    backbone = prepare_backbone(
+        recipe.model, num_classes=0, dataset=dataset, runtime=runtime, seed=recipe.seed
+    )
+    if isinstance(backbone, VitBackbone):
+        patch = backbone.model.patch_embed.patch_size[0]
+        local = round(dataset.image_size * config.method.views.local_size)
+        if config.method.views.num_local and local % patch:
+            raise ConfigError(
+                f"pretrain.method.views.local_size ({config.method.views.local_size}) makes views "
+                f"of {local} px, which patches of {patch} px do not divide"
+            )
+    objective = DinoObjective(backbone, config.method).to(runtime.device)
+    train = dataset.splits["train"]
+    order = Order(len(train), config.optim.batch_size, recipe.seed, runtime.device)
+    total_steps = order.num_steps(config.schedule.epochs)
+    return Prepared(
+        model=recipe.model,
+        objective=objective,
+        batches=ViewBatches(dataset, order, config.method.views, total_steps),
+        order=order,
+        total_steps=total_steps,
+        optim=config.optim,
+        schedule=config.schedule,
+        evaluate=lambda: {"val/knn": score_knn(objective.ema_teacher, dataset, "val", runtime)},
+        select_on=None,
+        exported=objective.ema_teacher,
+        facts={"init": "scratch", "views": 2 + config.method.views.num_local},
+    )
+
+
+def _prepare_supervised(
+    recipe: Recipe, stage: Stage, dataset: Dataset, runtime: Runtime
+) -> Prepared:
+    config = recipe.teacher if stage == "teacher" else recipe.finetune
+    model = recipe.teacher.model if stage == "teacher" else recipe.model
+    backbone = prepare_backbone(
+        model, num_classes=dataset.num_classes, dataset=dataset, runtime=runtime, seed=recipe.seed
+    )
+    facts: dict[str, Any] = {"init": "scratch", "token_labels": False, "extra_data": "none"}
+    upstream: dict[str, dict[str, float]] = {}
+    reader, token_weight, mix_token = None, None, False
+    grid = backbone.eval().grid(dataset.image_size)
+    if stage == "finetune":
+        if recipe.finetune.init not in (None, "scratch"):
+            init = open_run(Path(recipe.finetune.init))
+            facts["extra_data"] = refuse_other_split(init, dataset, "--init")
+            fresh = initialise_from(backbone, init.path / "export")
+            logger.info("weights of %s; fresh: %s", init.path, ", ".join(fresh))
+            facts["init"] = init.result["stage"]
+            upstream |= init.result.get("upstream", {}) | {init.result["stage"]: _cost(init)}
+        token_label = recipe.finetune.token_label
+        if token_label.enabled:
+            path = recipe.finetune.score_maps
+            if path is None:
+                raise ConfigError("token labeling needs --score-maps FILE or --teacher RUN")
+            maps, header = read_score_maps(path)
+            labelled = dataset.splits["labelled"]
+            check_score_maps(
+                path,
+                maps,
+                header,
+                fingerprint=dataset.fingerprint,
+                split_hash=dataset.split_hashes["labelled"],
+                class_names=dataset.class_names,
+                count=len(labelled),
+            )
+            if not isinstance(backbone, VitBackbone) and token_label.mix_token:
+                raise ConfigError(
+                    f"{model.name} has no patch embedding to mix tokens after: set "
+                    "finetune.token_label.mix_token false"
+                )
+            reader = maps.to(runtime.device).dense
+            token_weight, mix_token = token_label.token_weight, token_label.mix_token
+            facts |= {
+                "token_labels": True,
+                "teacher": {
+                    "model": header.teacher,
+                    "weights": header.teacher_hash,
+                    "val_top1": header.teacher_val_top1,
+                    "extra_data": header.extra_data,
+                },
+            }
+            if header.extra_data != "none":
+                facts["extra_data"] = header.extra_data
+            label_run = Run(path.parent)
+            if (path.parent / "result.json").is_file():
+                upstream |= label_run.result.get("upstream", {}) | {"label": _cost(label_run)}
+    torch.manual_seed(rng.step_seed(recipe.seed, -2))
+    objective = FinetuneObjective(
+        backbone, num_classes=dataset.num_classes, config=config.method, token_weight=token_weight
+    ).to(runtime.device)
+    order = Order(
+        len(dataset.splits["labelled"]), config.optim.batch_size, recipe.seed, runtime.device
+    )
+    return Prepared(
+        model=model,
+        objective=objective,
+        batches=LabelledBatches(
+            dataset, order, config.augment, score_maps=reader, grid=grid, mix_token=mix_token
+        ),
+        order=order,
+        total_steps=order.num_steps(config.schedule.epochs),
+        optim=config.optim,
+        schedule=config.schedule,
+        evaluate=lambda: {
+            f"val/{name}": value
+            for name, value in score_classifier(backbone, dataset, "val", runtime).items()
+            if name != "n"
+        },
+        select_on="val/top1",
+        exported=backbone,
+        upstream=upstream,
+        facts=facts,
+    )
+
+
+def score_classifier(
+    backbone: AbstractBackbone, dataset: Dataset, split: str, runtime: Runtime
+) -> dict[str, float]:
+    """Return top1, top5, nll and n of a classifier on one split."""
+    batches = eval_batches(dataset, dataset.splits[split], EVAL_BATCH)
+    return classification_metrics(*predict_logits(backbone, batches, autocast=runtime.autocast))
+
+
+def score_knn(backbone: AbstractBackbone, dataset: Dataset, split: str, runtime: Runtime) -> float:
+    """Return k-NN accuracy on one split; the bank is evenly taken from the labelled images."""
+    bank = dataset.splits["labelled"]
+    step = math.ceil(len(bank) / KNN_BANK)
+    bank = type(bank)(images=bank.images, labels=bank.labels, index=bank.index[::step])
+    sides = [
+        extract_features(
+            backbone, eval_batches(dataset, part, EVAL_BATCH), autocast=runtime.autocast
+        )
+        for part in (bank, dataset.splits[split])
+    ]
+    return knn_top1(*sides[0], *sides[1], num_classes=dataset.num_classes)
+
+
+def _cost(run: Run) -> dict[str, float]:
+    result = run.result
+    return {"samples_seen": result.get("samples_seen", 0), "wall_s": result.get("wall_s", 0.0)}
+
+
+def _facts(recipe: Recipe, stage: Stage, dataset: Dataset, prepared: Prepared) -> dict[str, Any]:
+    model = prepared.exported.model
+    return {
+        "stage": stage,
+        "dataset": dataset.name,
+        "model": prepared.model.name,
+        "seed": recipe.seed,
+        "params": sum(p.numel() for p in model.parameters()),
+        "num_labels": len(dataset.splits["labelled"]),
+        "label_fraction": recipe.data.label_fraction,
+        "total_steps": prepared.total_steps,
+        "upstream": prepared.upstream,
+        **prepared.facts,
+    }
+
+
+def _outcome(prepared: Prepared, result: FitResult) -> dict[str, Any]:
+    samples = result.step * prepared.order.batch_size
+    selected = f"{prepared.select_on} at step {result.best['step']}" if result.best else "last step"
+    return {
+        "steps": result.step,
+        "samples_seen": samples,
+        "passes": samples / prepared.order.size,
+        "wall_s": result.wall_s,
+        "images_per_s": samples / max(result.train_s, 1e-9),
+        "selected_on": selected,
+        "metrics": result.best or result.metrics,
+    }
+
+
+def _finish(folder: Path, prepared: Prepared, dataset: Dataset, result: FitResult) -> None:
+    """Export the selected weights and draw the curves."""
+    best = folder / "checkpoints" / "best.pt"
+    if prepared.select_on is not None and result.best and result.best["step"] != result.step:
+        prepared.objective.load_state_dict(load_checkpoint(best)["objective"])
+    backbone = prepared.exported
+    num_classes = backbone.model.num_classes
+    assert isinstance(num_classes, int)
+    _, arguments = model_arguments(
+        prepared.model, num_classes=num_classes, image_size=dataset.image_size
+    )
+    metrics = ", ".join(
+        f"{k} {v:.4f}" for k, v in (result.best or result.metrics).items() if k != "step"
+    )
+    write_export(
+        folder / "export",
+        backbone,
+        arguments=arguments,
+        class_names=dataset.class_names,
+        image_size=dataset.image_size,
+        mean=dataset.mean,
+        std=dataset.std,
+        card=(
+            f"# {prepared.model.name} on {dataset.name}\n\nTrained from scratch by smallvit. "
+            f"Validation: {metrics}.\n\nLoad it with "
+            '`timm.create_model("local-dir:<this folder>", pretrained=True)`.\n'
+        ),
+    )
+    draw_curves(folder / "metrics.jsonl", folder / "plots" / "curves.png", folder.name)
