@@ -370,8 +370,8 @@ def _warnings_of_budgets(entries: Sequence[Entry]) -> Iterable[str]:
         if len({fmean(counts) for counts in seen.values()}) > 1:
             text = ", ".join(f"{arm} {fmean(counts):,.0f}" for arm, counts in seen.items())
             yield (
-                f"{key[0]}, {key[1]}: the arms saw different numbers of supervised images ({text}); "
-                "part of a difference may be due to that"
+                f"{key[0]}, {key[1]}: the arms saw different numbers of supervised images "
+                f"({text}); part of a difference may be due to that"
             )
 
 

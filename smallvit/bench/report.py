@@ -24,9 +24,15 @@ from smallvit.bench.leaderboard import Entry, Row, verdict, warnings_of
 
 FORMAT_VERSION = 1
 TERMINAL_WIDTH = 100
-# Candidates for the distance between ticks; the zoomed axis has at most MAX_TICKS of them.
+# Candidates for the distance between ticks; the zoomed axis has about MAX_TICKS of them.
 TICK_STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25)
-MAX_TICKS = 6
+MAX_TICKS = 7
+
+MARKDOWN_COLUMNS = (
+    *("dataset", "model", "arm", "top-1 %", "std or 95 % interval", "top-5 %", "n test", "seeds"),
+    *("labels", "samples seen", "pretrain samples", "teacher samples", "stage 2", "in total"),
+    *("images/s", "parameters", "extra data", "commit"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,8 @@ class Section:
         labels: What to call each row: its arm, and what else tells it apart.
         zoom: Axis of the magnified figure.
         show_top5: Whether top-5 says anything.
+        show_params: Whether the rows differ in their number of parameters.
+        show_extra_data: Whether the rows differ in the extra data that they used.
     """
 
     dataset: str
@@ -77,6 +85,18 @@ class Section:
     labels: list[str]
     zoom: Axis
     show_top5: bool
+    show_params: bool
+    show_extra_data: bool
+
+    @property
+    def models(self) -> list[str]:
+        """Each model with its number of parameters."""
+        return _distinct(f"{row.model}, {row.params:,} parameters" for row in self.rows)
+
+    @property
+    def test_sizes(self) -> list[str]:
+        """The numbers of test images; a single one unless the splits differ."""
+        return _distinct(f"{row.n_test:,}" for row in self.rows)
 
     @property
     def seeds(self) -> list[int]:
@@ -99,8 +119,8 @@ class Section:
             ("stage 2", True),
             ("in total", False),
             ("images/s", False),
-            ("parameters", True),
-            ("extra data", False),
+            *([("parameters", True)] if self.show_params else []),
+            *([("extra data", not self.show_params)] if self.show_extra_data else []),
         ]
 
 
@@ -165,14 +185,13 @@ def render_markdown(
     rows: Sequence[Row], entries: Sequence[Entry], *, title: str, notes: list[str]
 ) -> str:
     """Return a page with one table, as GitHub shows it."""
-    header = (
-        "dataset|model|arm|top-1 %|std or 95 % interval|top-5 %|n test|seeds|labels|"
-        "samples seen|pretrain samples|teacher samples|stage 2|in total|images/s|"
-        "parameters|extra data|commit"
-    ).split("|")
     lines = [f"# {_markdown(title)}", ""]
     lines += [f"- {_markdown(sentence)}" for sentence in verdict(rows)]
-    lines += ["", _markdown_row(header), _markdown_row(["---"] * 3 + ["---:"] * 13 + ["---"] * 2)]
+    lines += [
+        "",
+        _markdown_row(MARKDOWN_COLUMNS),
+        _markdown_row(["---"] * 3 + ["---:"] * 13 + ["---"] * 2),
+    ]
     for row in rows:
         cells = [
             *(row.dataset, row.model, row.arm, format_percent(row.top1_mean), format_spread(row)),
@@ -241,10 +260,10 @@ def render_table(rows: Sequence[Row]) -> Table:
         title=Text(_group_name(rows[0])) if len(groups) == 1 else None,
         title_justify="left",
     )
-    table.add_column("arm", overflow="fold", max_width=14)
+    table.add_column("arm", overflow="fold", min_width=12, max_width=14)
     for name in (
         "top-1\n%",
-        _spread_name(rows).replace(" ", "\n", 1),
+        "\n".join(_spread_name(rows).rsplit(" ", 1)),
         *(["top-5\n%"] if show_top5 else []),
         "n\ntest",
         "seeds",
@@ -304,8 +323,9 @@ def format_spread(row: Row) -> str:
 
 
 def format_labels(row: Row) -> str:
-    """Write the number of labelled images and the part of all that they are."""
-    return f"{row.num_labels:,} ({100 * row.label_fraction:g} %)"
+    """Write the number of labelled images, and the part of all that they are if not all."""
+    part = f" ({100 * row.label_fraction:g} %)" if row.label_fraction < 1 else ""
+    return f"{row.num_labels:,}{part}"
 
 
 def format_commit(commit: str) -> str:
@@ -325,6 +345,8 @@ def _sections(rows: Sequence[Row], entries: Sequence[Entry]) -> list[Section]:
                 labels=_labels(shown),
                 zoom=_zoom_axis(shown),
                 show_top5=_show_top5(shown),
+                show_params=len({row.params for row in shown}) > 1,
+                show_extra_data=len({row.extra_data for row in shown}) > 1,
             )
         )
     return sections
@@ -351,12 +373,11 @@ def whisker(row: Row) -> tuple[float, float]:
 
 def _zoom_axis(rows: Sequence[Row]) -> Axis:
     ends = [end for row in rows for end in whisker(row)]
-    for step in TICK_STEPS:
-        # The rounding keeps an end that lies on a tick from reaching for the next one.
-        low = math.floor(round(min(ends) / step, 6))
-        high = max(math.ceil(round(max(ends) / step, 6)), low + 1)
-        if high - low < MAX_TICKS:
-            break
+    spread = max(ends) - min(ends)
+    step = next(step for step in TICK_STEPS if spread <= (MAX_TICKS - 2) * step)
+    # The rounding keeps an end that lies on a tick from reaching for the next one.
+    low = math.floor(round(min(ends) / step, 6))
+    high = max(math.ceil(round(max(ends) / step, 6)), low + 1)
     if high * step > 1 + 1e-9:
         low, high = low - 1, high - 1
     return Axis(low=low * step, high=high * step, step=step)
@@ -375,11 +396,13 @@ def _measured(rows: Sequence[Row], entries: Sequence[Entry]) -> list[tuple[str, 
         hashes = _distinct(e.split_hash[:12] for e in entries if e.dataset == dataset)
         counts = _distinct(f"{row.n_test:,}" for row in shown)
         test.append(f"{dataset}: {' or '.join(counts)} images, split {', '.join(hashes)}")
-        for label, row in zip(_labels(shown), shown, strict=True):
-            passes.append(
-                f"{dataset}, {label}: {row.samples_seen / row.num_labels:,.1f} passes over "
-                f"{row.num_labels:,} labelled images"
-            )
+        texts = [_format_passes(row) for row in shown]
+        if len(set(texts)) == 1:
+            every = ", each row" if len(shown) > 1 else ""
+            passes.append(f"{dataset}{every}: {texts[0]}")
+        else:
+            labels = _labels(shown)
+            passes += [f"{dataset}, {labels[i]}: {text}" for i, text in enumerate(texts)]
     return [
         ("Test images", test),
         ("Training, stage 2", passes),
@@ -400,7 +423,7 @@ def _group_name(row: Row) -> str:
 
 def _spread_name(rows: Sequence[Row]) -> str:
     with_std = sum(row.top1_std is not None for row in rows)
-    return "std or interval" if 0 < with_std < len(rows) else "std" if with_std else "95% interval"
+    return "std or interval" if 0 < with_std < len(rows) else "std" if with_std else "95 % interval"
 
 
 def _terminal_spread(row: Row) -> str:
@@ -415,6 +438,11 @@ def _short_count(count: float) -> str:
 
 def _format_count(count: float) -> str:
     return f"{count:,.0f}"
+
+
+def _format_passes(row: Row) -> str:
+    passes = f"{row.samples_seen / row.num_labels:,.1f}".removesuffix(".0")
+    return f"{passes} passes over {row.num_labels:,} labelled images"
 
 
 def _format_tick(value: float) -> str:

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from smallvit.cli.options import DataOptions, FolderOptions, given, overrides
 from smallvit.cli.training import apply_offline, say_recipe
 from smallvit.core.config import merge
+from smallvit.core.console import console
 from smallvit.data.loader import DataConfig
 from smallvit.run.label import SCORE_MAPS, run_label
 from smallvit.run.recipe import LabelConfig, load_recipe
@@ -41,17 +42,10 @@ def label_command(
         recipe, out=where.out, overwrite=where.overwrite, dry_run=where.dry_run, argv=given.argv
     )
     if run is not None:
-        say_next(run.path)
-
-
-def say_next(path: Path) -> None:
-    """Say where the maps are and what to do with them."""
-    from smallvit.core.console import console
-
-    console.print(
-        f"score maps: {path / SCORE_MAPS}\n"
-        f"next: smallvit finetune --token-label --score-maps {path / SCORE_MAPS}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+        console.print(
+            f"score maps: {run.path / SCORE_MAPS}\n"
+            f"next: smallvit finetune --token-label --score-maps {run.path / SCORE_MAPS}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -92,8 +92,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(old, value) if both else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
     return merged
 
 
@@ -127,7 +129,7 @@ def _check(cls: type, values: Any, source: str, prefix: str) -> Iterable[str]:
         path = f"{prefix}{key}"
         if key not in hints:
             yield f"{source}: unknown key {path!r} (value {value!r}){suggest(str(key), hints)}"
-        elif dataclasses.is_dataclass(hints[key]):
+        elif isinstance(hints[key], type) and dataclasses.is_dataclass(hints[key]):
             yield from _check(hints[key], value, source, f"{path}.")
         else:
             try:
@@ -138,9 +140,9 @@ def _check(cls: type, values: Any, source: str, prefix: str) -> Iterable[str]:
 
 def _build(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     hints = get_type_hints(cls, include_extras=True)
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for key, hint in hints.items():
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             arguments[key] = _build(hint, values.get(key) or {})
         elif key in values:
             arguments[key] = _convert(hint, values[key])

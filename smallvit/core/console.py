@@ -1,4 +1,4 @@
-"""The terminal: one console for progress and log lines, so that they do not overwrite each other."""
+"""The terminal: one console for progress and log lines alike."""
 
 import logging
 import os

@@ -106,8 +106,8 @@ def create_folder(path: Path, *, overwrite: bool) -> None:
         if path.exists() and any(path.iterdir()):
             if not overwrite:
                 raise ConfigError(
-                    f"{path} exists: continue it with --resume {path}, replace it with --overwrite, "
-                    "or choose another --out"
+                    f"{path} exists: continue it with --resume {path}, replace it with "
+                    "--overwrite, or choose another --out"
                 )
             if not (path / "result.json").is_file():
                 raise ConfigError(f"{path} is no run, so --overwrite leaves it alone")

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -150,7 +151,7 @@ def to_rgb(image: Image.Image, size: int) -> np.ndarray:
 def _open_digits(spec: DatasetSpec) -> Source:
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # its grey levels are 0 to 16
     split = SourceSplit(
         names=[f"digit {i}" for i in range(len(pixels))],

@@ -25,9 +25,9 @@ def draw_curves(metrics_path: Path, picture: Path, title: str) -> None:
         for key, colour in zip(keys, COLOURS, strict=False):
             points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
             if points:
-                mark = "o" if key.startswith("val/") and len(points) < 40 else ""
+                mark = "o" if key.startswith("val/") and len(points) < 40 else None
                 label = key.removeprefix("train/").removeprefix("opt/")
-                axis.plot(*zip(*points, strict=True), mark, ls="-", ms=3, color=colour, label=label)
+                axis.plot(*zip(*points, strict=True), marker=mark, ms=3, color=colour, label=label)
         axis.set(title=name, xlabel="Step")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

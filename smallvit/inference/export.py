@@ -92,9 +92,7 @@ def initialise_from(backbone: AbstractBackbone, folder: Path) -> list[str]:
         ConfigError: If anything but a classifier differs, by name and shape.
     """
     source = read_export(folder).model
-    head = tuple(
-        f"{name}." for name, module in source.named_modules() if module is source.get_classifier()
-    ) or ("head.",)
+    head = ("head.", "fc.")  # timm's names for the classifier of a ViT and of a ResNet
     theirs = {
         name: value for name, value in source.state_dict().items() if not name.startswith(head)
     }

@@ -108,7 +108,7 @@ class SmallResNet(nn.Module):
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
 
-class ResNetBackbone(AbstractBackbone):
+class ResNetBackbone(AbstractBackbone[SmallResNet]):
     """A ``SmallResNet`` whose feature-map cells are the patch tokens; it has no class token.
 
     Args:
@@ -117,7 +117,7 @@ class ResNetBackbone(AbstractBackbone):
 
     def __init__(self, model: SmallResNet) -> None:
         super().__init__()
-        self.model: SmallResNet = model
+        self.model = model
         self.embed_dim = model.num_features
 
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:

@@ -11,6 +11,7 @@ Shapes in this file:
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -36,7 +37,10 @@ class Tokens:
         return self.patch.mean(dim=1) if self.cls is None else self.cls
 
 
-class AbstractBackbone(nn.Module, ABC):
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
     """A timm model seen as tokens.
 
     Attributes:
@@ -44,7 +48,7 @@ class AbstractBackbone(nn.Module, ABC):
         embed_dim: D.
     """
 
-    model: nn.Module
+    model: ModelT
     embed_dim: int
 
     @abstractmethod

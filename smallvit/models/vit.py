@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from smallvit.models.tokens import AbstractBackbone, Tokens
 
 
-class VitBackbone(AbstractBackbone):
+class VitBackbone(AbstractBackbone[VisionTransformer]):
     """Wrap a timm ``VisionTransformer`` built with ``dynamic_img_size=True``.
 
     Positions are interpolated (bicubic, antialiased) for any grid but the one the model was made
@@ -28,7 +28,7 @@ class VitBackbone(AbstractBackbone):
 
     def __init__(self, model: VisionTransformer) -> None:
         super().__init__()
-        self.model: VisionTransformer = model
+        self.model = model
         self.embed_dim = model.embed_dim
 
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
@@ -57,4 +57,4 @@ def use_fused_attention(model: nn.Module, enabled: bool) -> None:
     """
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = enabled  # pyright: ignore[reportAttributeAccessIssue]
+            module.fused_attn = enabled  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,119 @@
+"""The stages as Python functions, with the same settings as the command line."""
+
+from pathlib import Path
+from typing import Any
+
+from smallvit.core.config import nest
+from smallvit.core.errors import ConfigError
+from smallvit.core.run_folder import Run
+from smallvit.run.chain import make_score_maps
+from smallvit.run.label import run_label
+from smallvit.run.recipe import Recipe, Stage, load_recipe, with_values
+from smallvit.run.stage import run_stage
+
+RunLike = Run | Path | str
+SHORT = {
+    "dataset": "data.dataset",
+    "data": "data.path",
+    "seed": "seed",
+    "device": "runtime.device",
+    "precision": "runtime.precision",
+}
+
+
+def pretrain(*, recipe: str | None = None, out: Path | str | None = None, **settings: Any) -> Run:
+    """Run stage 1: ``pretrain(dataset="digits", epochs=20, optim={"lr": 1e-3})``.
+
+    Args:
+        recipe: Shipped recipe or file; by default the one for the dataset and model.
+        out: Run folder; by default a new one under the runs folder.
+        **settings: ``dataset`` or ``data``, ``model``, ``seed``, ``device``, ``precision``,
+            ``epochs``, ``batch_size``, or a section of the stage as a mapping.
+
+    Raises:
+        SmallViTError: What the command line would print, with its exit code.
+    """
+    return _train("pretrain", _resolve("pretrain", recipe, settings), out)
+
+
+def teacher(*, recipe: str | None = None, out: Path | str | None = None, **settings: Any) -> Run:
+    """Train the annotator of stage 2; arguments as for ``pretrain``."""
+    return _train("teacher", _resolve("teacher", recipe, settings), out)
+
+
+def label(
+    teacher: RunLike, *, recipe: str | None = None, out: Path | str | None = None, **settings: Any
+) -> Run:
+    """Write a teacher's score maps; by default of the data that it was trained on."""
+    folder = _folder(teacher)
+    own = recipe or str(folder / "recipe.yaml")
+    resolved = with_values(_resolve("label", own, settings), {"label": {"teacher": str(folder)}})
+    run = run_label(resolved, out=None if out is None else Path(out))
+    assert run is not None
+    return run
+
+
+def finetune(
+    *,
+    init: RunLike = "scratch",
+    token_label: bool = False,
+    teacher: RunLike | None = None,
+    score_maps: Path | str | None = None,
+    recipe: str | None = None,
+    out: Path | str | None = None,
+    **settings: Any,
+) -> Run:
+    """Run stage 2: ``finetune(dataset="digits", init=run, token_label=True)``.
+
+    Args:
+        init: Run to start from, which brings its data and model, or ``"scratch"``.
+        token_label: Supervise patch tokens too; a teacher and maps that are missing are made.
+        teacher: Run of the teacher that writes the score maps.
+        score_maps: File of score maps written before.
+        recipe: Shipped recipe or file; by default the one for the dataset and model.
+        out: Run folder; by default a new one under the runs folder.
+        **settings: As for ``pretrain``.
+    """
+    start = init if init == "scratch" else str(_folder(init))
+    if isinstance(init, Run) or init != "scratch":
+        theirs = Run(_folder(init)).recipe
+        named = {"dataset", "data"} & settings.keys()
+        plain = {f"data.{key}": value for key, value in theirs["data"].items() if not named}
+        plain |= {f"model.{key}": value for key, value in theirs["model"].items()}
+        settings = {**plain, **settings}
+    resolved = with_values(
+        _resolve("finetune", recipe, settings),
+        {"finetune": {"init": start, "token_label": {"enabled": token_label}}},
+    )
+    if token_label:
+        maps = score_maps or make_score_maps(resolved, teacher and _folder(teacher), [])
+        resolved = with_values(resolved, {"finetune": {"score_maps": str(maps)}})
+    elif teacher is not None or score_maps is not None:
+        raise ConfigError("teacher and score_maps need token_label=True")
+    return _train("finetune", resolved, out)
+
+
+def _resolve(stage: Stage, recipe: str | None, settings: dict[str, Any]) -> Recipe:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key in ("epochs", "batch_size"):
+            flat[f"{stage}.{'schedule' if key == 'epochs' else 'optim'}.{key}"] = value
+        elif key == "model" and isinstance(value, str):
+            flat["teacher.model.name" if stage == "teacher" else "model.name"] = value
+        elif key in SHORT and not isinstance(value, dict):
+            flat[SHORT[key]] = str(value) if isinstance(value, Path) else value
+        elif key.split(".")[0] in ("data", "model", "runtime", "log"):
+            flat[key] = value
+        else:
+            flat[f"{stage}.{key}"] = value
+    return load_recipe(recipe, nest(flat), source="arguments")[0]
+
+
+def _train(stage: Stage, recipe: Recipe, out: Path | str | None) -> Run:
+    run = run_stage(recipe, stage, out=None if out is None else Path(out))
+    assert run is not None
+    return run
+
+
+def _folder(run: RunLike) -> Path:
+    return run.path if isinstance(run, Run) else Path(run)
