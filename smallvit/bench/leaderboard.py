@@ -30,8 +30,8 @@ class Entry:
     Attributes:
         dataset: Name of the dataset.
         model: Name of the model.
-        arm: Name of the pair (init, token_labels), one of ``ARMS``.
-        init: Where the weights come from, ``scratch`` or ``pretrain``.
+        arm: Name of the pair (init, token_labels); for those of ``ARMS``, the name there.
+        init: Where the weights come from: ``scratch``, or the stage of a run, mostly ``pretrain``.
         token_labels: Whether stage 2 was supervised patch by patch as well.
         label_fraction: Part of the training labels that was used, in (0, 1].
         num_labels: Labelled training images.
@@ -99,10 +99,8 @@ class Entry:
             value = getattr(self, field.name)
             if isinstance(value, float | int) and not (math.isfinite(value) and value >= 0):
                 yield f"{field.name} must be finite and not negative, got {value}"
-        arm = ARMS.get((self.init, self.token_labels))
-        if arm is None:
-            yield f"init must be 'scratch' or 'pretrain', got {self.init!r}"
-        elif self.arm != arm:
+        arm = ARMS.get((self.init, self.token_labels), self.arm)
+        if self.arm != arm:
             yield f"arm must be {arm!r} for this init and these token labels, got {self.arm!r}"
         if self.n_test == 0 or self.num_labels == 0:
             yield f"no images: n_test {self.n_test}, num_labels {self.num_labels}"
@@ -126,7 +124,7 @@ class Row:
         dataset: Name of the dataset.
         model: Name of the model.
         arm: Name of the pair (init, token_labels).
-        init: Where the weights come from, ``scratch`` or ``pretrain``.
+        init: Where the weights come from: ``scratch``, or the stage of a run, mostly ``pretrain``.
         token_labels: Whether stage 2 was supervised patch by patch as well.
         label_fraction: Part of the training labels that was used, in (0, 1].
         num_labels: Labelled training images.
@@ -186,7 +184,8 @@ def build_rows(entries: Sequence[Entry]) -> list[Row]:
     """Average ``entries`` over seeds.
 
     Returns:
-        Rows ordered by dataset, model, label fraction (the largest first) and arm as in ``ARMS``.
+        Rows ordered by dataset, model, label fraction (the largest first) and arm as in ``ARMS``;
+        other arms come last.
     """
     groups = _row_groups(entries)
     highest: dict[str, float] = {}
@@ -380,9 +379,10 @@ def _row_groups(entries: Sequence[Entry]) -> list[list[Entry]]:
     return [list(group) for _, group in groupby(ordered, key=_row_key)]
 
 
-def _row_key(entry: Entry) -> tuple[str, str, float, int]:
-    arm = list(ARMS).index((entry.init, entry.token_labels))
-    return entry.dataset, entry.model, -entry.label_fraction, arm
+def _row_key(entry: Entry) -> tuple[str, str, float, int, str, bool]:
+    arm = (entry.init, entry.token_labels)
+    place = list(ARMS).index(arm) if arm in ARMS else len(ARMS)
+    return entry.dataset, entry.model, -entry.label_fraction, place, *arm
 
 
 def _by_dataset(items: Sequence[ScoredT]) -> list[tuple[str, list[ScoredT]]]:

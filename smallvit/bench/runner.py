@@ -38,11 +38,10 @@ def bench_runs(
         logger.info("scoring %s on test", run.path)
         entries.append(_score(run, runtime_config))
     rows = build_rows(entries)
-    notes = verdict(rows)
-    files = write_leaderboard(rows, entries, folder, title=title, notes=notes)
+    files = write_leaderboard(rows, entries, folder, title=title, notes=[])
     console = Console()
     console.print(render_table(rows))
-    for line in [*notes, *warnings_of(entries)]:
+    for line in [*verdict(rows), *warnings_of(entries)]:
         console.print(line, markup=False, highlight=False)
     for path in files.values():
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
@@ -53,7 +52,8 @@ def _score(run: Run, runtime_config: RuntimeConfig | None) -> Entry:
     result, env = run.result, run.env
     scores = score_run(run.path, split="test", runtime_config=runtime_config)
     upstream = result["upstream"]
-    init, token_labels = result["init"], result["token_labels"]
+    init: str = result["init"]
+    token_labels: bool = result["token_labels"]
     return Entry(
         dataset=result["dataset"],
         model=result["model"],

@@ -12,7 +12,7 @@ from smallvit.data.loader import DataConfig, class_counts, open_source
 from smallvit.data.registry import DATASETS
 from smallvit.run.stage import load_dataset
 
-data_command = App(help="List data sets; describe one.", result_action="return_value")
+data_command = App(name="data", help="List data sets; describe one.", result_action="return_value")
 
 
 @data_command.command

@@ -8,7 +8,9 @@ from rich.table import Table
 from smallvit.core.errors import ConfigError
 from smallvit.run.recipe import check_recipe, find_recipe, read_layer, recipes_root, shipped
 
-recipes_command = App(help="List, show and check recipes.", result_action="return_value")
+recipes_command = App(
+    name="recipes", help="List, show and check recipes.", result_action="return_value"
+)
 
 
 @recipes_command.command

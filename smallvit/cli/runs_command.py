@@ -11,7 +11,7 @@ from smallvit.core import places
 from smallvit.core.errors import DataError
 from smallvit.core.run_folder import Run, find_runs
 
-runs_command = App(help="List and show runs.", result_action="return_value")
+runs_command = App(name="runs", help="List and show runs.", result_action="return_value")
 
 
 @runs_command.command

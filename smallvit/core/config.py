@@ -80,11 +80,15 @@ def find_errors(cls: type, layers: Sequence[Layer]) -> Iterable[str]:
             broken = True
             yield message
         clean = merge(clean, layer.values)
-    if not broken:
-        try:
-            _build(cls, clean)
-        except ConfigError as error:  # what only several values together can break
-            yield f"{layers[-1].source if layers else cls.__name__}: {error}"
+    if not broken and _fault(cls, clean) is not None:
+        # Several values together are at fault: blame the layer that brought the last of them.
+        clean = {}
+        for layer in layers:
+            clean = merge(clean, layer.values)
+            fault = _fault(cls, clean)
+            if fault is not None:
+                yield f"{layer.source}: {fault}"
+                return
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,6 +140,14 @@ def _check(cls: type, values: Any, source: str, prefix: str) -> Iterable[str]:
                 _convert(hints[key], value)
             except ConfigError as error:
                 yield f"{source}: {path}: {error}"
+
+
+def _fault(cls: type, values: Mapping[str, Any]) -> str | None:
+    try:
+        _build(cls, values)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _build(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable, Mapping
 
+MOST_LISTED = 24
+
 
 class SmallViTError(Exception):
     """A failure that one line can explain; the command line prints that line and exits.
@@ -70,5 +72,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean ...? known: ...`` for an error message about ``name``."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{hint} known: {', '.join(names)}" if hint else f"; known: {', '.join(names)}"
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    listed = ", ".join(names[:MOST_LISTED])
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return f"{hint} known: {listed}{more}"

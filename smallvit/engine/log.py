@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -58,7 +58,7 @@ class TrainLog:
         if path is not None:
             _drop_lines_after(path, first_step)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TrainLog":
         """Start the progress bar."""
         if self._bar is not None:
             self._bar.start()

@@ -86,7 +86,8 @@ def finetune(
         {"finetune": {"init": start, "token_label": {"enabled": token_label}}},
     )
     if token_label:
-        maps = score_maps or make_score_maps(resolved, teacher and _folder(teacher), [])
+        folder = None if teacher is None else _folder(teacher)
+        maps = score_maps or make_score_maps(resolved, folder, [])
         resolved = with_values(resolved, {"finetune": {"score_maps": str(maps)}})
     elif teacher is not None or score_maps is not None:
         raise ConfigError("teacher and score_maps need token_label=True")

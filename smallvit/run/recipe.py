@@ -210,9 +210,8 @@ def load_recipe(
         ConfigError: On the first thing that is wrong.
     """
     over = Layer(source=source, values=overrides)
-    # What was asked for is checked first: data and model decide which recipe is meant.
-    asked = resolve(Recipe, [over])
-    path = find_recipe(name) if name is not None else _matching(asked, overrides)
+    # Without a name, the data and model asked for decide which recipe is meant.
+    path = find_recipe(name) if name is not None else _matching(resolve(Recipe, [over]))
     layer = read_layer(path)
     data = dict(layer.values.get("data") or {})
     given = overrides.get("data") or {}
@@ -271,7 +270,7 @@ def differences(left: Any, right: Any, prefix: str = "") -> Sequence[str]:
     return [] if left == right else [f"{prefix.rstrip('.')}: {left} -> {right}"]
 
 
-def _matching(asked: Recipe, overrides: Mapping[str, Any]) -> Path:
+def _matching(asked: Recipe) -> Path:
     root = recipes_root()
     dataset = asked.data.dataset
     if dataset is not None:

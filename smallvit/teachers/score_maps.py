@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
 from jaxtyping import Float, Float16, Int, Int32
@@ -73,7 +72,7 @@ class ScoreMaps:
     num_classes: int
 
     @classmethod
-    def from_dense(cls, batches: Iterable[Float[Tensor, "B C h w"]], top_k: int) -> Self:
+    def from_dense(cls, batches: Iterable[Float[Tensor, "B C h w"]], top_k: int) -> "ScoreMaps":
         """Keep the ``top_k`` classes of every place.
 
         Source:

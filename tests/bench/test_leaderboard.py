@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -63,6 +64,16 @@ def test_rows_go_by_dataset_and_then_from_scratch_to_both(four_arms, entry):
         ("digits", "token labels"),
         ("digits", "both"),
     ]
+
+
+def test_a_start_from_another_stage_is_an_arm_of_its_own_and_comes_last(four_arms, entry):
+    others = [
+        dataclasses.replace(entry(seed=seed), init="finetune", arm="finetune start")
+        for seed in range(2)
+    ]
+    rows = build_rows([*others, *four_arms])
+    assert len(rows) == 5
+    assert (rows[-1].arm, rows[-1].num_seeds) == ("finetune start", 2)
 
 
 def test_best_is_the_highest_mean_of_its_dataset(four_arms, entry):
@@ -181,7 +192,6 @@ def test_verdict_never_says_better(four_arms, entry):
         ({"correct": 101, "top1": 1.0}, "101 correct of 100"),
         ({"num_labels": 0}, "no images"),
         ({"label_fraction": 0.0}, "label_fraction must be in"),
-        ({"init": "nothing"}, "init must be"),
         ({"token_labels": True}, "arm must be 'token labels'"),
     ],
 )

@@ -1,0 +1,61 @@
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+TINY = {
+    "data": {"dataset": "digits", "label_fraction": 0.2},
+    "model": {
+        "name": "vit_tiny",
+        "patch_size": 2,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "drop_path_rate": 0.2,
+    },
+    "log": {"every_steps": 5},
+    "pretrain": {
+        "method": {
+            "num_prototypes": 16,
+            "hidden_dim": 16,
+            "bottleneck_dim": 8,
+            "views": {"num_local": 2},
+        },
+        "optim": {"batch_size": 32},
+        "schedule": {"epochs": 1.0},
+    },
+    "teacher": {
+        "model": {"name": "resnet8_small", "width": 8, "stride": 2},
+        "optim": {"batch_size": 32},
+        "schedule": {"epochs": 3.0},
+    },
+    "finetune": {
+        "optim": {"batch_size": 32},
+        "schedule": {"epochs": 4.0, "warmup_epochs": 1.0, "eval_epochs": 2.0},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def places(session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALLVIT_CACHE_DIR", str(session_cache))
+    monkeypatch.setenv("SMALLVIT_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("SMALLVIT_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    assert os.environ["SMALLVIT_RUNS_DIR"]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    """A recipe whose stages take a second each."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)

@@ -1,0 +1,114 @@
+"""Every shipped recipe is free of faults and trains."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smallvit.run.label import SCORE_MAPS, run_label
+from smallvit.run.recipe import (
+    Recipe,
+    check_recipe,
+    find_recipe,
+    load_recipe,
+    shipped,
+    with_values,
+)
+from smallvit.run.stage import run_stage
+
+RECIPES = list(shipped())
+CLASSES, IMAGES_A_CLASS = 2, 8
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder of two class folders of noise."""
+    root = tmp_path_factory.mktemp("pictures")
+    noise = np.random.default_rng(0)
+    for label in range(CLASSES):
+        (root / f"class {label}").mkdir()
+        for number in range(IMAGES_A_CLASS):
+            pixels = noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / f"class {label}" / f"{number}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALLVIT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("SMALLVIT_RUNS_DIR", str(tmp_path / "runs"))
+
+
+def two_steps(name: str, pictures: Path) -> Recipe:
+    """Return a recipe on synthetic pictures, every stage cut to two steps of four images."""
+    # 16 pictures, of which 4 are for testing and 2 for validation: 2 steps of 4 are 8 of 10. At 16
+    # pixels a ViT whose patch is an eighth of the side has as many tokens as at 64.
+    stage = {"optim": {"batch_size": 4}, "schedule": {"epochs": 0.8}}
+    overrides = {
+        "data": {"path": str(pictures), "image_size": 16, "label_fraction": 1.0},
+        "runtime": {"device": "cpu"},
+        "pretrain": stage,
+        "teacher": stage,
+        "finetune": stage,
+    }
+    return load_recipe(name, overrides)[0]
+
+
+def test_there_are_recipes():
+    assert "digits/vit_tiny" in RECIPES
+    assert {name for name in RECIPES if name.startswith("generic/")}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_free_of_faults(name):
+    assert check_recipe(find_recipe(name)) == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_says_what_it_is_for(name):
+    recipe, label = load_recipe(name, {})
+    assert label == name
+    assert recipe.description
+    assert recipe.paper
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_takes_two_steps_of_each_stage(name, pictures, tmp_path):
+    recipe = two_steps(name, pictures)
+    start = run_stage(recipe, "pretrain", out=tmp_path / "pretrain")
+    teacher = run_stage(recipe, "teacher", out=tmp_path / "teacher")
+    assert start is not None
+    assert teacher is not None
+    assert start.result["steps"] == teacher.result["steps"] == 2
+    labelling = with_values(recipe, {"label": {"teacher": str(teacher.path)}})
+    maps = run_label(labelling, out=tmp_path / "label")
+    assert maps is not None
+    settings = {
+        "init": str(start.path),
+        "score_maps": str(maps.path / SCORE_MAPS),
+        "token_label": {"enabled": True},
+    }
+    both = run_stage(with_values(recipe, {"finetune": settings}), "finetune", out=tmp_path / "both")
+    assert both is not None
+    assert both.result["steps"] == 2
+    assert both.result["init"] == "pretrain"
+    assert both.result["token_labels"]
+
+
+def test_every_fault_of_a_recipe_is_reported(tmp_path):
+    path = tmp_path / "faulty.yaml"
+    path.write_text(
+        "data:\n  dataset: digits\nmodel:\n  embed_dims: 64\npretrain:\n  optim:\n    lr: -1.0\n"
+    )
+    errors = check_recipe(path)
+    assert len(errors) == 2
+    assert "unknown key 'model.embed_dims' (value 64); did you mean 'embed_dim'?" in errors[0]
+    assert "pretrain.optim.lr: must be > 0, got -1.0" in errors[1]
+
+
+def test_a_network_that_cannot_be_built_is_a_fault(tmp_path):
+    path = tmp_path / "faulty.yaml"
+    path.write_text("data:\n  dataset: digits\nmodel:\n  patch_size: 3\n")
+    (error,) = check_recipe(path)
+    assert "model.patch_size (3) must divide data.image_size (8)" in error
