@@ -14,21 +14,17 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Public names and where they live; loaded on first use, since they import torch.
-_API = {
-    "pretrain": "smallvit.run.api",
-    "teacher": "smallvit.run.api",
-    "label": "smallvit.run.api",
-    "finetune": "smallvit.run.api",
-    "bench": "smallvit.bench.api",
-    "Run": "smallvit.core.run_folder",
-}
-__all__ = ["Run", "bench", "finetune", "label", "pretrain", "teacher"]
+# Public functions and where they live; loaded on first use, since they import torch. The packages
+# pretrain, finetune and bench can be called themselves.
+_FUNCTIONS = {"teacher": "smallvit.run.api", "label": "smallvit.run.api"}
+_PACKAGES = ("bench", "finetune", "pretrain")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _API:
-        return getattr(importlib.import_module(_API[name]), name)
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"smallvit.{name}")
     raise AttributeError(f"module 'smallvit' has no attribute {name!r}")
 
 

@@ -1,6 +1,7 @@
 """Every shipped recipe is free of faults and trains."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,13 +46,16 @@ def two_steps(name: str, pictures: Path) -> Recipe:
     # 16 pictures, of which 4 are for testing and 2 for validation: 2 steps of 4 are 8 of 10. At 16
     # pixels a ViT whose patch is an eighth of the side has as many tokens as at 64.
     stage = {"optim": {"batch_size": 4}, "schedule": {"epochs": 0.8}}
-    overrides = {
+    overrides: dict[str, dict[str, Any]] = {
         "data": {"path": str(pictures), "image_size": 16, "label_fraction": 1.0},
         "runtime": {"device": "cpu"},
         "pretrain": stage,
         "teacher": stage,
         "finetune": stage,
     }
+    patch_size = load_recipe(name, {})[0].model.patch_size
+    if patch_size is not None:
+        overrides["data"]["image_size"] = 8 * patch_size
     return load_recipe(name, overrides)[0]
 
 

@@ -12,6 +12,7 @@ from smallvit.core.run_folder import Run
 from smallvit.engine.runtime import RuntimeConfig
 from smallvit.run.score import score_run
 
+TABLE_WIDTH = 100  # columns that the table needs
 logger = logging.getLogger("smallvit")
 
 
@@ -40,6 +41,8 @@ def bench_runs(
     rows = build_rows(entries)
     files = write_leaderboard(rows, entries, folder, title=title, notes=[])
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, TABLE_WIDTH)
     console.print(render_table(rows))
     for line in [*verdict(rows), *warnings_of(entries)]:
         console.print(line, markup=False, highlight=False)

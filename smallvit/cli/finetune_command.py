@@ -10,6 +10,7 @@ from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given
 from smallvit.cli.training import apply_offline, load_for, say_done
 from smallvit.core import places
 from smallvit.core.errors import ConfigError
+from smallvit.core.run_folder import find_runs
 from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import DataConfig
 from smallvit.engine.log import LogConfig
@@ -44,8 +45,8 @@ def finetune_command(
 ) -> None:
     """Stage 2: train on labels and, with --token-label, patch by patch on score maps.
 
-    With --token-label alone it continues from the newest pretrain run on the same images and
-    makes the teacher and score maps that are missing. Defaults shown are those of the code; the
+    With --token-label alone it continues from the newest pretrain run (of the data named, if any)
+    and makes the teacher and score maps that are missing. Defaults shown are those of the code; the
     recipe's values come before them.
 
     Args:
@@ -67,6 +68,9 @@ def finetune_command(
     """
     apply_offline(which)
     given.values.pop("teacher", None)
+    named = (which.dataset, which.data, which.recipe, training.resume, init)
+    if use_token_labels and all(value is None for value in named):
+        init = given.values["init"] = _newest_start()
     recipe = load_for("finetune", which, training, init=init)
     enabled = recipe.finetune.token_label.enabled
     if teacher is not None and score_maps is not None:
@@ -86,6 +90,28 @@ def finetune_command(
     )
     if run is not None:
         say_done(run, f"next: smallvit bench {run.path}")
+
+
+def _newest_start() -> str:
+    """Return the newest pretrain run of all, where not even the data was named, and say so."""
+    found = [
+        run
+        for run in find_runs(places.runs_dir())
+        if run.completed and run.result["stage"] == "pretrain"
+    ]
+    if not found:
+        raise ConfigError(
+            f"no data named and no pretrain run under {places.runs_dir()}: give --dataset NAME or "
+            "--data PATH, or run smallvit pretrain first"
+        )
+    result = found[-1].result
+    logger.info(
+        "continuing from the newest pretrain run, on %s, started %s: %s",
+        result["dataset"],
+        result["started"],
+        found[-1].path,
+    )
+    return str(found[-1].path)
 
 
 def _complete(recipe: Recipe, teacher: Path | None, *, dry_run: bool) -> Recipe:

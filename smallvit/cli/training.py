@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
+from smallvit.core import places
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, open_run
@@ -62,7 +63,7 @@ def apply_offline(which: DataOptions) -> None:
     """Make ``--offline`` count for every library below."""
     if which.offline:
         os.environ["SMALLVIT_OFFLINE"] = "1"
-    if os.environ.get("SMALLVIT_OFFLINE"):
+    if places.offline():
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 

@@ -107,11 +107,9 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Turn ``{"optim.lr": 1.0}`` into ``{"optim": {"lr": 1.0}}``."""
     nested: dict[str, Any] = {}
     for path, value in flat.items():
-        *sections, key = path.split(".")
-        place = nested
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[key] = value
+        for key in reversed(path.split(".")):
+            value = {key: value}
+        nested = merge(nested, value)
     return nested
 
 
@@ -202,7 +200,7 @@ def _convert_scalar(hint: type, value: Any) -> Any:
         # PyYAML reads 1e-3 as a string, since YAML 1.1 wants a dot in it.
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if math.isfinite(number):
             return number

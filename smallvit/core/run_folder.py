@@ -112,7 +112,7 @@ def create_folder(path: Path, *, overwrite: bool) -> None:
             if not (path / "result.json").is_file():
                 raise ConfigError(f"{path} is no run, so --overwrite leaves it alone")
             shutil.rmtree(path)
-        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot create {path}: {error.strerror}") from error
 

@@ -21,7 +21,7 @@ from smallvit.core import rng
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.data import registry, sources
-from smallvit.data.splits import Cut, cut_splits, load_cut, split_hash, store_cut
+from smallvit.data.splits import Cut, cut_splits, load_cut, replace_text, split_hash, store_cut
 from smallvit.data.store import PackedStore, Progress, open_store
 
 
@@ -278,9 +278,9 @@ def _channel_stats(
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Exact mean and standard deviation of the training images' channels, kept beside the split."""
     path = store.path / f"stats-{_key(config, store)}.json"
-    if path.exists():
+    try:
         mean, std = json.loads(path.read_text())
-    else:
+    except (OSError, ValueError):
         counts = torch.zeros(3, 256, dtype=torch.float64)
         for chunk in split.index.split(8192):
             for channel, values in enumerate(split.images[chunk].transpose(0, 1)):
@@ -290,7 +290,7 @@ def _channel_stats(
         mean = share @ levels
         std = (share @ levels**2 - mean**2).clamp(min=1e-6).sqrt().tolist()
         mean = mean.tolist()
-        path.write_text(json.dumps([mean, std]))
+        replace_text(path, json.dumps([mean, std]))
     return tuple(mean), tuple(std)
 
 

@@ -90,6 +90,10 @@ def open_folder(path: Path) -> Source:
         for name in names
         if (path / name).is_dir()
     }
+    for names in SPLIT_FOLDERS.values():
+        twice = [name for name in names if (path / name).is_dir()]
+        if len(twice) > 1:
+            raise DataError(f"{path} has both {' and '.join(twice)}: keep one of them")
     if roots and "train" not in roots:
         found = ", ".join(sorted(root.name for root in roots.values()))
         raise DataError(f"{path} has {found} but no train folder")
@@ -210,7 +214,9 @@ def _images_in(folder: Path) -> list[Path]:
     return [
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
     ]
 
 
@@ -227,8 +233,8 @@ def _list_images(
         digest.update(f"{path.relative_to(top)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
 
     def read(i: int) -> Image.Image:
-        image = Image.open(paths[i])
-        image.load()
+        with Image.open(paths[i]) as image:
+            image.load()
         return image
 
     return SourceSplit(

@@ -83,10 +83,14 @@ def store_cut(cut: Cut, folder: Path, key: str) -> None:
     """Store the indices of a cut as JSON beside the packed arrays; the file is replaced whole."""
     path = folder / f"splits-{key}.json"
     if not path.exists():
-        text = json.dumps({name: index.tolist() for name, index in vars(cut).items()})
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        partial.write_text(text)
-        partial.replace(path)
+        replace_text(path, json.dumps({k: index.tolist() for k, index in vars(cut).items()}))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def load_cut(folder: Path, key: str) -> Cut | None:

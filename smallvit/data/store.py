@@ -83,7 +83,7 @@ def open_store(
     folder = cache_dir / "packed" / f"{source.name}-{key}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
             store = _read(folder)
             if store is None:
                 _pack(source, image_size, folder, progress or (lambda done, total: None))
@@ -108,7 +108,7 @@ def _read(folder: Path) -> PackedStore | None:
             for split in manifest.counts
         }
         labels = {split: np.load(folder / f"{split}.labels.npy") for split in manifest.counts}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, EOFError, ValueError, TypeError, KeyError):
         return None
     size = manifest.image_size
     whole = manifest.version == STORE_VERSION and all(

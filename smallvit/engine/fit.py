@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from smallvit.core import rng
-from smallvit.core.errors import DivergedError, InterruptedRunError
+from smallvit.core.errors import ConfigError, DivergedError, InterruptedRunError
 from smallvit.core.objective import AbstractObjective, BatchT
 from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
 from smallvit.engine.log import LogConfig, TrainLog
@@ -152,7 +152,8 @@ def fit(
             last = result.step == end
             eval_now = evaluate is not None and (last or _ends_period(step, plan))
             every = plan.log.checkpoint_steps
-            save_now = last or (result.step % every == 0 if every else eval_now) or received
+            stop = bool(received)  # a signal from here on waits for the next step
+            save_now = last or stop or (result.step % every == 0 if every else eval_now)
             if result.step % plan.log.every_steps == 0 or eval_now or save_now:
                 # The only wait for the device: one copy for all metrics since the last line.
                 names, values = list(totals), torch.stack([*totals.values(), bad_step.float()])
@@ -175,7 +176,7 @@ def fit(
                 if save_now:
                     save("last.pt")
                 lap = time.monotonic()
-            if received and not last:
+            if stop and not last:
                 raise InterruptedRunError(
                     received[0],
                     f"stopped by {signal.Signals(received[0]).name} after step {result.step} of "
@@ -207,7 +208,12 @@ def _restore(
     identity: dict[str, Any],
 ) -> None:
     state = load_checkpoint(path)
-    assert state["identity"] == identity, "the caller compares settings before it resumes"
+    changed = [key for key, value in identity.items() if state["identity"].get(key) != value]
+    if changed:
+        raise ConfigError(
+            f"{path} was written with other {' and '.join(changed)}: put them back, or start a new "
+            "run with --init"
+        )
     objective.load_state_dict(state["objective"])
     optimizer.load_state_dict(state["optimizer"])
     for name, value in state["result"].items():

@@ -57,10 +57,15 @@ class ScheduleConfig:
 def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Build AdamW over the trained parameters; decayed groups carry ``"decayed": True``."""
     exempt = [name for name, _ in model.named_parameters() if name.endswith(UNDECAYED)]
-    groups = param_groups_weight_decay(
-        model, weight_decay=config.weight_decay, no_weight_decay_list=exempt
-    )
-    groups = [{**group, "decayed": group["weight_decay"] > 0} for group in groups]
+    groups = param_groups_weight_decay(model, weight_decay=1.0, no_weight_decay_list=exempt)
+    groups = [
+        {
+            **group,
+            "decayed": group["weight_decay"] > 0,
+            "weight_decay": group["weight_decay"] * config.weight_decay,
+        }
+        for group in groups
+    ]
     # Fused: one call for all parameters, and a non-finite gradient can be skipped on the device.
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 

@@ -24,7 +24,7 @@ class ModelConfig:
 
     Attributes:
         name: ``vit_tiny``, ``vit_small``, ``resnet8_small`` to ``resnet56_small``, or any timm
-            vision transformer (``vit_*``, ``deit_*``).
+            vision transformer (``vit_*``) with a class token.
         patch_size: Side of a patch in pixels; null is an eighth of the image's side, at least 2.
         embed_dim: Width of a transformer.
         depth: Blocks of a transformer, or layers of a ResNet (8, 14, 20, ...).
@@ -71,7 +71,7 @@ class ModelConfig:
 
 def known_models() -> list[str]:
     """List the names that a config takes."""
-    transformers = timm.list_models(["vit_*", "deit_*"], module="vision_transformer")
+    transformers = timm.list_models("vit_*", module="vision_transformer")
     return [*ALIASES, *SMALL_RESNETS, *transformers]
 
 

@@ -115,10 +115,10 @@ class DinoObjective(AbstractObjective[ViewBatch]):
         if batch.local_views is not None:
             student += self._project(self.student, self.student_head, batch.local_views)
         temp = self.teacher_temp(batch.epoch)
-        loss = self.criterion(list(teacher), student, teacher_temp=temp)
-        with torch.no_grad():
+        with torch.no_grad():  # before the loss moves the centre
             prob = torch.softmax((teacher - self.criterion.center) / temp, dim=-1)
             entropy = -(prob * prob.clamp(min=1e-9).log()).sum(dim=-1).mean()
+        loss = self.criterion(list(teacher), student, teacher_temp=temp)
         return StepOutput(loss=loss, metrics={"train/teacher_entropy": entropy})
 
     @torch.no_grad()
@@ -132,11 +132,15 @@ class DinoObjective(AbstractObjective[ViewBatch]):
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
                 list(teacher.parameters()), list(student.parameters()), 1 - momentum
             )
+            # Running statistics of batch norms are averages already.
+            for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
+                mine.copy_(theirs)
 
     def teacher_temp(self, epoch: float) -> float:
         """Return the momentum teacher's temperature after ``epoch`` passes."""
         config = self.config
-        done = min(epoch / max(config.warmup_teacher_temp_epochs, 1e-9), 1.0)
+        warmup = config.warmup_teacher_temp_epochs
+        done = epoch / warmup if epoch < warmup else 1.0
         return config.warmup_teacher_temp + done * (
             config.teacher_temp - config.warmup_teacher_temp
         )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from smallvit.core.config import nest
+from smallvit.core.config import merge, nest
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run
 from smallvit.run.chain import make_score_maps
@@ -95,19 +95,23 @@ def finetune(
 
 
 def _resolve(stage: Stage, recipe: str | None, settings: dict[str, Any]) -> Recipe:
-    flat: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     for key, value in settings.items():
-        if key in ("epochs", "batch_size"):
-            flat[f"{stage}.{'schedule' if key == 'epochs' else 'optim'}.{key}"] = value
-        elif key == "model" and isinstance(value, str):
-            flat["teacher.model.name" if stage == "teacher" else "model.name"] = value
-        elif key in SHORT and not isinstance(value, dict):
-            flat[SHORT[key]] = str(value) if isinstance(value, Path) else value
-        elif key.split(".")[0] in ("data", "model", "runtime", "log"):
-            flat[key] = value
-        else:
-            flat[f"{stage}.{key}"] = value
-    return load_recipe(recipe, nest(flat), source="arguments")[0]
+        plain = str(value) if isinstance(value, Path) else value
+        overrides = merge(overrides, nest({_place(stage, key, value): plain}))
+    return load_recipe(recipe, overrides, source="arguments")[0]
+
+
+def _place(stage: Stage, key: str, value: Any) -> str:
+    """Return the place in a recipe of one keyword argument."""
+    if key in ("epochs", "batch_size"):
+        return f"{stage}.{'schedule' if key == 'epochs' else 'optim'}.{key}"
+    if key == "model" and isinstance(value, str):
+        return "teacher.model.name" if stage == "teacher" else "model.name"
+    if key in SHORT and not isinstance(value, dict):
+        return SHORT[key]
+    shared = key.split(".")[0] in ("data", "model", "runtime", "log")
+    return key if shared and not (stage == "teacher" and key == "model") else f"{stage}.{key}"
 
 
 def _train(stage: Stage, recipe: Recipe, out: Path | str | None) -> Run:

@@ -2,8 +2,10 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import torch
 
 from smallvit.core import places
 from smallvit.core.errors import ConfigError
@@ -112,7 +114,7 @@ def run_label(
         all_classes = dataset.num_classes <= ALL_CLASSES
         top_k = config.top_k or (dataset.num_classes if all_classes else 5)
 
-        def dense():
+        def dense() -> Iterator[torch.Tensor]:
             for images, _ in eval_batches(dataset, labelled, config.batch_size):
                 with runtime.autocast():
                     yield teacher(images)
@@ -123,15 +125,18 @@ def run_label(
             split: score_classifier(backbone, dataset, split, runtime)["top1"]
             for split in ("labelled", "val")
         }
-        pooled = maps.prob.float().new_zeros(len(labelled), dataset.num_classes)
-        for chunk in labelled.index.new_tensor(range(len(labelled))).cpu().split(4096):
-            pooled[chunk] = maps.dense(chunk).mean(dim=(2, 3))
-        agreement = (pooled.argmax(dim=1) == labelled.labels[labelled.index].cpu()).float().mean()
+        pooled = [
+            maps.dense(place).mean(dim=(2, 3)).argmax(dim=1)
+            for place in torch.arange(len(labelled)).split(4096)
+        ]
+        labels = labelled.labels[labelled.index].cpu()
+        agreement = (torch.cat(pooled) == labels).float().mean()
         header = ScoreMapHeader(
             dataset=dataset.name,
             fingerprint=dataset.fingerprint,
             split_hash=dataset.split_hashes["labelled"],
             class_names=dataset.class_names,
+            grid=(maps.prob.shape[2], maps.prob.shape[3]),
             image_size=dataset.image_size,
             teacher=result["model"],
             teacher_hash=weights_hash(backbone.model),
@@ -140,7 +145,7 @@ def run_label(
             extra_data=result.get("extra_data", "none"),
         )
         write_score_maps(folder / SCORE_MAPS, maps, header)
-        grid = f"{maps.prob.shape[2]}x{maps.prob.shape[3]}"
+        grid = f"{header.grid[0]}x{header.grid[1]}"
         logger.info(
             "score maps of %d images, %d of %d classes a place on a %s grid, %.0f images/s; "
             "teacher: train %.2f%%, val %.2f%%; pooled map agrees with the label on %.2f%%",

@@ -139,6 +139,7 @@ def run_stage(
     folder = resume or out or new_folder(places.runs_dir(), dataset.name, label)
     if resume is None:
         create_folder(folder, overwrite=overwrite)
+        (folder / "checkpoints").mkdir()
     write_recipe(folder / "recipe.yaml", stage_values(recipe, stage))
     write_json(folder / "env.json", describe_environment(dataset, runtime, argv, prepared.facts))
     logger.info("%s of %s -> %s", stage, dataset.name, folder)
@@ -249,8 +250,14 @@ def refuse_other_split(run: Run, dataset: Dataset, option: str) -> str:
         What the run was trained on beside this dataset: ``"none"``, or another dataset's name.
     """
     env = run.env
+    name = str(env["dataset"]["name"])
     if env["dataset"]["fingerprint"] != dataset.fingerprint:
-        return str(env["dataset"]["name"])
+        if name == dataset.name:
+            raise ConfigError(
+                f"{option} {run.path} was trained on other pixels of {name} (another image size or "
+                "version), so its splits cannot be compared with these: train it again on these"
+            )
+        return name
     for split in ("val", "test"):
         if env["split_hashes"][split] != dataset.split_hashes[split]:
             raise ConfigError(

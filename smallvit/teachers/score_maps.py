@@ -34,6 +34,7 @@ class ScoreMapHeader:
         fingerprint: Hash of its class names, labels and pixels.
         split_hash: Hash of the labelled training split, in order.
         class_names: In the order of the channels.
+        grid: The teacher's grid (h, w).
         image_size: Side of the images that the teacher saw, in pixels.
         teacher: Architecture of the teacher.
         teacher_hash: SHA-256 of its weights.
@@ -47,6 +48,7 @@ class ScoreMapHeader:
     fingerprint: str
     split_hash: str
     class_names: tuple[str, ...]
+    grid: tuple[int, int]
     image_size: int
     teacher: str
     teacher_hash: str
@@ -72,7 +74,7 @@ class ScoreMaps:
     num_classes: int
 
     @classmethod
-    def from_dense(cls, batches: Iterable[Float[Tensor, "B C h w"]], top_k: int) -> "ScoreMaps":
+    def from_dense(cls, batches: Iterable[Float[Tensor, "_ C h w"]], top_k: int) -> "ScoreMaps":
         """Keep the ``top_k`` classes of every place.
 
         Source:
@@ -117,8 +119,11 @@ def write_score_maps(path: Path, maps: ScoreMaps, header: ScoreMapHeader) -> Non
     metadata = {key: json.dumps(value) for key, value in asdict(header).items()}
     partial = path.with_suffix(".part")
     tensors = {"prob": maps.prob, "index": maps.index, "rest": maps.rest}
-    save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata)
-    partial.replace(path)
+    try:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
@@ -133,7 +138,8 @@ def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
         with safe_open(path, framework="pt") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
             tensors = {name: file.get_tensor(name) for name in ("prob", "index", "rest")}
-        header = ScoreMapHeader(**{**metadata, "class_names": tuple(metadata["class_names"])})
+        metadata |= {key: tuple(metadata[key]) for key in ("class_names", "grid")}
+        header = ScoreMapHeader(**metadata)
         maps = ScoreMaps(**tensors, num_classes=len(header.class_names))
     except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
         raise DataError(
@@ -143,7 +149,8 @@ def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
     if header.version != FORMAT_VERSION:
         raise DataError(f"{path} has format {header.version}; this version reads {FORMAT_VERSION}")
     total = maps.prob.float().sum(dim=1) + maps.rest.float()
-    if not bool(((total - 1).abs() < 0.01).all()):
+    fine = ((total - 1).abs() < 0.01) & (maps.prob >= 0).all(dim=1) & (maps.rest >= 0)
+    if not bool(fine.all()):
         raise DataError(f"{path} holds values that are no probabilities: write it again")
     if bool((maps.index < 0).any()) or bool((maps.index >= maps.num_classes).any()):
         raise DataError(f"{path} lists classes outside 0 to {maps.num_classes - 1}: write it again")

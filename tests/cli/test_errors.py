@@ -43,6 +43,7 @@ CASES = {
         3,
         "no score maps at x",
     ),
+    "token labels of nothing": (["finetune", "--token-label"], 2, "or run smallvit pretrain"),
     "unknown command": (["pretrian"], 2, 'Did you mean "pretrain"'),
     "nothing to bench": (["bench"], 3, "no finished fine-tuned run"),
     "no gpu": (["pretrain", "--dataset", "digits", "--device", "tpu"], 2, '"tpu"'),

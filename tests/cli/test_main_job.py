@@ -157,9 +157,11 @@ def test_token_label_alone_continues_the_newest_pretrain_and_makes_what_is_missi
     result = json.loads(path.read_text())
     assert (result["init"], result["token_labels"]) == ("pretrain", True)
     assert set(result["upstream"]) == {"pretrain", "teacher", "label"}
-    # A second call uses the maps that are there.
-    assert main(["finetune", "--recipe", tiny, "--token-label", "--seed", "1"]) == 0
-    assert "training one" not in capsys.readouterr().err
+    # A second call uses the maps that are there, and needs no data named.
+    assert main(["finetune", "--token-label", "--epochs", "1"]) == 0
+    said = capsys.readouterr().err
+    assert "continuing from the newest pretrain run, on digits" in said
+    assert "training one" not in said
 
 
 def test_run_does_every_arm_once_and_bench_writes_the_leaderboard(tiny, tmp_path, capsys):

@@ -1,0 +1,118 @@
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from smallvit.data.batches import LabelledBatch, TokenBox, ViewBatch
+from smallvit.engine.fit import FitPlan
+from smallvit.engine.log import LogConfig
+from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
+from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.models.vit import VitBackbone
+from smallvit.pretrain.dino import DinoConfig, DinoObjective
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tensors of a few kilobytes are faster on one core, and sums do not depend on the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small_vit() -> Callable[..., VitBackbone]:
+    """Build the stand-in: 2 blocks, 16 wide, 2 heads, patches of 4 px, the same weights always."""
+
+    def build(*, num_classes: int = 5, image_size: int = 16, **settings: float) -> VitBackbone:
+        config = ModelConfig(patch_size=4, embed_dim=16, depth=2, num_heads=2, **settings)
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            # Four tokens a side: too few for real images, enough here.
+            warnings.filterwarnings("ignore", message="patches of 4 px")
+            backbone = create_backbone(config, num_classes=num_classes, image_size=image_size)
+        assert isinstance(backbone, VitBackbone)
+        return backbone
+
+    return build
+
+
+@pytest.fixture
+def dino(small_vit) -> Callable[[], DinoObjective]:
+    """Stage 1 with stochastic depth, four local views and eight prototypes."""
+
+    def build() -> DinoObjective:
+        config = DinoConfig(num_prototypes=8, hidden_dim=16, bottleneck_dim=4)
+        backbone = small_vit(drop_path_rate=0.2)
+        return DinoObjective(backbone, config)
+
+    return build
+
+
+@pytest.fixture
+def finetune(small_vit) -> Callable[[], FinetuneObjective]:
+    """Stage 2 with token labels and stochastic depth."""
+
+    def build() -> FinetuneObjective:
+        backbone = small_vit(drop_path_rate=0.2)
+        config = SupervisedConfig()
+        return FinetuneObjective(backbone, num_classes=5, config=config, token_weight=0.5)
+
+    return build
+
+
+@pytest.fixture
+def view_batch() -> Callable[[int], ViewBatch]:
+    """Views of a step: a function of the step alone, four steps an epoch."""
+
+    def make(step: int) -> ViewBatch:
+        generator = torch.Generator().manual_seed(step)
+        return ViewBatch(
+            global_views=torch.randn(2, 4, 3, 16, 16, generator=generator),
+            local_views=torch.randn(4, 4, 3, 8, 8, generator=generator),
+            epoch=step / 4,
+            progress=step / 20,
+        )
+
+    return make
+
+
+@pytest.fixture
+def labelled_batch() -> Callable[[int], LabelledBatch]:
+    """Images, labels, score maps and a box of a step: a function of the step alone."""
+
+    def make(step: int) -> LabelledBatch:
+        generator = torch.Generator().manual_seed(step)
+        labels = torch.randint(0, 5, (4,), generator=generator)
+        images = torch.randn(4, 3, 16, 16, generator=generator) + labels[:, None, None, None]
+        return LabelledBatch(
+            images=images,
+            labels=labels,
+            score_maps=torch.randn(4, 5, 4, 4, generator=generator).softmax(dim=1),
+            mix_box=TokenBox(top=step % 3, left=1, bottom=4, right=3),
+        )
+
+    return make
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> FitPlan:
+    """Eight steps, four an epoch, that leave everything in a folder."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    return FitPlan(
+        title="test",
+        seed=0,
+        total_steps=8,
+        epoch_steps=4.0,
+        optim=OptimConfig(lr=1e-3, batch_size=4, weight_decay_end=0.4),
+        schedule=ScheduleConfig(epochs=2.0, warmup_epochs=0.5),
+        log=LogConfig(every_steps=3),
+        runtime=open_runtime(RuntimeConfig(device="cpu", precision="fp32")),
+        folder=tmp_path / "run",
+        identity={"settings": "{}"},
+    )

@@ -1,0 +1,208 @@
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from smallvit.core.errors import ConfigError, DivergedError, InterruptedRunError
+from smallvit.data.batches import LabelledBatch
+from smallvit.engine.checkpoint import load_checkpoint
+from smallvit.engine.fit import FitPlan, fit
+from smallvit.engine.log import LogConfig, read_metrics
+from smallvit.engine.optim import ScheduleConfig
+
+
+def state_of(plan: FitPlan, name: str = "last.pt") -> dict:
+    return load_checkpoint(plan.folder / "checkpoints" / name)
+
+
+def beside(plan: FitPlan, name: str) -> FitPlan:
+    """The same plan in another folder."""
+    folder = plan.folder.parent / name
+    (folder / "checkpoints").mkdir(parents=True)
+    return replace(plan, folder=folder)
+
+
+def assert_same_end(first: FitPlan, second: FitPlan) -> None:
+    """Weights, moments, step counts and schedule: every bit."""
+    ours, theirs = state_of(first), state_of(second)
+    assert ours["result"]["step"] == theirs["result"]["step"]
+    for part in ("objective", "optimizer"):
+        torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
+
+
+@pytest.fixture(params=["dino", "finetune"])
+def stage(request):
+    """An objective's builder and its batches."""
+    batches = {"dino": "view_batch", "finetune": "labelled_batch"}[request.param]
+    return request.getfixturevalue(request.param), request.getfixturevalue(batches)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5])
+def test_a_resumed_run_ends_like_an_unbroken_one(stage, plan, stop):
+    """Stochastic depth, moments, centre, momentum teacher and prototypes, thawed at step 4."""
+    build, batches = stage
+    fit(build(), batches, plan)
+    broken = beside(plan, "broken")
+    fit(build(), batches, broken, stop_after=stop)
+    assert state_of(broken)["result"]["step"] == stop
+    torch.manual_seed(99)
+    torch.randn(7)  # another process, another state of torch's generator
+    result = fit(build(), batches, broken, resume=True)
+    assert result.step == 8
+    assert_same_end(plan, broken)
+
+
+def test_two_runs_are_the_same(stage, plan):
+    build, batches = stage
+    fit(build(), batches, plan)
+    again = beside(plan, "again")
+    fit(build(), batches, again)
+    assert_same_end(plan, again)
+
+
+def test_training_lowers_the_loss(finetune, labelled_batch, plan):
+    plan = replace(plan, total_steps=40, log=LogConfig(every_steps=10))
+    fit(finetune(), lambda step: labelled_batch(step % 2), plan)
+    losses = [row["train/loss"] for row in read_metrics(plan.folder / "metrics.jsonl")]
+    assert losses[-1] < losses[0]
+
+
+def test_a_plan_without_a_folder_writes_nothing(finetune, labelled_batch, plan, tmp_path):
+    plan = replace(plan, folder=None)
+    assert fit(finetune(), labelled_batch, plan, stop_after=1).step == 1
+    assert list((tmp_path / "run").rglob("*.*")) == []
+
+
+def test_a_log_line_is_the_mean_since_the_one_before(finetune, labelled_batch, plan):
+    every = beside(plan, "every")
+    fit(finetune(), labelled_batch, plan)
+    fit(finetune(), labelled_batch, replace(every, log=LogConfig(every_steps=1)))
+    losses = [row["train/loss"] for row in read_metrics(every.folder / "metrics.jsonl")]
+    rows = read_metrics(plan.folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [3, 6, 8]
+    means = [sum(losses[:3]) / 3, sum(losses[3:6]) / 3, sum(losses[6:]) / 2]
+    assert [row["train/loss"] for row in rows] == pytest.approx(means)
+    assert [row["epoch"] for row in rows] == [0.75, 1.5, 2.0]
+
+
+def test_best_follows_the_highest_metric_and_nan_never_wins(finetune, labelled_batch, plan):
+    scores = iter([float("nan"), 0.3, 0.5, float("nan"), 0.4, 0.5, 0.1, 0.2])
+    plan = replace(
+        plan, select_on="val/top1", schedule=ScheduleConfig(epochs=2.0, eval_epochs=0.25)
+    )
+    result = fit(finetune(), labelled_batch, plan, evaluate=lambda: {"val/top1": next(scores)})
+    assert result.best == {"val/top1": 0.5, "step": 3}
+    assert result.metrics == {"val/top1": 0.2}
+    assert state_of(plan, "best.pt")["result"]["step"] == 3
+    assert state_of(plan)["result"]["step"] == 8
+
+
+def test_best_is_remembered_over_a_resumption(finetune, labelled_batch, plan):
+    schedule = ScheduleConfig(epochs=2.0, eval_epochs=0.25)
+    plan = replace(plan, select_on="val/top1", schedule=schedule)
+    first, second = iter([0.3, 0.9, 0.4]), iter([0.5, 0.6, 0.7, 0.8, 0.85])
+    fit(
+        finetune(),
+        labelled_batch,
+        plan,
+        evaluate=lambda: {"val/top1": next(first)},
+        stop_after=3,
+    )
+    result = fit(
+        finetune(),
+        labelled_batch,
+        plan,
+        evaluate=lambda: {"val/top1": next(second)},
+        resume=True,
+    )
+    assert result.best == {"val/top1": 0.9, "step": 2}
+    assert state_of(plan, "best.pt")["result"]["step"] == 2
+
+
+@pytest.mark.parametrize(("eval_epochs", "steps"), [(1.0, [4, 8]), (0.75, [3, 6, 8]), (5.0, [8])])
+def test_evaluation_is_due_by_epochs_and_at_the_end(
+    finetune, labelled_batch, plan, eval_epochs, steps
+):
+    plan = replace(plan, schedule=ScheduleConfig(epochs=2.0, eval_epochs=eval_epochs))
+    fit(finetune(), labelled_batch, plan, evaluate=lambda: {"val/top1": 0.5})
+    rows = read_metrics(plan.folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if "val/top1" in row] == steps
+
+
+def test_evaluation_sees_the_objective_in_evaluation_mode(finetune, labelled_batch, plan):
+    objective, modes = finetune(), []
+
+    def evaluate() -> dict[str, float]:
+        modes.append(objective.training)
+        return {"val/top1": 0.5}
+
+    fit(objective, labelled_batch, plan, evaluate=evaluate)
+    assert modes == [False, False]
+
+
+def test_sigterm_saves_and_the_run_continues_from_there(finetune, labelled_batch, plan):
+    before = signal.getsignal(signal.SIGTERM)
+    fit(finetune(), labelled_batch, plan)
+    broken = beside(plan, "broken")
+
+    def terminated(step: int) -> LabelledBatch:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return labelled_batch(step)
+
+    with pytest.raises(InterruptedRunError, match="stopped by SIGTERM after step 3 of 8") as info:
+        fit(finetune(), terminated, broken)
+    assert info.value.exit_code == 143
+    assert state_of(broken)["result"]["step"] == 3
+    assert signal.getsignal(signal.SIGTERM) == before
+    fit(finetune(), labelled_batch, broken, resume=True)
+    assert_same_end(plan, broken)
+
+
+def test_the_message_of_an_interrupted_run_says_how_to_continue(finetune, labelled_batch, plan):
+    def interrupted(step: int) -> LabelledBatch:
+        os.kill(os.getpid(), signal.SIGINT)
+        return labelled_batch(step)
+
+    with pytest.raises(InterruptedRunError, match=f"--resume {plan.folder}") as info:
+        fit(finetune(), interrupted, plan)
+    assert info.value.exit_code == 130
+
+
+@pytest.mark.parametrize("every", [1, 20])
+def test_divergence_names_the_first_bad_step(finetune, labelled_batch, plan, every):
+    """However late the host looks, and whatever came after."""
+
+    def spoiled(step: int) -> LabelledBatch:
+        batch = labelled_batch(step)
+        if step in (3, 5):
+            batch = replace(batch, images=torch.full_like(batch.images, float("nan")))
+        return batch
+
+    objective = finetune()
+    plan = replace(plan, log=LogConfig(every_steps=every))
+    with pytest.raises(DivergedError, match="became NaN or infinite at step 3 ") as info:
+        fit(objective, spoiled, plan)
+    assert info.value.step == 3
+    assert all(bool(p.isfinite().all()) for p in objective.parameters())
+    assert not (plan.folder / "checkpoints" / "last.pt").exists()
+
+
+def test_the_last_good_checkpoint_survives_divergence(dino, view_batch, plan):
+    def spoiled(step: int):
+        batch = view_batch(step)
+        return replace(batch, global_views=batch.global_views * (float("inf") if step > 4 else 1))
+
+    plan = replace(plan, log=LogConfig(every_steps=20, checkpoint_steps=2))
+    with pytest.raises(DivergedError, match="at step 5 "):
+        fit(dino(), spoiled, plan)
+    assert state_of(plan)["result"]["step"] == 4
+
+
+def test_settings_of_another_run_are_not_resumed(finetune, labelled_batch, plan):
+    fit(finetune(), labelled_batch, plan, stop_after=1)
+    other = replace(plan, identity={"settings": "{'lr': 1}"})
+    with pytest.raises(ConfigError, match="was written with other settings"):
+        fit(finetune(), labelled_batch, other, resume=True)

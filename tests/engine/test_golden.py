@@ -1,0 +1,33 @@
+"""Losses of 20 steps, recorded once. A change here is a change of results.
+
+To record them anew, after a change that is meant:
+
+    SMALLVIT_WRITE_GOLDEN=1 pytest tests/engine/test_golden.py
+"""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from smallvit.engine.fit import fit
+from smallvit.engine.log import LogConfig, read_metrics
+from smallvit.engine.optim import ScheduleConfig
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+STAGES = {"pretrain": ("dino", "view_batch"), "finetune": ("finetune", "labelled_batch")}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_losses_are_those_on_record(stage, plan, request):
+    build, batches = (request.getfixturevalue(name) for name in STAGES[stage])
+    schedule = ScheduleConfig(epochs=5.0, warmup_epochs=1.0)
+    plan = replace(plan, total_steps=20, schedule=schedule, log=LogConfig(every_steps=1))
+    fit(build(), batches, plan)
+    losses = [row["train/loss"] for row in read_metrics(plan.folder / "metrics.jsonl")]
+    path = GOLDEN / f"{stage}.json"
+    if os.environ.get("SMALLVIT_WRITE_GOLDEN"):
+        path.write_text(json.dumps({"train/loss": [round(v, 6) for v in losses]}, indent=1) + "\n")
+    assert losses == pytest.approx(json.loads(path.read_text())["train/loss"], rel=1e-3)

@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+from smallvit.core.errors import ConfigError, UnknownNameError
+from smallvit.models.registry import (
+    ModelConfig,
+    create_backbone,
+    create_exported,
+    known_models,
+    model_arguments,
+)
+
+
+def test_default_patch_is_an_eighth_of_the_image():
+    assert model_arguments(ModelConfig(), num_classes=10, image_size=32)[1]["patch_size"] == 4
+    assert model_arguments(ModelConfig(), num_classes=10, image_size=8)[1]["patch_size"] == 2
+
+
+def test_settings_that_are_null_are_left_to_the_architecture():
+    name, arguments = model_arguments(ModelConfig(), num_classes=10, image_size=32)
+    assert name == "vit_tiny_patch16_224"
+    assert set(arguments) == {"img_size", "patch_size", "dynamic_img_size", "num_classes"}
+
+
+def test_export_arguments_rebuild_the_model(small_vit):
+    backbone = small_vit(num_classes=7)
+    config = ModelConfig(patch_size=2, embed_dim=16, depth=2, num_heads=2)
+    name, arguments = model_arguments(config, num_classes=7, image_size=16)
+    again = create_exported(name, arguments)
+    shapes = {key: value.shape for key, value in again.model.state_dict().items()}
+    assert shapes.keys() == backbone.model.state_dict().keys()
+    assert shapes["pos_embed"] == torch.Size([1, 65, 16])
+    assert shapes["head.weight"] == torch.Size([7, 16])
+
+
+def test_our_names_come_first():
+    assert known_models()[:3] == ["vit_tiny", "vit_small", "resnet8_small"]
+
+    assert "vit_base_patch16_224" in known_models()
+
+
+def test_unknown_model_is_answered_with_the_nearest():
+    with pytest.raises(
+        UnknownNameError, match="unknown model 'vit_tinny'; did you mean 'vit_tiny'"
+    ):
+        ModelConfig(name="vit_tinny")
+
+
+@pytest.mark.parametrize("patch_size", [3, 16, 32])
+def test_patch_must_divide_the_image_into_tokens(patch_size):
+    config = ModelConfig(patch_size=patch_size)
+    with pytest.raises(ConfigError, match=rf"\({patch_size}\) must divide .* 1, 2, 4, 8 would"):
+        create_backbone(config, num_classes=5, image_size=16)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ConfigError, match=r"num_heads \(3\) must divide model.embed_dim \(16\)"):
+        ModelConfig(embed_dim=16, num_heads=3)
+
+
+def test_heads_of_the_architecture_must_divide_a_given_width():
+    config = ModelConfig(embed_dim=16, depth=1)  # vit_tiny has 3 heads
+    with pytest.raises(ConfigError, match="cannot be built"):
+        create_backbone(config, num_classes=5, image_size=16)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"patch_size": 4},
+        {"embed_dim": 16},
+        {"num_heads": 2},
+        {"mlp_ratio": 2.0},
+        {"drop_path_rate": 0.1},
+    ],
+)
+def test_vit_settings_are_refused_on_a_cnn(setting):
+    with pytest.raises(ConfigError, match=f"model.{next(iter(setting))} .* no setting of resnet8"):
+        ModelConfig(name="resnet8_small", **setting)
+
+
+@pytest.mark.parametrize("setting", [{"width": 8}, {"stride": 2}])
+def test_cnn_settings_are_refused_on_a_vit(setting):
+    with pytest.raises(ConfigError, match=f"model.{next(iter(setting))} .* no setting of vit_tiny"):
+        ModelConfig(**setting)
+
+
+def test_resnet_depth_is_six_times_blocks_plus_two():
+    with pytest.raises(ConfigError, match=r"depth must be 8, 14, 20, \.\.\. for a ResNet, got 9"):
+        ModelConfig(name="resnet8_small", depth=9)
+
+
+def test_stride_of_three_is_refused():
+    with pytest.raises(ConfigError, match="stride must be 1, 2 or 4, got 3"):
+        ModelConfig(name="resnet8_small", stride=3)
+
+
+def test_stride_must_leave_more_than_one_cell():
+    config = ModelConfig(name="resnet8_small", stride=4)
+    with pytest.raises(ConfigError, match=r"stride \(4\) leaves one cell of 4 px"):
+        create_backbone(config, num_classes=5, image_size=4)
+
+
+def test_architecture_without_class_token_is_refused():
+    config = ModelConfig(name="vit_base_patch16_rpn_224", embed_dim=16, depth=1, num_heads=2)
+    with pytest.raises(ConfigError, match="no class token and no adapter"):
+        create_backbone(config, num_classes=5, image_size=32)
+
+
+def test_patch_larger_than_an_eighth_is_warned_of():
+    config = ModelConfig(patch_size=4, embed_dim=16, depth=1, num_heads=2)
+    with pytest.warns(UserWarning, match="patches of 4 px are larger than an eighth of a 16 px"):
+        create_backbone(config, num_classes=5, image_size=16)

@@ -1,0 +1,202 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from smallvit.core.errors import DataError
+from smallvit.teachers.score_maps import (
+    ScoreMapHeader,
+    ScoreMaps,
+    check_score_maps,
+    read_score_maps,
+    write_score_maps,
+)
+
+CLASSES = tuple("abcdefghij")
+HEADER = ScoreMapHeader(
+    dataset="digits",
+    fingerprint="f" * 64,
+    split_hash="s" * 64,
+    class_names=CLASSES,
+    grid=(2, 2),
+    image_size=16,
+    teacher="resnet8_small",
+    teacher_hash="t" * 64,
+    teacher_train_top1=0.9,
+    teacher_val_top1=0.8,
+    extra_data="none",
+)
+FITS = {
+    "fingerprint": HEADER.fingerprint,
+    "split_hash": HEADER.split_hash,
+    "class_names": CLASSES,
+    "count": 4,
+}
+EVERY = torch.arange(4)
+
+
+def draw(classes: int = 10, *, side: int = 2, sharpness: float = 2.0) -> torch.Tensor:
+    logits = torch.randn(4, classes, side, side, generator=torch.Generator().manual_seed(0))
+    return (sharpness * logits).softmax(dim=1)
+
+
+@pytest.fixture
+def maps() -> ScoreMaps:
+    return ScoreMaps.from_dense([draw()], 5)
+
+
+@pytest.fixture
+def path(maps, tmp_path) -> Path:
+    path = tmp_path / "score_maps.safetensors"
+    write_score_maps(path, maps, HEADER)
+    return path
+
+
+def test_listed_classes_keep_their_probability_and_the_others_share_the_rest(maps):
+    dense, prob = maps.dense(EVERY), draw()
+    order = prob.argsort(dim=1, descending=True)
+    listed, others = order[:, :5], order[:, 5:]
+    kept, shared = dense.gather(1, listed), dense.gather(1, others)
+    torch.testing.assert_close(kept, prob.gather(1, listed), rtol=1e-3, atol=1e-5)
+    rest = prob.gather(1, others).sum(dim=1, keepdim=True) / 5
+    torch.testing.assert_close(shared, rest.expand_as(shared), rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 2.0, 20.0])
+def test_no_unlisted_class_outranks_a_listed_one(sharpness):
+    """Fault of the published code: logit 0 for the others, above the listed negative ones."""
+    prob = draw(sharpness=sharpness)
+    dense = ScoreMaps.from_dense([prob], 5).dense(EVERY)
+    order = prob.argsort(dim=1, descending=True)
+    lowest_listed = dense.gather(1, order[:, :5]).amin(dim=1)
+    highest_unlisted = dense.gather(1, order[:, 5:]).amax(dim=1)
+    # Below 6e-8 float16 has nothing but zero for a listed class.
+    assert bool((highest_unlisted <= lowest_listed + 1e-6).all())
+    assert torch.equal(dense.argmax(dim=1), prob.argmax(dim=1))
+
+
+def test_negative_logits_keep_the_top_class_at_its_probability():
+    """The case measured on the published code, where 0.717 fell to 0.484."""
+    logits = torch.tensor([1.5, -0.5, -1.0, -1.5, -2.0, -3.0, -3.0, -3.5, -4.0, -4.0])
+    prob = logits.softmax(dim=0)[None, :, None, None].expand(1, 10, 2, 2)
+    dense = ScoreMaps.from_dense([prob], 5).dense(torch.tensor([0]))
+    torch.testing.assert_close(dense[:, 0], prob[:, 0], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("top_k", [10, 50])
+def test_all_classes_are_kept_where_k_reaches_them(top_k):
+    maps = ScoreMaps.from_dense([draw()], top_k)
+    assert maps.prob.shape == (4, 10, 2, 2)
+    torch.testing.assert_close(maps.dense(EVERY), draw(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("classes", "top_k"), [(10, 5), (10, 10), (10, 1), (5000, 5), (2, 5)])
+def test_distributions_sum_to_one(classes, top_k):
+    dense = ScoreMaps.from_dense([draw(classes)], top_k).dense(EVERY)
+    torch.testing.assert_close(dense.sum(dim=1), torch.ones(4, 2, 2), rtol=0, atol=1e-5)
+
+
+def test_class_index_is_exact_above_2048():
+    """The published code stores the index in float16, where 2049 is 2048."""
+    prob = draw(5000, sharpness=5.0)
+    maps = ScoreMaps.from_dense([prob], 5)
+    assert torch.equal(maps.index.long(), prob.topk(5, dim=1).indices)
+    assert maps.index.max() > 2048
+    assert torch.equal(maps.dense(EVERY).argmax(dim=1), prob.argmax(dim=1))
+
+
+def test_batches_are_joined_in_order(maps):
+    parts = ScoreMaps.from_dense((part for part in draw().split([1, 3])), 5)
+    assert torch.equal(parts.prob, maps.prob)
+    assert torch.equal(parts.index, maps.index)
+
+
+def test_positions_pick_images(maps):
+    position = torch.tensor([3, 1, 3])
+    assert torch.equal(maps.dense(position), maps.dense(EVERY)[position])
+
+
+@pytest.mark.parametrize("side", [2, 3, 8])
+def test_grids_start_at_two_by_two(side, tmp_path):
+    maps = ScoreMaps.from_dense([draw(side=side)], 5)
+    write_score_maps(tmp_path / "maps.safetensors", maps, replace(HEADER, grid=(side, side)))
+    read, _ = read_score_maps(tmp_path / "maps.safetensors")
+    assert read.dense(EVERY).shape == (4, 10, side, side)
+
+
+def test_a_file_returns_what_was_written(maps, path):
+    read, header = read_score_maps(path)
+    assert header == HEADER
+    assert read.num_classes == 10
+    for name in ("prob", "index", "rest"):
+        assert torch.equal(getattr(read, name), getattr(maps, name))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_fitting_maps_are_accepted(maps, path):
+    check_score_maps(path, maps, HEADER, **FITS)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"fingerprint": "e" * 64}, "other images"),
+        ({"split_hash": "e" * 64}, "other training split"),
+        ({"class_names": CLASSES[::-1]}, "other classes"),
+        ({"count": 5}, r"other number of images \(4, here 5\)"),
+    ],
+)
+def test_maps_of_something_else_are_refused(maps, path, change, what):
+    with pytest.raises(DataError, match=f"was written for {what}"):
+        check_score_maps(path, maps, HEADER, **FITS | change)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no score maps at"):
+        read_score_maps(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_a_truncated_file_is_refused(path, share):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(DataError, match="no whole file of score maps"):
+        read_score_maps(path)
+
+
+def test_a_file_of_something_else_is_refused(path):
+    path.write_text("accuracy: 100 %")
+    with pytest.raises(DataError, match="no whole file of score maps"):
+        read_score_maps(path)
+
+
+def test_another_format_is_refused(maps, path):
+    write_score_maps(path, maps, replace(HEADER, version=2))
+    with pytest.raises(DataError, match="has format 2; this version reads 1"):
+        read_score_maps(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -2.0])
+@pytest.mark.parametrize("name", ["prob", "rest"])
+def test_values_that_are_no_probabilities_are_refused(maps, path, name, value):
+    getattr(maps, name).view(-1)[-1] = value
+    write_score_maps(path, maps, HEADER)
+    with pytest.raises(DataError, match="no probabilities"):
+        read_score_maps(path)
+
+
+def test_negative_values_are_refused_even_where_the_sum_is_one(maps, path):
+    maps.prob[0, :, 0, 0] = torch.tensor([1.5, -0.5, 0, 0, 0])
+    maps.rest[0, 0, 0] = 0
+    write_score_maps(path, maps, HEADER)
+    with pytest.raises(DataError, match="no probabilities"):
+        read_score_maps(path)
+
+
+@pytest.mark.parametrize("index", [-1, 10])
+def test_a_class_out_of_range_is_refused(maps, path, index):
+    maps.index[2, 0, 0, 0] = index
+    write_score_maps(path, maps, HEADER)
+    with pytest.raises(DataError, match="lists classes outside 0 to 9"):
+        read_score_maps(path)
