@@ -37,4 +37,4 @@ def quickstart_command(*, out: Path | None = None) -> None:
     folder, runs = run_recipe(recipe, out=folder, argv=given.argv)
     bench_runs(runs, folder / "leaderboard", title="Quickstart: what each stage brought")
     console.print(f"quickstart took {time.monotonic() - start:.0f} s", highlight=False)
-    console.print(NEXT, markup=False, highlight=False)
+    console.print(NEXT, markup=False, highlight=False, soft_wrap=True)
