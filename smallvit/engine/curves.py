@@ -31,7 +31,7 @@ def draw_curves(metrics_path: Path, picture: Path, title: str) -> None:
         axis.set(title=name, xlabel="Step")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        if len(axis.lines) > 1:
+        if axis.lines and len(keys) > 1:
             axis.legend(frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     picture.parent.mkdir(exist_ok=True)
