@@ -1,4 +1,29 @@
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 
 # Tiny tensors: a second thread only waits, and the kill tests compare runs bit for bit.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small_vit() -> Callable[..., Any]:
+    """Build the stand-in: 2 blocks, 16 wide, 2 heads, patches of 4 px, the same weights always."""
+    # Imported late: the shape checks are switched on after this file is read.
+    from smallvit.models.registry import ModelConfig, create_backbone
+    from smallvit.models.vit import VitBackbone
+
+    def build(*, num_classes: int = 5, image_size: int = 16, **settings: float) -> VitBackbone:
+        config = ModelConfig(patch_size=4, embed_dim=16, depth=2, num_heads=2, **settings)
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            # Four tokens a side: too few for real images, enough here.
+            warnings.filterwarnings("ignore", message="patches of 4 px")
+            backbone = create_backbone(config, num_classes=num_classes, image_size=image_size)
+        assert isinstance(backbone, VitBackbone)
+        return backbone
+
+    return build
