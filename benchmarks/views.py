@@ -11,7 +11,9 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,10 +38,10 @@ class PilViews(Dataset[list[torch.Tensor]]):
         sizes = [32, 32, *([16] * CONFIG.num_local)]
         self.views = [self._view(number, size) for number, size in enumerate(sizes)]
 
-    def _view(self, number: int, size: int) -> transforms.Compose:
+    def _view(self, number: int, size: int) -> Callable[[Image.Image], torch.Tensor]:
         scale = CONFIG.global_scale if number < 2 else CONFIG.local_scale
         blur = transforms.GaussianBlur(9, CONFIG.blur_sigma)
-        return transforms.Compose(
+        compose: Any = transforms.Compose(
             [
                 transforms.RandomResizedCrop(
                     size, scale, interpolation=transforms.InterpolationMode.BICUBIC
@@ -55,6 +57,7 @@ class PilViews(Dataset[list[torch.Tensor]]):
                 transforms.Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
             ]
         )
+        return compose
 
     def __len__(self) -> int:
         return len(self.images)
