@@ -358,6 +358,8 @@ def _warnings_of_row(group: Sequence[Entry]) -> Iterable[str]:
         yield f"{name}: seed {seeds} was run more than once; every run counts in the mean"
     if len({entry.samples_seen for entry in group}) > 1:
         yield f"{name}: the row averages runs that saw different numbers of supervised images"
+    if len({entry.params for entry in group}) > 1:
+        yield f"{name}: the row averages networks of different sizes"
 
 
 def _warnings_of_budgets(entries: Sequence[Entry]) -> Iterable[str]:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from smallvit.bench.leaderboard import ARMS, Entry, build_rows, verdict, warnings_of
 from smallvit.bench.report import render_table, write_leaderboard
+from smallvit.core.errors import DataError, SmallViTError
 from smallvit.core.run_folder import Run
 from smallvit.engine.runtime import RuntimeConfig
 from smallvit.run.score import score_run
@@ -32,14 +33,24 @@ def bench_runs(
         runtime_config: Device and precision of the scoring.
 
     Returns:
-        Path of each file by kind: ``json``, ``md``, ``csv`` and ``html``.
+        Path of each file by kind: ``json``, ``md``, ``csv`` and ``html``. A run that cannot be
+        scored is named in them and left out.
+
+    Raises:
+        DataError: If none could be scored.
     """
-    entries = []
+    entries, notes = [], []
     for run in runs:
         logger.info("scoring %s on test", run.path)
-        entries.append(_score(run, runtime_config))
+        try:
+            entries.append(_score(run, runtime_config))
+        except SmallViTError as error:
+            logger.warning("left out: %s", error)
+            notes.append(f"left out: {error}")
+    if not entries:
+        raise DataError(f"none of {len(runs)} runs could be scored: see the lines above")
     rows = build_rows(entries)
-    files = write_leaderboard(rows, entries, folder, title=title, notes=[])
+    files = write_leaderboard(rows, entries, folder, title=title, notes=notes)
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, TABLE_WIDTH)

@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted before there was anything to save", 130)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return _fail("out of memory: lower --batch-size (optim.batch_size)", 1)
         console.print(traceback.format_exc(), markup=False, highlight=False)
         return _fail("this is a fault in smallvit: please report it with the lines above", 1)
     return 0

@@ -6,7 +6,9 @@ from cyclopts import App
 from rich.console import Console
 from rich.table import Table
 
+from smallvit.cli.options import overrides
 from smallvit.core import places
+from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import DataError
 from smallvit.data.loader import DataConfig, class_counts, open_source
 from smallvit.data.registry import DATASETS
@@ -41,9 +43,9 @@ def info(name: str, /, *, data: DataConfig = DataConfig()) -> None:
         data: Size and splits.
     """
     by_name = name in DATASETS or not (Path(name).exists() or "/" in name)
-    which = {"dataset": name} if by_name else {"path": Path(name)}
-    config = DataConfig(**{**vars(data), **which})
-    dataset = load_dataset(config)
+    which = {"dataset": name} if by_name else {"path": name}
+    settings = {**overrides().get("data", {}), **which}
+    dataset = load_dataset(resolve(DataConfig, [Layer(source="command line", values=settings)]))
     spec = DATASETS.get(name)
     facts = Table(title=dataset.name, show_header=False)
     for key, value in {

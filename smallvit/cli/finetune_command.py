@@ -77,6 +77,11 @@ def finetune_command(
         raise ConfigError("--teacher and --score-maps exclude each other: give one")
     if (teacher is not None or score_maps is not None) and not enabled:
         raise ConfigError("--teacher and --score-maps need --token-label")
+    if training.resume is not None and teacher is not None:
+        raise ConfigError("--resume keeps its score maps: leave --teacher out")
+    settings = [key for key in given.values if key.startswith("token_label.")]
+    if settings and not enabled:
+        raise ConfigError(f"--{settings[0].replace('_', '-')} needs --token-label")
     if training.resume is None:
         recipe = _complete(recipe, teacher, dry_run=where.dry_run)
     run = run_stage(
@@ -121,18 +126,18 @@ def _complete(recipe: Recipe, teacher: Path | None, *, dry_run: bool) -> Recipe:
         return with_values(recipe, {"finetune": {"init": config.init or "scratch"}})
     if config.init is None:
         dataset = load_dataset(recipe.data)
-        found = newest_run(dataset, "pretrain", same=("val", "test"))
+        found = newest_run(dataset, "pretrain", same=("val", "test"), model=recipe.model)
         start = "scratch" if found is None else str(found.path)
         if found is None:
             logger.info(
-                "no pretrain run on these images under %s: starting from scratch "
+                "no pretrain run of this model on these images under %s: starting from scratch "
                 "(smallvit pretrain makes one)",
                 places.runs_dir(),
             )
         else:
             logger.info("continuing from %s", start)
         recipe = with_values(recipe, {"finetune": {"init": start}})
-    if config.score_maps is not None:
+    if config.score_maps is not None and teacher is None:
         return recipe
     if dry_run:
         logger.info("dry run: token labels are left out, their maps would be made first")

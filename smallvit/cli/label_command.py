@@ -9,6 +9,7 @@ from smallvit.cli.options import DataOptions, FolderOptions, given, overrides
 from smallvit.cli.training import apply_offline, say_recipe
 from smallvit.core.config import merge
 from smallvit.core.console import console
+from smallvit.core.places import absolute
 from smallvit.data.loader import DataConfig
 from smallvit.run.label import SCORE_MAPS, run_label
 from smallvit.run.recipe import LabelConfig, load_recipe
@@ -33,7 +34,7 @@ def label_command(
     """
     apply_offline(which)
     settings = {key: value for key, value in overrides("label").items() if key != "teacher"}
-    settings = merge(settings, {"label": {"teacher": str(teacher)}})
+    settings = merge(settings, {"label": {"teacher": str(absolute(teacher))}})
     own = teacher / "recipe.yaml"
     named = which.recipe or (str(own) if own.is_file() else None)
     recipe, name = load_recipe(named, settings)

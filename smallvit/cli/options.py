@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, ArgumentCollection, Parameter
 
 from smallvit.core.config import nest
+from smallvit.core.places import absolute
 
 
 class GivenOptions:
@@ -131,5 +132,7 @@ def overrides(stage: str | None = None) -> dict[str, Any]:
             place = key
         if stage == "teacher" and place.startswith("model."):
             place = f"teacher.{place}"
-        flat[place] = str(value) if isinstance(value, Path) else value
+        # Written to recipe.yaml, which must run again from any folder.
+        is_path = isinstance(value, Path) or (key == "init" and value != "scratch")
+        flat[place] = str(absolute(value)) if is_path else value
     return nest(flat)

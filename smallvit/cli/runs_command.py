@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from cyclopts import App
 from rich.console import Console
@@ -44,7 +45,7 @@ def show(run: Path, /) -> None:
             console.print(f"{path.stat().st_size:>12,}  {path}", highlight=False, soft_wrap=True)
 
 
-def _score(result: dict[str, dict[str, float]]) -> str:
+def _score(result: dict[str, Any]) -> str:
     metrics = result.get("metrics", {})
     names = {"val/top1": "val top-1", "val/knn": "val k-NN", "val/teacher_top1": "teacher val"}
     return ", ".join(f"{names[k]} {v:.2%}" for k, v in metrics.items() if k in names)

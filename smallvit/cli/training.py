@@ -50,8 +50,8 @@ def load_for(
         if not own.is_file():
             raise ConfigError(f"--resume {training.resume}: no run there")
         return load_recipe(str(own), settings)[0]
-    if init is not None and init != "scratch":
-        theirs = open_run(Path(init)).recipe
+    if init is not None and init != "scratch" and which.recipe is None:
+        theirs = open_run(Path(init).expanduser()).recipe
         for section in ("model", "data"):
             settings[section] = {**theirs.get(section, {}), **_replacing(settings.get(section, {}))}
     recipe, name = load_recipe(which.recipe, settings)

@@ -33,22 +33,35 @@ class Run:
     @property
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe."""
-        return yaml.safe_load((self.path / "recipe.yaml").read_text())
+        return self._read("recipe.yaml")
 
     @property
     def result(self) -> dict[str, Any]:
         """Contents of result.json."""
-        return json.loads((self.path / "result.json").read_text())
+        return self._read("result.json")
 
     @property
     def env(self) -> dict[str, Any]:
         """Contents of env.json."""
-        return json.loads((self.path / "env.json").read_text())
+        return self._read("env.json")
 
     @property
     def completed(self) -> bool:
         """Whether the run came to its end."""
-        return (self.path / "result.json").exists() and self.result["status"] == "completed"
+        return (self.path / "result.json").exists() and self.result.get("status") == "completed"
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            text = path.read_text()
+            value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise DataError(
+                f"{path} is missing or broken ({type(error).__name__}): repeat the run"
+            ) from error
+        if not isinstance(value, dict):
+            raise DataError(f"{path} is broken, it holds no mapping: repeat the run")
+        return value
 
 
 def open_run(path: Path, *, stage: str | None = None) -> Run:
@@ -66,6 +79,8 @@ def open_run(path: Path, *, stage: str | None = None) -> Run:
         raise DataError(f"no run at {path}: 'smallvit runs ls' shows those there are")
     run = Run(path)
     result = run.result
+    if not {"stage", "status"} <= result.keys():
+        raise DataError(f"{path}/result.json is broken: repeat the run")
     if stage is not None and result["stage"] != stage:
         raise ConfigError(f"{path} is a {result['stage']} run, a {stage} run is needed")
     if result["status"] != "completed":
@@ -78,9 +93,11 @@ def find_runs(root: Path) -> Iterator[Run]:
     found = []
     for path in root.rglob("result.json"):
         try:
-            found.append((json.loads(path.read_text())["started"], path.parent))
-        except (ValueError, KeyError, OSError):
+            result = Run(path.parent).result
+        except DataError:
             continue
+        if {"started", "stage", "status"} <= result.keys():
+            found.append((str(result["started"]), path.parent))
     for _, folder in sorted(found):
         yield Run(folder)
 

@@ -83,7 +83,8 @@ def open_folder(path: Path) -> Source:
         DataError: If there is no such folder, no class folder, or the splits' classes differ.
     """
     if not path.is_dir():
-        raise DataError(f"no folder at {path}: --data takes a folder of class folders")
+        what = f"{path} is a file" if path.exists() else f"no folder at {path}"
+        raise DataError(f"{what}: --data takes a folder of class folders")
     roots = {
         split: path / name
         for split, names in SPLIT_FOLDERS.items()
@@ -180,9 +181,10 @@ def _open_cifar(spec: DatasetSpec, data_dir: Path, *, offline: bool) -> Source:
         try:
             dataset = reader(str(data_dir), train=split == "train", download=not offline)
         except (RuntimeError, OSError) as error:
+            reason = "offline" if offline else str(error).partition("\n")[0]
             raise DataError(
                 f"{spec.name} is not in {data_dir} and could not be fetched "
-                f"({'offline' if offline else str(error).splitlines()[0]}): put {reader.filename} "
+                f"({reason}): put {reader.filename} "
                 f"(md5 {reader.tgz_md5}) from {reader.url} there and unpack it"
             ) from None
         pixels: np.ndarray = dataset.data

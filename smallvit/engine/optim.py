@@ -30,7 +30,7 @@ class OptimConfig:
     """
 
     lr: Annotated[float, Range(gt=0)] = 1.0e-3
-    batch_size: Annotated[int, Range(ge=1)] = 256
+    batch_size: Annotated[int, Range(ge=1, le=1 << 20)] = 256
     weight_decay: Annotated[float, Range(ge=0)] = 0.05
     weight_decay_end: Annotated[float | None, Range(ge=0)] = None
     betas: Annotated[tuple[float, float], Range(ge=0, lt=1)] = (0.9, 0.999)
@@ -48,10 +48,10 @@ class ScheduleConfig:
         eval_epochs: Passes between evaluations on validation; the last step is always evaluated.
     """
 
-    epochs: Annotated[float, Range(gt=0)] = 100.0
+    epochs: Annotated[float, Range(gt=0, le=1e6)] = 100.0
     warmup_epochs: Annotated[float, Range(ge=0)] = 5.0
     min_lr: Annotated[float, Range(ge=0)] = 1.0e-6
-    eval_epochs: Annotated[float, Range(gt=0)] = 1.0
+    eval_epochs: Annotated[float, Range(ge=1e-3)] = 1.0
 
 
 def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from smallvit.core import places
 from smallvit.core.config import merge, nest
 from smallvit.core.errors import ConfigError
-from smallvit.core.run_folder import Run
+from smallvit.core.run_folder import Run, open_run
 from smallvit.run.chain import make_score_maps
 from smallvit.run.label import run_label
 from smallvit.run.recipe import Recipe, Stage, load_recipe, with_values
@@ -55,8 +56,8 @@ def label(
 
 def finetune(
     *,
-    init: RunLike = "scratch",
-    token_label: bool = False,
+    init: RunLike | None = None,
+    token_label: bool | None = None,
     teacher: RunLike | None = None,
     score_maps: Path | str | None = None,
     recipe: str | None = None,
@@ -66,28 +67,34 @@ def finetune(
     """Run stage 2: ``finetune(dataset="digits", init=run, token_label=True)``.
 
     Args:
-        init: Run to start from, which brings its data and model, or ``"scratch"``.
+        init: Run to start from, or ``"scratch"``, which ``None`` is as well unless the recipe says
+            otherwise. Without a recipe the run brings its data and model.
         token_label: Supervise patch tokens too; a teacher and maps that are missing are made.
+            ``None`` is what the recipe says.
         teacher: Run of the teacher that writes the score maps.
         score_maps: File of score maps written before.
         recipe: Shipped recipe or file; by default the one for the dataset and model.
         out: Run folder; by default a new one under the runs folder.
         **settings: As for ``pretrain``.
     """
-    start = init if init == "scratch" else str(_folder(init))
-    if isinstance(init, Run) or init != "scratch":
-        theirs = Run(_folder(init)).recipe
-        named = {"dataset", "data"} & settings.keys()
-        plain = {f"data.{key}": value for key, value in theirs["data"].items() if not named}
-        plain |= {f"model.{key}": value for key, value in theirs["model"].items()}
+    over: dict[str, Any] = {}
+    if init is not None:
+        over["init"] = "scratch" if init == "scratch" else str(_folder(init))
+    if init not in (None, "scratch") and recipe is None:
+        theirs = open_run(Path(over["init"])).recipe
+        named = "dataset" in settings or not isinstance(settings.get("data", {}), dict)
+        plain = {f"data.{k}": v for k, v in theirs.get("data", {}).items() if not named}
+        plain |= {f"model.{k}": v for k, v in theirs.get("model", {}).items()}
         settings = {**plain, **settings}
-    resolved = with_values(
-        _resolve("finetune", recipe, settings),
-        {"finetune": {"init": start, "token_label": {"enabled": token_label}}},
-    )
-    if token_label:
+    if token_label is not None:
+        over["token_label"] = {"enabled": token_label}
+    resolved = with_values(_resolve("finetune", recipe, settings), {"finetune": over})
+    if resolved.finetune.init is None:
+        resolved = with_values(resolved, {"finetune": {"init": "scratch"}})
+    if resolved.finetune.token_label.enabled:
         folder = None if teacher is None else _folder(teacher)
-        maps = score_maps or make_score_maps(resolved, folder, [])
+        known = score_maps or (resolved.finetune.score_maps if teacher is None else None)
+        maps = places.absolute(known) if known else make_score_maps(resolved, folder, [])
         resolved = with_values(resolved, {"finetune": {"score_maps": str(maps)}})
     elif teacher is not None or score_maps is not None:
         raise ConfigError("teacher and score_maps need token_label=True")
@@ -97,7 +104,8 @@ def finetune(
 def _resolve(stage: Stage, recipe: str | None, settings: dict[str, Any]) -> Recipe:
     overrides: dict[str, Any] = {}
     for key, value in settings.items():
-        plain = str(value) if isinstance(value, Path) else value
+        is_path = isinstance(value, Path) or (key == "data" and isinstance(value, str))
+        plain = str(places.absolute(value)) if is_path else value
         overrides = merge(overrides, nest({_place(stage, key, value): plain}))
     return load_recipe(recipe, overrides, source="arguments")[0]
 
@@ -121,4 +129,4 @@ def _train(stage: Stage, recipe: Recipe, out: Path | str | None) -> Run:
 
 
 def _folder(run: RunLike) -> Path:
-    return run.path if isinstance(run, Run) else Path(run)
+    return places.absolute(run.path if isinstance(run, Run) else run)

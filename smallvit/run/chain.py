@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from smallvit.core import places
+from smallvit.core.config import to_plain
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, find_runs, new_folder
 from smallvit.data.loader import Dataset
+from smallvit.models.registry import ModelConfig
 from smallvit.run.label import SCORE_MAPS, run_label
 from smallvit.run.recipe import Arm, Recipe, Stage, differences, stage_values, with_values
 from smallvit.run.stage import load_dataset, run_stage
@@ -42,7 +44,7 @@ def run_recipe(
         raise ConfigError("arms is empty: list some of scratch, ssl, token-labels, both")
     dataset = load_dataset(recipe.data)
     label = f"run-{recipe.model.name}-s{recipe.seed}"
-    folder = out or new_folder(places.runs_dir(), dataset.name, label)
+    folder = places.absolute(out or new_folder(places.runs_dir(), dataset.name, label))
     pretrained = maps = None
     if {"ssl", "both"} & set(recipe.arms):
         pretrained = _stage(recipe, "pretrain", folder / "pretrain", argv)
@@ -90,13 +92,17 @@ def make_score_maps(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) -
     return run.path / SCORE_MAPS
 
 
-def newest_run(dataset: Dataset, stage: Stage, *, same: Sequence[str]) -> Run | None:
+def newest_run(
+    dataset: Dataset, stage: Stage, *, same: Sequence[str], model: ModelConfig | None = None
+) -> Run | None:
     """Return the newest finished run of a stage on the same images and splits, if there is one.
 
     Args:
         dataset: Images and splits that must be the same.
         stage: Stage of the run.
         same: Splits whose hash must agree.
+        model: Settings that its network must have; ``None`` takes any. A run passed over for its
+            network is named.
     """
     newest = None
     for run in find_runs(places.runs_dir()):
@@ -106,7 +112,11 @@ def newest_run(dataset: Dataset, stage: Stage, *, same: Sequence[str]) -> Run | 
         if env["dataset"]["fingerprint"] == dataset.fingerprint and all(
             env["split_hashes"][split] == dataset.split_hashes[split] for split in same
         ):
-            newest = run
+            changed = differences(run.recipe.get("model"), to_plain(model)) if model else ()
+            if changed:
+                logger.info("passing over %s: model.%s", run.path, "; model.".join(changed))
+            else:
+                newest = run
     return newest
 
 

@@ -81,7 +81,7 @@ class LabelConfig:
 
     teacher: Path | None = None
     top_k: Annotated[int | None, Range(ge=1)] = None
-    batch_size: Annotated[int, Range(ge=1)] = 256
+    batch_size: Annotated[int, Range(ge=1, le=1 << 20)] = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,9 +213,10 @@ def load_recipe(
     # Without a name, the data and model asked for decide which recipe is meant.
     path = find_recipe(name) if name is not None else _matching(resolve(Recipe, [over]))
     layer = read_layer(path)
-    data = dict(layer.values.get("data") or {})
+    data = layer.values.get("data")
     given = overrides.get("data") or {}
-    if given.get("path") is not None or given.get("dataset") is not None:
+    named = given.get("path") is not None or given.get("dataset") is not None
+    if named and isinstance(data, Mapping):
         # Naming data replaces the recipe's data, whichever way it was named there.
         data = {key: value for key, value in data.items() if key not in ("path", "dataset")}
         layer = Layer(source=layer.source, values={**layer.values, "data": data})

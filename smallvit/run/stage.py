@@ -110,6 +110,8 @@ def run_stage(
     Raises:
         SmallViTError: If settings, data or training are at fault; result.json then says so.
     """
+    if resume is not None and (overwrite or out not in (None, resume)):
+        raise ConfigError("--resume goes on in its own folder: leave --out and --overwrite out")
     if resume is not None:
         _refuse_changes(recipe, stage, resume)
     runtime = open_runtime(recipe.runtime)
@@ -254,8 +256,9 @@ def refuse_other_split(run: Run, dataset: Dataset, option: str) -> str:
     if env["dataset"]["fingerprint"] != dataset.fingerprint:
         if name == dataset.name:
             raise ConfigError(
-                f"{option} {run.path} was trained on other pixels of {name} (another image size or "
-                "version), so its splits cannot be compared with these: train it again on these"
+                f"{option} {run.path} was trained on other images that are also called {name} "
+                "(another folder, image size or version), so their splits cannot be compared: "
+                "rename one folder, or train it again on these"
             )
         return name
     for split in ("val", "test"):
@@ -336,7 +339,9 @@ def _prepare_supervised(
     if stage == "finetune":
         if recipe.finetune.init not in (None, "scratch"):
             init = open_run(Path(recipe.finetune.init))
-            facts["extra_data"] = refuse_other_split(init, dataset, "--init")
+            facts["extra_data"] = _joined(
+                refuse_other_split(init, dataset, "--init"), init.result.get("extra_data", "none")
+            )
             fresh = initialise_from(backbone, init.path / "export")
             logger.info("weights of %s; fresh: %s", init.path, ", ".join(fresh))
             facts["init"] = init.result["stage"]
@@ -373,8 +378,7 @@ def _prepare_supervised(
                     "extra_data": header.extra_data,
                 },
             }
-            if header.extra_data != "none":
-                facts["extra_data"] = header.extra_data
+            facts["extra_data"] = _joined(facts["extra_data"], header.extra_data)
             label_run = Run(path.parent)
             if (path.parent / "result.json").is_file():
                 upstream |= label_run.result.get("upstream", {}) | {"label": _cost(label_run)}
@@ -427,6 +431,12 @@ def score_knn(backbone: AbstractBackbone, dataset: Dataset, split: str, runtime:
         for part in (bank, dataset.splits[split])
     ]
     return knn_top1(*sides[0], *sides[1], num_classes=dataset.num_classes)
+
+
+def _joined(*sources: str) -> str:
+    """Join what several runs were trained on beside this dataset."""
+    names = {name for source in sources for name in source.split(", ")} - {"none"}
+    return ", ".join(sorted(names)) or "none"
 
 
 def _cost(run: Run) -> dict[str, float]:

@@ -104,6 +104,41 @@ def test_the_resolved_recipe_of_a_run_reproduces_it(tiny, tmp_path, score_maps):
     assert_same_weights(tmp_path / "first", tmp_path / "second")
 
 
+def test_the_resolved_recipe_runs_again_from_another_folder(
+    tiny, tmp_path, score_maps, monkeypatch
+):
+    relative = str(Path(score_maps).relative_to(tmp_path))
+    more = ["--token-label", "--init", "scratch", "--score-maps", relative, "--epochs", "0.2"]
+    assert main(["finetune", "--recipe", tiny, "--out", "first", *more]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["finetune", "--recipe", "../first/recipe.yaml", "--dry-run"]) == 0
+
+
+def test_a_broken_run_is_named_and_the_others_are_benched(tiny, tmp_path, capsys):
+    for name in ("good", "bad"):
+        assert train("finetune", tiny, tmp_path / "runs" / name, "--epochs", "0.2") == 0
+    (tmp_path / "runs" / "bad" / "env.json").write_text("{")
+    (tmp_path / "runs" / "odd").mkdir()
+    (tmp_path / "runs" / "odd" / "result.json").write_text("[]")
+    assert main(["bench"]) == 0
+    assert "bad/env.json is missing or broken" in capsys.readouterr().err
+    assert main(["runs", "ls"]) == 0
+    assert main(["eval", str(tmp_path / "runs" / "odd")]) == 3
+
+
+def test_extra_data_is_remembered_along_a_chain_of_runs(tiny, tmp_path, photographs):
+    """A start that saw other images taints every run that builds on it."""
+    other = ["--data", str(photographs), "--data.image-size", "8", "--data.label-fraction", "1"]
+    assert train("pretrain", tiny, tmp_path / "a", "--epochs", "0.2", *other) == 0
+    init = tmp_path / "a"
+    for name in ("b", "c"):
+        run = tmp_path / name
+        assert train("finetune", tiny, run, "--epochs", "0.2", "--init", str(init)) == 0
+        assert json.loads((run / "result.json").read_text())["extra_data"] == "photos"
+        init = run
+
+
 def test_a_run_folder_holds_what_the_contract_says(tiny, tmp_path):
     run = tmp_path / "run"
     assert train("teacher", tiny, run) == 0
