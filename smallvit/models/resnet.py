@@ -90,7 +90,8 @@ class SmallResNet(nn.Module):
 
     def forward_stem(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B width H W"]:
         """Return the stem's feature map."""
-        # Channels last from here on: a bf16 step on two Zen 5 cores is 6 times as fast.
+        # Channels last from here on: a training step of resnet8_small on two Zen 5 cores is 1.3
+        # (bf16) to 1.6 (fp32) times as fast.
         x = x.contiguous(memory_format=torch.channels_last)
         return torch.relu(self.bn(self.conv(x)))
 
