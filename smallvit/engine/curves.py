@@ -26,8 +26,7 @@ def draw_curves(metrics_path: Path, picture: Path, title: str) -> None:
             points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
             if points:
                 mark = "o" if key.startswith("val/") and len(points) < 40 else None
-                label = key.removeprefix("train/").removeprefix("opt/")
-                axis.plot(*zip(*points, strict=True), marker=mark, ms=3, color=colour, label=label)
+                axis.plot(*zip(*points, strict=True), marker=mark, ms=3, color=colour, label=key)
         axis.set(title=name, xlabel="Step")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

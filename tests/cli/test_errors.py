@@ -44,7 +44,8 @@ CASES = {
         "no score maps at",
     ),
     "token labels of nothing": (["finetune", "--token-label"], 2, "or run smallvit pretrain"),
-    "a file as folder": (["pretrain", "--data", "."], 3, "class folders"),
+    "a file as folder": (["pretrain", "--data", __file__], 3, "is a file"),
+    "no class folders": (["pretrain", "--data", "."], 3, "at least 2 are needed"),
     "label options alone": (
         ["finetune", "--dataset", "digits", "--token-label.token-weight", "1"],
         2,
