@@ -1,8 +1,10 @@
-"""Stage-1 views: batched on the device against one image at a time in a DataLoader.
+"""Augmentation: batched on the device against one image at a time in a DataLoader.
 
-Both make 2 views of 32 px and 8 of 16 px of the same made images with the same kinds of
-augmentation. The reference is the usual way: PIL images, torchvision transforms, one DataLoader
-worker a core. The two are timed alternately; the figure is the median of the rounds.
+Stage 1 makes 2 views of 32 px and 8 of 16 px of an image, as Gani et al. do for CIFAR-10; stage 2
+crops, mirrors, applies CIFAR-10's AutoAugment and erases. The reference is the usual way: PIL
+images, torchvision's transforms, a DataLoader with one worker a core. Both see the same made images
+in batches of 256 and are timed alternately; a figure is the median of the rounds. On a GPU a third
+figure is the speed there.
 
     python benchmarks/views.py [--quick]
 """
@@ -15,119 +17,201 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from smallvit.core.run_folder import environment
+from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import Dataset as PackedDataset
 from smallvit.data.loader import Order, Split
-from smallvit.data.views import ViewBatches, ViewsConfig
+from smallvit.data.views import LabelledBatches, ViewBatches, ViewsConfig
+from smallvit.engine.runtime import RuntimeConfig, open_runtime
 
-CONFIG = ViewsConfig()
+VIEWS = ViewsConfig()
+AUGMENT = AugmentConfig(policy="autoaugment-cifar10", erasing_prob=0.25)
 BATCH = 256
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
-class PilViews(Dataset[list[torch.Tensor]]):
-    """The views of Gani et al. by torchvision's transforms on PIL images."""
+def make_images(count: int) -> torch.Tensor:
+    """Make smooth images with some noise: their histograms are nearer photographs' than noise's."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 6, 6, generator=generator)
+    smooth = F.interpolate(coarse, 32, mode="bicubic")
+    noise = 0.05 * torch.randn(count, 3, 32, 32, generator=generator)
+    return ((smooth + noise).clamp(0, 1) * 255).round().to(torch.uint8)
 
-    def __init__(self, pixels: np.ndarray) -> None:
-        self.images = [Image.fromarray(image) for image in pixels.transpose(0, 2, 3, 1)]
-        sizes = [32, 32, *([16] * CONFIG.num_local)]
-        self.views = [self._view(number, size) for number, size in enumerate(sizes)]
 
-    def _view(self, number: int, size: int) -> Callable[[Image.Image], torch.Tensor]:
-        scale = CONFIG.global_scale if number < 2 else CONFIG.local_scale
-        blur = transforms.GaussianBlur(9, CONFIG.blur_sigma)
-        compose: Any = transforms.Compose(
+def view_transforms() -> list[Any]:
+    """Write the views of Gani et al. in torchvision's transforms."""
+
+    def view(number: int, size: int) -> Any:
+        scale = VIEWS.global_scale if number < 2 else VIEWS.local_scale
+        blur = transforms.GaussianBlur(9, VIEWS.blur_sigma)
+        return transforms.Compose(
             [
                 transforms.RandomResizedCrop(
                     size, scale, interpolation=transforms.InterpolationMode.BICUBIC
                 ),
                 transforms.RandomHorizontalFlip(),
                 transforms.RandomApply(
-                    [transforms.ColorJitter(*CONFIG.color_jitter)], CONFIG.color_jitter_prob
+                    [transforms.ColorJitter(*VIEWS.color_jitter)], VIEWS.color_jitter_prob
                 ),
-                transforms.RandomGrayscale(CONFIG.grey_prob),
-                transforms.RandomApply([blur], CONFIG.blur_prob[min(number, 2)]),
-                transforms.RandomSolarize(128, CONFIG.solarize_prob if number == 1 else 0.0),
+                transforms.RandomGrayscale(VIEWS.grey_prob),
+                transforms.RandomApply([blur], VIEWS.blur_prob[min(number, 2)]),
+                transforms.RandomSolarize(128, VIEWS.solarize_prob if number == 1 else 0.0),
                 transforms.ToTensor(),
-                transforms.Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+                transforms.Normalize(MEAN, STD),
             ]
         )
-        return compose
+
+    sizes = [32, 32, *([16] * VIEWS.num_local)]
+    return [view(number, size) for number, size in enumerate(sizes)]
+
+
+def augment_transforms() -> list[Any]:
+    """Write stage 2's augmentation in torchvision's transforms."""
+    return [
+        transforms.Compose(
+            [
+                transforms.RandomCrop(32, 4),
+                transforms.RandomHorizontalFlip(),
+                transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+                transforms.RandomErasing(AUGMENT.erasing_prob, (0.02, 0.4)),
+            ]
+        )
+    ]
+
+
+class PerImage(Dataset[list[torch.Tensor]]):
+    """PIL images, each put through some transforms."""
+
+    def __init__(self, pixels: torch.Tensor, changes: list[Any]) -> None:
+        self.images = [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).numpy()]
+        self.changes = changes
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> list[torch.Tensor]:
-        return [view(self.images[index]) for view in self.views]
+        return [change(self.images[index]) for change in self.changes]
 
 
-def packed(pixels: np.ndarray) -> PackedDataset:
-    """Wrap made pixels as a packed dataset."""
+def packed(pixels: torch.Tensor, device: torch.device) -> PackedDataset:
+    """Wrap made pixels as a packed dataset on a device."""
     split = Split(
-        images=torch.from_numpy(pixels),
+        images=pixels,
         labels=torch.zeros(len(pixels), dtype=torch.int64),
         index=torch.arange(len(pixels)),
     )
-    return PackedDataset(
+    dataset = PackedDataset(
         name="made",
         class_names=("a", "b"),
         image_size=32,
-        splits={"train": split},
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
+        splits={"train": split, "labelled": split},
+        mean=MEAN,
+        std=STD,
         hflip=True,
         fingerprint="",
         split_hashes={},
         broken=(),
         store_path=Path(),
     )
+    return dataset.to(device)
+
+
+def speed(work: Callable[[], object], count: int) -> float:
+    """Return images a second of one round."""
+    start = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - start)
+
+
+def compare(
+    claim: str, pixels: torch.Tensor, changes: list[Any], batches: Any, rounds: int
+) -> dict[str, Any]:
+    """Time batches on the CPU against per-image transforms, alternately."""
+    count, workers = len(pixels), torch.get_num_threads()
+    loader = DataLoader(
+        PerImage(pixels, changes), BATCH, num_workers=workers, persistent_workers=True
+    )
+    steps = count // BATCH
+    for _ in loader:  # starts the workers
+        pass
+    batches(0)
+    speeds: dict[str, list[float]] = {"ours": [], "reference": []}
+    for number in range(rounds):
+        first = number * steps
+        ours = speed(lambda first=first: [batches(first + i) for i in range(steps)][-1], count)
+        speeds["ours"].append(ours)
+        speeds["reference"].append(speed(lambda: [None for _ in loader], count))
+    fast, slow = (statistics.median(speeds[name]) for name in ("ours", "reference"))
+    print(
+        f"{claim}: {fast:,.0f} against {slow:,.0f} images/s in {workers} workers, "
+        f"{count} images, {rounds} rounds"
+    )
+    env = environment([])
+    return {
+        "claim": claim,
+        "ours": round(fast, 1),
+        "reference": round(slow, 1),
+        "ratio": round(fast / slow, 2),
+        "unit": "images/s",
+        "machine": env["machine"],
+        "commit": env["commit"],
+    }
+
+
+def gpu_speed(batches: Any, steps: int) -> float:
+    """Return images a second on the GPU."""
+    for step in range(5):
+        batches(step)
+    torch.cuda.synchronize()
+
+    def work() -> None:
+        for step in range(steps):
+            batches(step)
+        torch.cuda.synchronize()
+
+    return statistics.median(speed(work, steps * BATCH) for _ in range(5))
 
 
 def main() -> None:
-    """Time both and print the ratio as JSON."""
+    """Time both stages and print the ratios as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer images and rounds")
     quick = parser.parse_args().quick
-    count, rounds = (512, 2) if quick else (2048, 5)
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
-    order = Order(count, BATCH, 0, torch.device("cpu"))
-    ours = ViewBatches(packed(pixels), order, CONFIG, total_steps=1000)
-    env = environment([])
-    workers = torch.get_num_threads()
-    loader = DataLoader(PilViews(pixels), BATCH, num_workers=workers, persistent_workers=True)
-    for _ in loader:  # starts the workers
-        pass
-    ours(0)
-    speeds: dict[str, list[float]] = {"ours": [], "reference": []}
-    for round_number in range(rounds):
-        start = time.perf_counter()
-        for step in range(count // BATCH):
-            ours(round_number * (count // BATCH) + step)
-        speeds["ours"].append(count / (time.perf_counter() - start))
-        start = time.perf_counter()
-        for _ in loader:
-            pass
-        speeds["reference"].append(count / (time.perf_counter() - start))
-    fast, slow = (statistics.median(speeds[name]) for name in ("ours", "reference"))
-    print(f"batched views against PIL views in {workers} workers, {count} images, {rounds} rounds")
-    print(
-        json.dumps(
-            {
-                "claim": "2 + 8 stage-1 views an image, batched against per image",
-                "ours": round(fast, 1),
-                "reference": round(slow, 1),
-                "ratio": round(fast / slow, 2),
-                "unit": "images/s",
-                "machine": env["machine"],
-                "commit": env["commit"],
-            }
-        )
+    count, rounds = (512, 2) if quick else (4096, 5)
+    pixels = make_images(count)
+
+    def make(device: torch.device) -> list[Any]:
+        dataset, order = packed(pixels, device), Order(count, BATCH, 0, device)
+        return [
+            ViewBatches(dataset, order, VIEWS, total_steps=1000),
+            LabelledBatches(dataset, order, AUGMENT),
+        ]
+
+    claims = (
+        f"2 + {VIEWS.num_local} stage-1 views an image, batched against per image",
+        "stage-2 AutoAugment, crop, flip and erasing, batched against per image",
     )
+    made = make(open_runtime(RuntimeConfig(device="cpu")).device)  # as a run sets the machine up
+    results = [
+        compare(claim, pixels, changes, batches, rounds)
+        for claim, changes, batches in zip(
+            claims, (view_transforms(), augment_transforms()), made, strict=True
+        )
+    ]
+    if torch.cuda.is_available():
+        for result, batches in zip(results, make(torch.device("cuda")), strict=True):
+            result["gpu"] = round(gpu_speed(batches, 10 if quick else 100), 1)
+            print(f"{result['claim']}: {result['gpu']:,.0f} images/s on the GPU")
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

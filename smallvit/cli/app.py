@@ -14,7 +14,7 @@ from smallvit.core.errors import SmallViTError
 # Loaded when called: the help of the whole does not import torch.
 COMMANDS = {
     "quickstart": "Run the whole pipeline on embedded digits, offline on the CPU, in 3 minutes.",
-    "data": "List data sets; describe one, or a folder of your own.",
+    "data": "List, describe, fetch, check or draw data sets and images of your own.",
     "recipes": "List, show and check recipes.",
     "pretrain": "Stage 1: pretrain on the target images, without labels.",
     "teacher": "Train the annotator of stage 2 on the same training split.",

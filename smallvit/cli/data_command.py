@@ -1,55 +1,100 @@
 """``smallvit data``."""
 
+import json
 from pathlib import Path
+from typing import Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from smallvit.cli.options import overrides
+from smallvit.cli.options import DataOptions, overrides
+from smallvit.cli.training import apply_offline, say_recipe
 from smallvit.core import places
-from smallvit.core.config import Layer, resolve
-from smallvit.core.errors import DataError
-from smallvit.data.loader import DataConfig, class_counts, open_source
-from smallvit.data.registry import DATASETS
-from smallvit.run.stage import load_dataset
+from smallvit.core.config import Layer, merge, resolve
+from smallvit.core.errors import ConfigError, DataError
+from smallvit.data import fetch
+from smallvit.data.loader import DataConfig, Dataset, class_counts
+from smallvit.data.registry import DATASETS, DatasetSpec
+from smallvit.data.store import file_stem
+from smallvit.models.registry import create_backbone
+from smallvit.run.data import load_dataset, open_here, pack, require_labels, show_progress
+from smallvit.run.data_check import check_dataset, count_problems, packed_counts, start_again
+from smallvit.run.recipe import load_recipe
+from smallvit.teachers.score_maps import check_score_maps, read_score_maps
 
-data_command = App(name="data", help="List data sets; describe one.", result_action="return_value")
-
-
-@data_command.command
-def ls() -> None:
-    """List the data sets known by name, and whether their files are here."""
-    table = Table("name", "classes", "train", "test", "pixels", "status", "licence")
-    for spec in DATASETS.values():
-        try:
-            open_source(DataConfig(dataset=spec.name), data_dir=places.data_dir(), offline=True)
-            status = "here"
-        except DataError:
-            status = "fetched when first used"
-        test = f"{spec.num_test:,}" if spec.num_test else "cut"
-        counts = (str(spec.num_classes), f"{spec.num_train:,}", test, str(spec.image_size))
-        table.add_row(spec.name, *counts, status, spec.license)
-    Console().print(table)
-    Console().print("Any folder of class folders works too: smallvit data info PATH")
+MOST_CLASSES = 30  # rows of a table
+MOST_DRAWN = 512
+data_command = App(
+    name="data",
+    help="List data sets; describe, fetch, check or draw one, or images of your own.",
+    result_action="return_value",
+)
 
 
 @data_command.command
-def info(name: str, /, *, data: DataConfig = DataConfig()) -> None:
-    """Describe a dataset: splits, classes, channel statistics, files left out.
+def ls(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """List the data sets known by name, and whether their files are here.
 
     Args:
-        name: A known name, or a folder of class folders.
+        as_json: Print every fact as JSON.
+    """
+    console = Console()
+    if as_json:
+        console.print_json(json.dumps([_plain(spec) for spec in DATASETS.values()]))
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))  # with lines it would not fit 100 columns
+    for heading in ("name", "classes", "train/val/test", "px", "MB", "status", "licence"):
+        whole = heading in ("name", "train/val/test", "MB")
+        table.add_column(heading, no_wrap=whole, overflow="fold")
+    for spec in DATASETS.values():
+        counts = "/".join(
+            f"{num:,}" if num else "cut" for num in (spec.num_train, spec.num_val, spec.num_test)
+        )
+        size = _size(spec)
+        table.add_row(
+            spec.name,
+            str(spec.num_classes),
+            counts,
+            str(spec.image_size),
+            "" if size is None else f"{size / 1e6:,.0f}",
+            _status(spec),
+            spec.license,
+        )
+    console.print(table)
+    console.print(
+        "\nabsent: `smallvit data get NAME` fetches it. cut: that split is cut from train. Images "
+        "of your own work too: `smallvit data info PATH`, for a folder with one folder a class, a "
+        "CSV or a parquet file.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@data_command.command
+def info(
+    name: str,
+    /,
+    *,
+    all_classes: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    data: DataConfig = DataConfig(),
+) -> None:
+    """Describe a dataset: source, splits, classes, channel statistics. Nothing is downloaded.
+
+    Args:
+        name: A known name, ``hf:owner/name@commit``, a folder, a CSV or a parquet file.
+        all_classes: List every class.
         data: Size and splits.
     """
-    by_name = name in DATASETS or not (Path(name).exists() or "/" in name)
-    which = {"dataset": name} if by_name else {"path": name}
-    settings = {**overrides().get("data", {}), **which}
-    dataset = load_dataset(resolve(DataConfig, [Layer(source="command line", values=settings)]))
-    spec = DATASETS.get(name)
-    facts = Table(title=dataset.name, show_header=False)
-    for key, value in {
-        "classes": str(dataset.num_classes),
+    console, config = Console(), _config(name)
+    spec = DATASETS.get(config.dataset or "")
+    if spec is not None and not fetch.is_present(spec, places.data_dir()):
+        console.print(_facts(spec.name, _registry_facts(spec)))
+        _print_files(console, spec)
+    dataset = pack(open_here(config), config)
+    facts = {
+        "classes": str(dataset.num_classes) if dataset.labelled else "none: images without labels",
         "image size": f"{dataset.image_size} px",
         "mean (train)": ", ".join(f"{value:.4f}" for value in dataset.mean),
         "std (train)": ", ".join(f"{value:.4f}" for value in dataset.std),
@@ -57,18 +102,275 @@ def info(name: str, /, *, data: DataConfig = DataConfig()) -> None:
         "files left out": str(len(dataset.broken)),
         "fingerprint": dataset.fingerprint[:16],
         "packed in": str(dataset.store_path),
-        "cite": spec.citation if spec else "your own images",
-        "licence": spec.license if spec else "yours",
-    }.items():
-        facts.add_row(key, value)
-    counts = Table("class", *dataset.splits, title="images")
-    columns = [class_counts(split, dataset.num_classes) for split in dataset.splits.values()]
-    for label, row in enumerate(zip(*columns, strict=True)):
-        counts.add_row(dataset.class_names[label], *(f"{count:,}" for count in row))
-    counts.add_section()
-    counts.add_row("all", *(f"{len(split):,}" for split in dataset.splits.values()))
-    console = Console()
-    console.print(facts)
-    console.print(counts)
+    }
+    yours = {"cite": "your own images", "licence": "yours"} if config.path else {}
+    known = {} if spec is None else _source_facts(spec)
+    console.print(_facts(dataset.name, facts | known | yours))
+    if spec is not None:
+        _print_files(console, spec)
+    _print_counts(console, dataset, len(dataset.class_names) if all_classes else MOST_CLASSES)
     for broken in dataset.broken:
-        console.print(f"left out: {broken}", markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"left out: {broken}")
+    for note in dataset.notes:
+        _say(console, f"note: {note}")
+
+
+@data_command.command
+def get(
+    name: str,
+    /,
+    *,
+    origin: Annotated[Path | None, Parameter(name="--from")] = None,
+    offline: Annotated[bool, Parameter(negative="")] = False,
+    data: DataConfig = DataConfig(),
+) -> None:
+    """Fetch a dataset, verify it and pack it; images of your own are only packed.
+
+    Args:
+        name: A known name, ``hf:owner/name@commit``, a folder, a CSV or a parquet file.
+        origin: Official archive, a folder of them, or the unpacked data, instead of a download.
+        offline: Download nothing.
+        data: Size and splits.
+    """
+    apply_offline(DataOptions(offline=offline))
+    console, config = Console(), _config(name)
+    spec = DATASETS.get(config.dataset or "")
+    if spec is None and origin is not None:
+        raise ConfigError(f"--from is for data sets known by name, not for {name}: leave it out")
+    was_here = spec is not None and fetch.is_present(spec, places.data_dir())
+    if spec is not None:
+        with show_progress() as (_, fetch_progress):
+            fetch.fetch_dataset(
+                spec,
+                places.data_dir(),
+                origin=origin,
+                offline=places.offline(),
+                progress=fetch_progress,
+            )
+    dataset = load_dataset(config)
+    if spec is not None:
+        _say(console, f"{spec.name}: {_origin(spec, was_here)}")
+    counts = packed_counts(dataset)
+    images = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    classes = f"{dataset.num_classes} classes" if dataset.labelled else "no labels"
+    _say(console, f"packed: {images} images, {classes}, {dataset.image_size} px")
+    for kind in ("mean", "std"):
+        values = ", ".join(f"{value:.4f}" for value in getattr(dataset, kind))
+        _say(console, f"{kind} of the training split: {values}")
+    _say(console, f"packed in {dataset.store_path}")
+    wrong = [] if spec is None else count_problems(spec, dataset.num_classes, counts)
+    if spec is not None and wrong:
+        raise DataError(f"{'; '.join(wrong)}: {start_again(spec)}")
+
+
+@data_command.command
+def check(name: str, /, *, data: DataConfig = DataConfig()) -> None:
+    """Verify a dataset: archives, counts, every image, packed pixels, labels and splits.
+
+    Nothing is downloaded. Exit code 3 if anything is wrong.
+
+    Args:
+        name: A known name, ``hf:owner/name@commit``, a folder, a CSV or a parquet file.
+        data: Size and splits.
+    """
+    console, problems = Console(), 0
+    for finding in check_dataset(_config(name)):
+        problems += finding.kind == "wrong"
+        _say(console, f"{finding.kind:<6} {finding.text}")
+    if problems:
+        raise DataError(f"{name}: {problems} problem{'s' if problems > 1 else ''}, named above")
+    _say(console, f"{name}: fine")
+
+
+@data_command.command
+def show(
+    name: str,
+    /,
+    *,
+    out: Path | None = None,
+    score_maps: Annotated[Path | None, Parameter(name="--score-maps")] = None,
+    num: int = 32,
+    seed: int | None = None,
+    recipe: str | None = None,
+    offline: Annotated[bool, Parameter(negative="")] = False,
+    data: DataConfig = DataConfig(),
+) -> None:
+    """Draw what training sees: images, views of stage 1, a batch of stage 2, score maps.
+
+    Args:
+        name: A known name, ``hf:owner/name@commit``, a folder, a CSV or a parquet file.
+        out: Folder of the pictures, by default contact-sheets/NAME; older ones are replaced.
+        score_maps: File of score maps, to draw over the crops that they belong to.
+        num: Images a picture, at most.
+        seed: Seed of the run whose first images are drawn; by default the recipe's.
+        recipe: Shipped recipe or file whose augmentation is drawn; by default the one for the
+            dataset.
+        offline: Download nothing.
+        data: Size and splits.
+    """
+    from smallvit.data import contact_sheet  # matplotlib takes a second
+
+    apply_offline(DataOptions(offline=offline))
+    if not 1 <= num <= MOST_DRAWN:
+        raise ConfigError(f"--num must be from 1 to {MOST_DRAWN}, got {num}")
+    settings = merge(overrides("finetune"), {"data": _which(name)})
+    resolved, recipe_name = load_recipe(recipe, settings)
+    say_recipe(recipe_name)
+    dataset = load_dataset(resolved.data)
+    reader: dict[str, Any] | None = None
+    if score_maps is not None:
+        require_labels(dataset, "--score-maps")
+        reader = _score_maps(score_maps, dataset)
+        backbone = create_backbone(
+            resolved.model, num_classes=dataset.num_classes, image_size=dataset.image_size
+        )
+        reader["grid"] = backbone.eval().grid(dataset.image_size)
+    folder = out or Path("contact-sheets") / file_stem(dataset.name)
+    paths = []
+
+    def path(stem: str) -> Path:
+        paths.append(folder / f"{stem}.png")
+        return paths[-1]
+
+    run = {"num": num, "seed": resolved.seed, "recipe": recipe_name}
+    stage_1, stage_2 = resolved.pretrain.method.views, resolved.finetune.augment
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        contact_sheet.draw_images(path("images"), dataset, num=num, seed=resolved.seed)
+        contact_sheet.draw_views(path("views"), dataset, stage_1, **run)
+        if dataset.labelled:
+            contact_sheet.draw_batch(path("batch"), dataset, stage_2, **run)
+        if reader is not None:
+            contact_sheet.draw_score_maps(path("score_maps"), dataset, stage_2, **reader, **run)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {error.filename or folder} ({error.strerror}): give another --out"
+        ) from error
+    console = Console()
+    if not dataset.labelled:
+        _say(console, "no labels: a batch of stage 2 cannot be drawn")
+    for written in paths:
+        _say(console, str(written))
+
+
+def _which(name: str) -> dict[str, str]:
+    """Return the setting that a name or path on the command line stands for."""
+    by_path = name not in DATASETS and not name.startswith("hf:")
+    # A word that is neither is most likely a name with a slip in it.
+    by_path = by_path and (Path(name).exists() or "/" in name or Path(name).suffix != "")
+    return {"path": str(places.absolute(name))} if by_path else {"dataset": name}
+
+
+def _config(name: str) -> DataConfig:
+    settings = {**overrides().get("data", {}), **_which(name)}
+    return resolve(DataConfig, [Layer(source="command line", values=settings)])
+
+
+def _status(spec: DatasetSpec) -> str:
+    if not spec.files and spec.hub is None:
+        return "comes with scikit-learn"
+    return "here" if fetch.is_present(spec, places.data_dir()) else "absent"
+
+
+def _origin(spec: DatasetSpec, was_here: bool) -> str:
+    """Say where a dataset lies and what was verified."""
+    folder = places.data_dir()
+    if not spec.files and spec.hub is None:
+        return "comes with scikit-learn; nothing to fetch"
+    if was_here:
+        return f"was in {folder} already; `smallvit data check {spec.name}` verifies it"
+    verified = [file.name for file in spec.files if (folder / file.name).exists()]
+    if not verified:
+        return f"in {folder}; no md5 was verified"
+    return f"in {folder}; length and md5 verified: {', '.join(verified)}"
+
+
+def _size(spec: DatasetSpec) -> int | None:
+    sizes = [file.size for file in spec.files if file.size is not None]
+    return sum(sizes) if spec.files and len(sizes) == len(spec.files) else None
+
+
+def _plain(spec: DatasetSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "classes": spec.num_classes,
+        "train": spec.num_train,
+        "val": spec.num_val,
+        "test": spec.num_test,
+        "image_size": spec.image_size,
+        "download_bytes": _size(spec),
+        "status": _status(spec),
+        "licence": spec.license,
+        "page": spec.page,
+        "cite": spec.citation,
+        "files": [{"name": file.name, "md5": file.md5, "urls": file.urls} for file in spec.files],
+        "hub": spec.hub,
+    }
+
+
+def _registry_facts(spec: DatasetSpec) -> dict[str, str]:
+    counts = {"train": spec.num_train, "val": spec.num_val, "test": spec.num_test}
+    return {
+        "classes": str(spec.num_classes),
+        "images": ", ".join(f"{num:,} {split}" for split, num in counts.items() if num),
+        "image size": f"{spec.image_size} px",
+        "horizontal flip": "on" if spec.hflip else "off",
+        **_source_facts(spec),
+    }
+
+
+def _source_facts(spec: DatasetSpec) -> dict[str, str]:
+    facts = {"cite": spec.citation, "licence": spec.license, "page": spec.page}
+    return facts | ({"hub": f"hf:{spec.hub}"} if spec.hub else {})
+
+
+def _facts(title: str, facts: dict[str, str]) -> Table:
+    table = Table(title=escape(title), show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # addresses and paths are longer than a line
+    for key, value in facts.items():
+        table.add_row(key, escape(value))
+    return table
+
+
+def _print_files(console: Console, spec: DatasetSpec) -> None:
+    # Not in the table, which would break addresses and sums to be copied.
+    for file in spec.files:
+        here = "here" if (places.data_dir() / file.name).exists() else "not here"
+        size = "" if file.size is None else f", {file.size:,} bytes"
+        _say(console, f"{file.name}{size}, md5 {file.md5}, {here}")
+        for url in file.urls:
+            _say(console, f"  {url}")
+
+
+def _print_counts(console: Console, dataset: Dataset, most: int) -> None:
+    counts = Table("class" if dataset.labelled else "", *dataset.splits, title="images")
+    columns = [class_counts(split, dataset.num_classes) for split in dataset.splits.values()]
+    rows = list(zip(dataset.class_names, *columns, strict=True)) if dataset.labelled else []
+    for name, *row in rows[:most]:
+        counts.add_row(escape(name), *(f"{count:,}" for count in row))
+    if len(rows) > most:
+        counts.add_row(f"... {len(rows) - most} more (--all)", *("" for _ in dataset.splits))
+    if rows:
+        counts.add_section()
+    counts.add_row("all", *(f"{len(split):,}" for split in dataset.splits.values()))
+    console.print(counts)
+
+
+def _score_maps(path: Path, dataset: Dataset) -> dict[str, Any]:
+    """Open score maps of this dataset for drawing."""
+    maps, header = read_score_maps(path)
+    check_score_maps(
+        path,
+        maps,
+        header,
+        fingerprint=dataset.fingerprint,
+        split_hash=dataset.split_hashes["labelled"],
+        class_names=dataset.class_names,
+        count=len(dataset.splits["labelled"]),
+    )
+    return {"score_maps": maps.dense, "teacher": header.teacher}
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from rich.table import Table
 from smallvit.core import places
 from smallvit.core.errors import DataError
 from smallvit.core.run_folder import environment
-from smallvit.data.loader import DataConfig, open_source
+from smallvit.data.fetch import is_present
 from smallvit.data.registry import DATASETS
 
 
@@ -39,13 +39,7 @@ def doctor_command() -> None:
         table.add_row(name, f"{folder.resolve()}{room}{fault and f': {fault}'}")
         faults += [f"{folder}: {fault}"] if fault else []
     table.add_row("offline (SMALLVIT_OFFLINE)", "yes" if places.offline() else "no")
-    here = []
-    for name in DATASETS:
-        try:
-            open_source(DataConfig(dataset=name), data_dir=places.data_dir(), offline=True)
-            here.append(name)
-        except DataError:
-            continue
+    here = [name for name, spec in DATASETS.items() if is_present(spec, places.data_dir())]
     table.add_row("data sets here", ", ".join(here))
     Console().print(table)
     if faults:

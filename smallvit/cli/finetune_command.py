@@ -19,8 +19,9 @@ from smallvit.finetune.objective import SupervisedConfig
 from smallvit.finetune.token_labeling import TokenLabelConfig
 from smallvit.models.registry import ModelConfig
 from smallvit.run.chain import make_score_maps, newest_run
+from smallvit.run.data import load_dataset
 from smallvit.run.recipe import Recipe, with_values
-from smallvit.run.stage import load_dataset, run_stage
+from smallvit.run.stage import run_stage
 
 logger = logging.getLogger("smallvit")
 

@@ -42,8 +42,9 @@ class DataOptions:
     """Which images, how and where.
 
     Attributes:
-        dataset: Name of a known dataset.
-        data: Folder of class folders, with or without train, val and test above them.
+        dataset: Name of a known dataset, or ``hf:owner/name@revision`` of the Hub.
+        data: Folder of class folders, with or without train, val and test above them; CSV or
+            parquet file; for stage 1 also a folder of images without labels.
         recipe: Shipped recipe or file; by default the one for the dataset and model.
         seed: Seed of everything but the splits.
         device: Device to compute on.
@@ -109,7 +110,19 @@ PLACES = {
     "score_maps": "{stage}.score_maps",
 }
 SHARED_SECTIONS = ("data", "model", "runtime", "log", "pretrain", "teacher", "label", "finetune")
-NOT_SETTINGS = ("recipe", "offline", "out", "overwrite", "dry_run", "resume", "arms")
+NOT_SETTINGS = (
+    "recipe",
+    "offline",
+    "out",
+    "overwrite",
+    "dry_run",
+    "resume",
+    "arms",
+    "json",
+    "all",
+    "from",
+    "num",
+)
 
 
 def overrides(stage: str | None = None) -> dict[str, Any]:
@@ -124,6 +137,8 @@ def overrides(stage: str | None = None) -> dict[str, Any]:
         if key in NOT_SETTINGS:
             continue
         section = key.split(".")[0]
+        if key == "data" and str(value).startswith("hf:"):
+            key, value = "dataset", str(value)
         if key in PLACES:
             place = PLACES[key].format(stage=stage)
         elif "." in key and section not in SHARED_SECTIONS:

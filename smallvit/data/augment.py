@@ -5,17 +5,30 @@ Shapes in this file:
     H W  image in pixels; values in [0, 1] until ``normalise``
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
 
+Policy = Literal[
+    "none",
+    "autoaugment",
+    "autoaugment-cifar10",
+    "autoaugment-svhn",
+    "autoaugment-imagenet",
+    "randaugment",
+    "trivialaugment",
+    "3-augment",
+]
 Fraction = Annotated[float, Range(ge=0, le=1)]
+LUMINANCE = (0.2989, 0.587, 0.114)  # of red, green and blue, ITU-R 601
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +40,25 @@ class AugmentConfig:
         padding: Padding of ``pad`` as a fraction of the side; 0.125 is 4 pixels at 32.
         scale: Area of a resized crop as a fraction of the image's.
         ratio: Aspect ratio of a resized crop, width over height.
+        policy: Augmentation policy; ``autoaugment`` takes the one learned on the dataset, or
+            ImageNet's where there is none.
+        randaugment_ops: Operations an image, of RandAugment.
+        randaugment_magnitude: Their magnitude, of RandAugment, from 0 to 30.
         color_jitter: Strength of brightness, contrast, saturation and hue.
         erasing_prob: Probability of erasing a rectangle of each image.
+        cutmix_alpha: Shares of CutMix follow Beta(alpha, alpha); 0 turns it off.
+        mixup_alpha: Shares of MixUp follow Beta(alpha, alpha); 0 turns it off.
+        mix_prob: Probability that an image is mixed, by either.
+        repeats: Times that each image of a batch comes, each time augmented anew.
     """
 
     crop: Literal["pad", "resized", "none"] = "pad"
     padding: Annotated[float, Range(gt=0, le=0.5)] = 0.125
     scale: tuple[Fraction, Fraction] = (0.35, 1.0)
     ratio: Annotated[tuple[float, float], Range(gt=0)] = (0.75, 4 / 3)
+    policy: Policy = "none"
+    randaugment_ops: Annotated[int, Range(ge=1, le=8)] = 2
+    randaugment_magnitude: Annotated[int, Range(ge=0, le=30)] = 9
     color_jitter: tuple[Fraction, Fraction, Fraction, Annotated[float, Range(ge=0, le=0.5)]] = (
         0.0,
         0.0,
@@ -42,6 +66,10 @@ class AugmentConfig:
         0.0,
     )
     erasing_prob: Fraction = 0.0
+    cutmix_alpha: Annotated[float, Range(ge=0)] = 0.0
+    mixup_alpha: Annotated[float, Range(ge=0)] = 0.0
+    mix_prob: Fraction = 1.0
+    repeats: Annotated[int, Range(ge=1, le=16)] = 1
 
     def __post_init__(self) -> None:
         check_bounds("augment.scale", self.scale)
@@ -59,31 +87,130 @@ def check_bounds(name: str, bounds: tuple[float, float]) -> None:
 
 
 def to_float(images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-    """Scale bytes to [0, 1]."""
-    return images.float() / 255
+    """Scale bytes to [0, 1], laid out in memory as (B, H, 3, W), which resampling works on."""
+    return images.transpose(1, 2).contiguous().float().div_(255).transpose(1, 2)
 
 
 def normalise(
-    images: Float[Tensor, "B 3 H W"], mean: Float[Tensor, "3"], std: Float[Tensor, "3"]
+    images: Float[Tensor, "B 3 H W"],
+    mean: Float[Tensor, "3"],
+    std: Float[Tensor, "3"],
+    *,
+    out: Float[Tensor, "B 3 H W"] | None = None,
 ) -> Float[Tensor, "B 3 H W"]:
-    """Subtract the mean and divide by the standard deviation of each channel."""
-    return (images - mean[:, None, None]) / std[:, None, None]
+    """Subtract the mean and divide by the standard deviation of each channel.
+
+    Args:
+        images: Colours in [0, 1].
+        mean: Of each channel.
+        std: Of each channel.
+        out: Where the result goes; a new tensor by default.
+    """
+    return torch.sub(images, mean[:, None, None], out=out).mul_(1 / std[:, None, None])
+
+
+def change_chosen_(
+    images: Float[Tensor, "B 3 H W"],
+    chosen: Bool[Tensor, " B"],
+    change: Callable[..., Tensor],
+    *parameters: Tensor,
+) -> Float[Tensor, "B 3 H W"]:
+    """Change some images of a batch in place.
+
+    On the CPU only the chosen ones are computed. On a GPU all are, and the others are thrown
+    away: counting them would make the host wait.
+
+    Args:
+        images: The batch, which is overwritten.
+        chosen: Which images to change.
+        change: Takes images and, for each image, ``parameters``; returns new images.
+        parameters: One entry an image.
+
+    Returns:
+        The batch.
+    """
+    if images.is_cuda:
+        return images.copy_(torch.where(_each(chosen), change(images, *parameters), images))
+    index = chosen.nonzero()[:, 0]
+    if len(index) == 0:
+        return images
+    part = (value.index_select(0, index) for value in parameters)
+    return images.index_copy_(0, index, change(images.index_select(0, index), *part))
 
 
 def grey(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
     """Luminance by the weights of ITU-R 601, as in PIL and torchvision."""
-    weights = images.new_tensor([0.2989, 0.587, 0.114])
-    return torch.einsum("bchw,c->bhw", images, weights)[:, None]
+    red, green, blue = images.split(1, dim=1)
+    return (red * LUMINANCE[0]).add_(green, alpha=LUMINANCE[1]).add_(blue, alpha=LUMINANCE[2])
 
 
-def jitter_color(
+def adjust_brightness(
+    images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Blend with black: 0 is black, 1 the image, more is brighter."""
+    return (images * _each(factor)).clamp_(0, 1)
+
+
+def adjust_contrast(
+    images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Blend with the mean luminance: 0 is an even grey, 1 the image."""
+    centre = images.mean(dim=(2, 3)) @ constant(LUMINANCE, images.device)
+    return (images * _each(factor)).add_(_each(centre * (1 - factor))).clamp_(0, 1)
+
+
+def adjust_saturation(
+    images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Blend with the luminance: 0 is grey, 1 the image."""
+    return (images * _each(factor)).add_(grey(images).mul_(_each(1 - factor))).clamp_(0, 1)
+
+
+def turn_hue(
+    images: Float[Tensor, "B 3 H W"], turn: Float[Tensor, " B"], *, limit: float = 0.5
+) -> Float[Tensor, "B 3 H W"]:
+    """Turn the hue by a fraction of the colour circle, in HSV space.
+
+    With chroma C (largest less smallest channel), hue times C is a difference of channels, and
+    each new channel is a trapezoid of it; so nothing is divided, and grey stays grey.
+
+    Args:
+        images: Colours in [0, 1].
+        turn: Fraction of the circle, in [-limit, limit].
+        limit: Largest turn that can occur, in [0, 0.5].
+    """
+    if limit > 1 / 6:  # whole thirds of the circle only rename the channels
+        thirds = (3 * turn).round()
+        channel = (torch.arange(3, device=images.device) - thirds[:, None].long()) % 3
+        images = images.gather(1, channel[:, :, None, None].expand_as(images))
+        turn = turn - thirds / 3
+    red, green, blue = images.unbind(1)
+    top = torch.maximum(torch.maximum(red, green), blue)
+    base = torch.minimum(torch.minimum(red, green), blue)
+    chroma = top - base
+    # Hue times chroma, in sixths of the circle from red: within [-3, 3] times chroma.
+    hue = (red - green).sub_(chroma, alpha=2)  # where blue is the largest
+    hue = hue.lerp_((blue - red).add_(chroma, alpha=2), _equal(green, top))
+    hue = hue.lerp_(green - blue, _equal(red, top))
+    hue.add_(chroma * (6 * turn)[:, None, None])  # within [-4, 4] times chroma
+    out = torch.empty_like(images)
+    # Red is full within 1 of its place at 0; green's place is 2, blue's -2.
+    torch.sub(2 * chroma, hue.abs(), out=out[:, 0])
+    four = 4 * chroma
+    torch.minimum((hue + chroma).abs_().sub_(chroma), four - hue, out=out[:, 1])
+    torch.minimum((hue - chroma).abs_().sub_(chroma), four + hue, out=out[:, 2])
+    torch.minimum(out.clamp_(min=0), chroma[:, None], out=out)
+    return out.add_(base[:, None])
+
+
+def jitter_color_(
     images: Float[Tensor, "B 3 H W"],
     draws: Float[Tensor, "B 5"],
     *,
     strength: tuple[float, float, float, float],
     prob: float,
 ) -> Float[Tensor, "B 3 H W"]:
-    """Change brightness, contrast, saturation and hue of some images.
+    """Change brightness, contrast, saturation and hue of some images, in place.
 
     The order is fixed; torchvision shuffles it for each image. With the same factors each of the
     four operations is torchvision's.
@@ -97,90 +224,93 @@ def jitter_color(
     """
     if prob == 0 or not any(strength):
         return images
-    spread = images.new_tensor(strength)
-    factor = 1 + (2 * draws[:, :4] - 1) * spread
-    active = (draws[:, 4] < prob)[:, None]
-    brightness, contrast, saturation, hue = torch.where(active, factor, 1.0)[
-        :, :, None, None, None
-    ].unbind(1)
-    out = images
-    if strength[0]:
-        out = (out * brightness).clamp(0, 1)
-    if strength[1]:
-        centre = grey(out).mean(dim=(2, 3), keepdim=True)
-        out = (centre + contrast * (out - centre)).clamp(0, 1)
-    if strength[2]:
-        centre = grey(out)
-        out = (centre + saturation * (out - centre)).clamp(0, 1)
-    if strength[3]:
-        out = torch.where(active[:, :, None, None], turn_hue(out, hue[:, 0] - 1), out)
-    return out
+    change = (2 * draws[:, :4] - 1) * constant(strength, images.device)
+
+    def jitter(part: Tensor, change: Tensor) -> Tensor:
+        if strength[0]:
+            part = adjust_brightness(part, 1 + change[:, 0])
+        if strength[1]:
+            part = adjust_contrast(part, 1 + change[:, 1])
+        if strength[2]:
+            part = adjust_saturation(part, 1 + change[:, 2])
+        if strength[3]:
+            part = turn_hue(part, change[:, 3], limit=strength[3])
+        return part
+
+    return change_chosen_(images, draws[:, 4] < prob, jitter, change)
 
 
-def turn_hue(
-    images: Float[Tensor, "B 3 H W"], turn: Float[Tensor, "B 1 1"]
-) -> Float[Tensor, "B 3 H W"]:
-    """Turn the hue by a fraction of the colour circle, in HSV space."""
-    value, top = images.max(dim=1)
-    spread = value - images.min(dim=1).values
-    red, green, blue = images.unbind(1)
-    ahead = torch.stack([green - blue, blue - red, red - green], dim=1)
-    ahead = ahead.gather(1, top[:, None])[:, 0] / torch.where(spread > 0, spread, 1.0)
-    sector = (ahead + 2 * top + 6 * turn) % 6  # (B, H, W), in sixths of the circle
-    shifts = torch.tensor([5.0, 3.0, 1.0], device=images.device)[:, None, None]
-    k = (shifts + sector[:, None]) % 6
-    return value[:, None] - spread[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
-
-
-def drop_color(
+def drop_color_(
     images: Float[Tensor, "B 3 H W"], chosen: Bool[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Replace the chosen images by their grey version."""
-    return torch.where(chosen[:, None, None, None], grey(images), images)
+    """Replace the chosen images by their grey version, in place."""
+    return change_chosen_(images, chosen, lambda part: grey(part).expand_as(part))
 
 
-def solarize(
+def solarize_(
     images: Float[Tensor, "B 3 H W"], chosen: Bool[Tensor, " B"], threshold: float = 0.5
 ) -> Float[Tensor, "B 3 H W"]:
-    """Invert the pixels at or above the threshold in the chosen images."""
-    hit = chosen[:, None, None, None] & (images >= threshold)
-    return torch.where(hit, 1 - images, images)
+    """Invert the pixels at or above the threshold in the chosen images, in place."""
+    return change_chosen_(
+        images, chosen, lambda part: torch.where(part >= threshold, 1 - part, part)
+    )
 
 
-def blur(
-    images: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, " B"], chosen: Bool[Tensor, " B"]
-) -> Float[Tensor, "B 3 H W"]:
-    """Blur the chosen images with a Gaussian of their own width, mirrored at the border.
+def blur(images: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
+    """Blur each image with a Gaussian of its own width, mirrored at the border.
 
     Args:
         images: Colours in [0, 1].
-        sigma: Standard deviation in pixels; those not chosen stay as they are.
-        chosen: Which images to blur.
+        sigma: Standard deviation in pixels.
     """
-    rows, columns = (_blur_matrix(size, sigma, chosen) for size in images.shape[2:])
-    return rows[:, None] @ images @ columns[:, None].mT
+    batch, channels, height, width = images.shape
+    rows = _blur_matrix(height, sigma)
+    columns = rows if width == height else _blur_matrix(width, sigma)
+    # One product an image and axis for all channels, as in ``geometry.resample``.
+    out = images.reshape(batch, channels * height, width) @ columns.mT
+    out = out.reshape(batch, channels, height, width).transpose(1, 2)
+    out = rows @ out.reshape(batch, height, channels * width)
+    return out.reshape(batch, height, channels, width).transpose(1, 2)
 
 
-def _blur_matrix(
-    size: int, sigma: Float[Tensor, " B"], chosen: Bool[Tensor, " B"]
-) -> Float[Tensor, "B size size"]:
+def _blur_matrix(size: int, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B size size"]:
     """Gaussian blur along one axis as a matrix: kernel of radius size - 1, reflected inwards."""
-    place = torch.arange(size, device=sigma.device)
-    period = max(2 * (size - 1), 1)
     offset = torch.arange(-(size - 1), size, device=sigma.device)
-    target = (place[:, None] + offset) % period  # (size, taps)
-    target = torch.where(target >= size, period - target, target)
     kernel = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
     kernel = kernel / kernel.sum(dim=1, keepdim=True)  # (B, taps)
-    fold = torch.nn.functional.one_hot(target, size).to(kernel.dtype)  # (size, taps, size)
-    matrix = torch.einsum("bt,otp->bop", kernel, fold)
-    return torch.where(chosen[:, None, None], matrix, torch.eye(size, device=sigma.device))
+    return (kernel @ _reflection(size, sigma.device)).reshape(-1, size, size)
 
 
-def erase(
+@lru_cache(maxsize=16)
+def _reflection(size: int, device: torch.device) -> Float[Tensor, "taps pairs"]:
+    """Which pixel each tap of the widest kernel falls on, for every pixel of the result."""
+    place = torch.arange(size, device=device)
+    offset = torch.arange(-(size - 1), size, device=device)
+    period = max(2 * (size - 1), 1)
+    target = (place + offset[:, None]) % period  # (taps, size)
+    target = torch.where(target >= size, period - target, target)
+    return torch.nn.functional.one_hot(target, size).float().flatten(1)
+
+
+@lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], device: torch.device) -> Float[Tensor, " n"]:
+    """Return numbers as a tensor that is made once: each copy to a GPU makes the host wait."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def _each(value: Shaped[Tensor, " B"]) -> Shaped[Tensor, "B 1 1 1"]:
+    return value[:, None, None, None]
+
+
+def _equal(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """1 where equal, else 0: as numbers these mix faster on the CPU than as truth values."""
+    return a.clone().eq_(b)
+
+
+def erase_(
     images: Float[Tensor, "B 3 H W"], draws: Float[Tensor, "B 5"], *, prob: float
 ) -> Float[Tensor, "B 3 H W"]:
-    """Set a random rectangle of some normalised images to 0, the mean colour.
+    """Set a random rectangle of some normalised images to 0, the mean colour, in place.
 
     Area 2 to 40 % of the image and aspect ratio 0.3 to 3.3, as in the paper; the published code of
     vits-for-small-scale-datasets fills normalised images with unnormalised means.
@@ -199,7 +329,15 @@ def erase(
     left = (draws[:, 3] * (width - wide + 1)).floor()
     row = torch.arange(height, device=images.device)
     column = torch.arange(width, device=images.device)
-    rows = (row >= top[:, None]) & (row < (top + high)[:, None])
-    columns = (column >= left[:, None]) & (column < (left + wide)[:, None])
-    hit = rows[:, :, None] & columns[:, None] & (draws[:, 4] < prob)[:, None, None]
-    return images.masked_fill(hit[:, None], 0.0)
+    kept_rows = ((row < top[:, None]) | (row >= (top + high)[:, None])).float()
+    kept_columns = ((column < left[:, None]) | (column >= (left + wide)[:, None])).float()
+    return change_chosen_(images, draws[:, 4] < prob, _blank, kept_rows, kept_columns)
+
+
+def _blank(
+    images: Float[Tensor, "B 3 H W"],
+    kept_rows: Float[Tensor, "B H"],
+    kept_columns: Float[Tensor, "B W"],
+) -> Float[Tensor, "B 3 H W"]:
+    kept = torch.maximum(kept_rows[:, :, None], kept_columns[:, None])
+    return images * kept[:, None]

@@ -53,12 +53,15 @@ class LabelledBatch:
     Attributes:
         images: Normalised.
         labels: Class indices.
-        score_maps: Teacher probabilities over the student's token grid, cropped and mirrored like
-            the image; ``None`` without token labels.
+        partner_share: Part of each image that CutMix or MixUp took from its partner, the image at
+            the mirrored place of the batch; ``None`` mixes nothing. The images are mixed already.
+        score_maps: Teacher probabilities over the student's token grid, cropped and moved and
+            mixed like the image; ``None`` without token labels.
         mix_box: Tokens that each image takes from its partner; ``None`` mixes nothing.
     """
 
     images: Float[Tensor, "B 3 H W"]
     labels: Int[Tensor, " B"]
+    partner_share: Float[Tensor, " B"] | None = None
     score_maps: Float[Tensor, "B C h w"] | None = None
     mix_box: TokenBox | None = None

@@ -9,14 +9,17 @@ Shapes in this file:
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Kernel = Literal["bicubic", "bilinear"]
 Fill = Literal["zero", "edge"]
+MOST_TABLED = 64  # pixels; every crop of a 64 px image to 64 px is 68 MB of weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,10 @@ class Geometry:
         height: Height of the box as a fraction of the image's height.
         width: Width of the box as a fraction of the image's width.
         hflip: Whether the box is mirrored left to right after it was cut out.
-        margin: Largest overhang of any box over the image, as a fraction of its side.
+        margin: Largest overhang of any box over the image, as a fraction of its side; where it is
+            not 0, every box is as large as the image.
+        whole: Side in pixels of the images in which every box covers whole pixels; 0 where boxes
+            lie anywhere.
     """
 
     top: Float[Tensor, " B"]
@@ -38,6 +44,7 @@ class Geometry:
     width: Float[Tensor, " B"]
     hflip: Bool[Tensor, " B"]
     margin: float = 0.0
+    whole: int = 0
 
 
 def identity(batch_size: int, device: torch.device) -> Geometry:
@@ -53,29 +60,33 @@ def sample_resized_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float],
     hflip: bool,
+    image_size: int,
 ) -> Geometry:
-    """Turn uniform numbers into random resized crops of square images.
+    """Turn uniform numbers into random resized crops of square images, in whole pixels.
 
-    Area and logarithm of the aspect ratio are uniform; a box longer than the image is cut to its
-    side. torchvision draws again instead, and rounds to whole pixels.
+    Area and logarithm of the aspect ratio are uniform, sides are rounded, and every place of the
+    box is equally likely, as in torchvision; a side longer than the image's is cut to it, where
+    torchvision draws again.
 
     Args:
         draws: Uniform numbers in [0, 1).
         scale: Bounds of the box's area as a fraction of the image's.
         ratio: Bounds of the box's width over its height.
         hflip: Whether half of the boxes are mirrored.
+        image_size: Side of the images, in pixels.
     """
-    area = scale[0] + (scale[1] - scale[0]) * draws[:, 0]
+    area = (scale[0] + (scale[1] - scale[0]) * draws[:, 0]) * image_size**2
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = torch.exp(low + (high - low) * draws[:, 1])
-    height = (area / aspect).sqrt().clamp(max=1.0)
-    width = (area * aspect).sqrt().clamp(max=1.0)
+    height = (area / aspect).sqrt().round().clamp(1, image_size)
+    width = (area * aspect).sqrt().round().clamp(1, image_size)
     return Geometry(
-        top=draws[:, 2] * (1 - height),
-        left=draws[:, 3] * (1 - width),
-        height=height,
-        width=width,
+        top=(draws[:, 2] * (image_size - height + 1)).floor() / image_size,
+        left=(draws[:, 3] * (image_size - width + 1)).floor() / image_size,
+        height=height / image_size,
+        width=width / image_size,
         hflip=(draws[:, 4] < 0.5) & hflip,
+        whole=image_size,
     )
 
 
@@ -92,6 +103,7 @@ def sample_padded_crop(
         width=one,
         hflip=(draws[:, 2] < 0.5) & hflip,
         margin=padding_px / image_size,
+        whole=image_size,
     )
 
 
@@ -111,21 +123,136 @@ def resample(
     with ``antialias=True``.
 
     Args:
-        maps: Images in [0, 1] or score maps.
+        maps: Images in [0, 1] or score maps; fastest where they lie as (B, H, C, W) in memory.
         geometry: Boxes and mirror flags.
         size: Output (h, w).
         kernel: Cubic convolution (a = -0.5) or triangle.
         fill: What lies outside the map: black, or the nearest cell.
     """
-    rows = _axis_weights(
-        geometry.top, geometry.height, maps.shape[2], size[0], geometry.margin, kernel, fill
+    batch, channels, height, width = maps.shape
+    columns = _box_weights(
+        geometry.left, geometry.width, geometry.hflip, geometry, width, size[1], kernel, fill
     )
-    columns = _axis_weights(
-        geometry.left, geometry.width, maps.shape[3], size[1], geometry.margin, kernel, fill
+    # One product an image and axis for all channels: (B, h, H) x (B, H, C W), then
+    # (B, h C, W) x (B, W, w).
+    out = maps.transpose(1, 2).reshape(batch, height, channels * width)
+    if geometry.margin and geometry.whole == height == size[0]:
+        out = _shift_rows(out, (geometry.top * height).round().long(), fill)
+    else:
+        rows = _box_weights(
+            geometry.top, geometry.height, None, geometry, height, size[0], kernel, fill
+        )
+        out = rows @ out
+    out = out.reshape(batch, size[0] * channels, width) @ columns.mT
+    return out.reshape(batch, size[0], channels, size[1]).transpose(1, 2)
+
+
+def warp(
+    maps: Float[Tensor, "B C H W"],
+    to_source: Float[Tensor, "B 2 3"],
+    *,
+    nearest: bool,
+    fill: Fill,
+) -> Float[Tensor, "B C H W"]:
+    """Move each map by an affine transform about its centre.
+
+    Args:
+        maps: Images or score maps.
+        to_source: Where each place (x, y, 1) of the result comes from; x runs right and y down
+            from the centre, in units of half a side, so that it fits a map of any size.
+        nearest: Take the nearest cell, as the published augmentation policies do, and not the
+            bilinear mean of four.
+        fill: What lies outside the map: black, or the nearest cell.
+    """
+    height, width = maps.shape[2:]
+    grid = (_cell_centres(height, width, maps.device) @ to_source.mT).unflatten(1, (height, width))
+    return F.grid_sample(
+        maps,
+        grid,
+        mode="nearest" if nearest else "bilinear",
+        padding_mode="zeros" if fill == "zero" else "border",
+        align_corners=False,
     )
-    columns = torch.where(geometry.hflip[:, None, None], columns.flip(1), columns)
-    # For each channel of each image: rows (h, H), map (H, W), columns transposed to (W, w).
-    return rows[:, None] @ maps @ columns[:, None].mT
+
+
+@lru_cache(maxsize=16)
+def _cell_centres(height: int, width: int, device: torch.device) -> Float[Tensor, "cells 3"]:
+    """Place (x, y, 1) of every cell, row by row, in units of half a side from the centre."""
+    y, x = ((torch.arange(n, device=device) + 0.5) * (2 / n) - 1 for n in (height, width))
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x, y, torch.ones_like(x)], dim=2).flatten(0, 1)
+
+
+def compose(outer: Float[Tensor, "B 2 3"], inner: Float[Tensor, "B 2 3"]) -> Float[Tensor, "B 2 3"]:
+    """Return the transform that warps by ``inner`` first and by ``outer`` after it."""
+    # Sources are looked up from the result backwards: through the outer one, then the inner.
+    linear = inner[:, :, :2] @ outer[:, :, :2]
+    shift = inner[:, :, :2] @ outer[:, :, 2:] + inner[:, :, 2:]
+    return torch.cat([linear, shift], dim=2)
+
+
+def _shift_rows(
+    rows: Float[Tensor, "B H X"], shift: Int[Tensor, " B"], fill: Fill
+) -> Float[Tensor, "B H X"]:
+    """Take row ``i + shift`` of each image as its row ``i``: copying is faster than a product."""
+    batch, height, _ = rows.shape
+    place = torch.arange(height, device=rows.device) + shift[:, None]
+    inside = place.clamp(0, height - 1)
+    number = inside + height * torch.arange(batch, device=rows.device)[:, None]
+    out = rows.flatten(0, 1).index_select(0, number.flatten()).reshape(rows.shape)
+    return out if fill == "edge" else out.mul_((place == inside)[:, :, None])
+
+
+def _box_weights(
+    start: Float[Tensor, " B"],
+    extent: Float[Tensor, " B"],
+    mirrored: Bool[Tensor, " B"] | None,
+    geometry: Geometry,
+    in_size: int,
+    out_size: int,
+    kernel: Kernel,
+    fill: Fill,
+) -> Float[Tensor, "B out in"]:
+    """Weights of one axis: looked up for small images cut at whole pixels, else computed."""
+    if geometry.whole != in_size or in_size > MOST_TABLED:
+        weights = _axis_weights(start, extent, in_size, out_size, geometry.margin, kernel, fill)
+        if mirrored is None:
+            return weights
+        return torch.where(mirrored[:, None, None], weights.flip(1), weights)
+    pad = round(geometry.margin * in_size)
+    table = _weight_table(in_size, out_size, pad, kernel, fill, start.device)
+    first, length = (start * in_size).round().long(), (extent * in_size).round().long()
+    number = first + pad if pad else _box_number(first, length, in_size)
+    if mirrored is not None:
+        number = number + mirrored * (len(table) // 2)
+    return table.index_select(0, number)
+
+
+@lru_cache(maxsize=16)
+def _weight_table(
+    in_size: int, out_size: int, pad: int, kernel: Kernel, fill: Fill, device: torch.device
+) -> Float[Tensor, "boxes out in"]:
+    """Weights along one axis of every box of whole pixels, or of every shift by up to ``pad``.
+
+    The second half of the table is the first one mirrored.
+    """
+    if pad:
+        first = torch.arange(-pad, pad + 1, device=device)
+        length = torch.full_like(first, in_size)
+    else:
+        boxes = [(i, n) for n in range(1, in_size + 1) for i in range(in_size - n + 1)]
+        first, length = torch.tensor(boxes, device=device).unbind(1)
+    weights = _axis_weights(
+        first / in_size, length / in_size, in_size, out_size, pad / in_size, kernel, fill
+    )
+    return torch.cat([weights, weights.flip(1)])
+
+
+def _box_number(
+    first: Int[Tensor, " B"], length: Int[Tensor, " B"], in_size: int
+) -> Int[Tensor, " B"]:
+    """Place of a box in the table: after all shorter ones, which have more places each."""
+    return (length - 1) * (in_size + 1) - length * (length - 1) // 2 + first
 
 
 def _axis_weights(

@@ -6,9 +6,10 @@ Shapes in this file:
     H W  image in pixels
 """
 
+import functools
 import hashlib
-import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,9 +21,19 @@ from torch import Tensor
 from smallvit.core import rng
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError, DataError
-from smallvit.data import registry, sources
-from smallvit.data.splits import Cut, cut_splits, load_cut, replace_text, split_hash, store_cut
-from smallvit.data.store import PackedStore, Progress, open_store
+from smallvit.data import fetch, hub, official, own, registry
+from smallvit.data.sources import Listing, Source
+from smallvit.data.splits import Cut, StoredCut, cut_splits, load_cut, split_hash, store_cut
+from smallvit.data.store import (
+    Overlap,
+    PackedStore,
+    Progress,
+    cache_errors,
+    file_stem,
+    open_store,
+)
+
+USUAL_SIZES = (8, 16, 28, 32, 64, 96, 128, 224, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +41,15 @@ class DataConfig:
     """Which images, and how they are split.
 
     Attributes:
-        dataset: Name of a known dataset; give this or ``path``.
-        path: Folder of class folders, with or without train, val and test above them.
+        dataset: Name of a known dataset, or ``hf:owner/name@revision`` with ``#config`` where it
+            has several, for one on the Hugging Face Hub; give this or ``path``.
+        path: Folder of class folders, with or without train, val and test above them; a CSV or
+            parquet file; or a folder of images without labels, for stage 1 alone.
+        image_column: Column of a table that holds the images or their paths; null finds it by
+            name and type.
+        label_column: Column of a table that holds the labels; null finds it by name and type.
         image_size: Side that images are packed at, in pixels; null is a known dataset's own, or
-            for a folder the usual size nearest to its images (8 to 256).
+            else the usual size nearest to the images (8 to 256).
         val_fraction: Part of the training images held out for validation where a dataset brings
             no validation split.
         test_fraction: Part of all images held out for testing where a dataset brings no test
@@ -47,6 +63,8 @@ class DataConfig:
 
     dataset: str | None = None
     path: Path | None = None
+    image_column: str | None = None
+    label_column: str | None = None
     image_size: Annotated[int | None, Range(ge=8, le=1024)] = None
     val_fraction: Annotated[float, Range(gt=0, lt=0.9)] = 0.1
     test_fraction: Annotated[float, Range(gt=0, lt=0.9)] = 0.2
@@ -60,16 +78,23 @@ class DataConfig:
                 f"data.dataset ({self.dataset!r}) and data.path ({str(self.path)!r}) exclude each "
                 "other: give one"
             )
-        if self.dataset is not None:
+        if self.dataset is not None and not self.dataset.startswith("hf:"):
             registry.get_dataset_spec(self.dataset)
+            for name in ("image_column", "label_column"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(
+                        f"data.{name} is for tables and the Hub, not for {self.dataset}: leave it "
+                        "out"
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Some images of one packed array, on one device.
+    """Some images of one packed array.
 
     Attributes:
-        images: The packed array that the split is part of.
+        images: The packed array that the split is part of; on the host, memory-mapped, where it
+            does not fit on the device of ``index``.
         labels: Its labels.
         index: Places of the split's images in it.
     """
@@ -81,13 +106,19 @@ class Split:
     def __len__(self) -> int:
         return len(self.index)
 
-    def to(self, device: torch.device) -> "Split":
-        """Put the whole packed array on the device."""
-        return Split(
-            images=self.images.to(device),
-            labels=self.labels.to(device),
-            index=self.index.to(device),
+    def take(self, position: Int[Tensor, " B"]) -> UInt8[Tensor, "B 3 H W"]:
+        """Gather images by their position in the split, onto the device of ``index``."""
+        place = self.index[position]
+        if self.images.device == place.device:
+            return self.images.index_select(0, place)
+        # Pinned memory lets the copy run beside the kernels that are queued already.
+        batch = torch.empty(
+            (len(place), *self.images.shape[1:]),
+            dtype=torch.uint8,
+            pin_memory=place.device.type == "cuda",
         )
+        torch.index_select(self.images, 0, place.cpu(), out=batch)
+        return batch.to(place.device, non_blocking=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +127,10 @@ class Dataset:
 
     Attributes:
         name: Name in run folders and result tables.
-        class_names: In the order of the labels.
+        class_names: In the order of the labels; empty where images carry no labels.
         image_size: Side of the images, in pixels.
         splits: ``train``, ``labelled`` (the part of train whose labels may be used), ``val`` and
-            ``test``.
+            ``test``; without labels, all images are in ``train``.
         mean: Per-channel mean of the training split, in [0, 1].
         std: Per-channel standard deviation of the training split, in [0, 1].
         hflip: Whether mirrored images keep their class.
@@ -107,6 +138,7 @@ class Dataset:
         split_hashes: Hash of the indices of each split.
         broken: Files that could not be decoded and were left out.
         store_path: Folder of the packed arrays.
+        overlaps: Repeated images within and across the splits that the dataset brings.
     """
 
     name: str
@@ -120,46 +152,100 @@ class Dataset:
     split_hashes: dict[str, str]
     broken: tuple[str, ...]
     store_path: Path
+    overlaps: tuple[Overlap, ...] = ()
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
 
-    def to(self, device: torch.device) -> "Dataset":
-        """Put every split on the device, each packed array once."""
+    @property
+    def labelled(self) -> bool:
+        """Whether the images carry labels."""
+        return bool(self.class_names)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of repeated images, one line each."""
+        if not self.labelled:
+            return ()
+        return tuple(
+            _describe(overlap, len(self.splits[overlap.split].labels))
+            for overlap in self.overlaps
+            # Repeats within a split and a class mislead nobody.
+            if overlap.split != overlap.other or overlap.conflicting
+        )
+
+    def to(self, device: torch.device, *, max_bytes: int | None = None) -> "Dataset":
+        """Put every split on the device, each packed array once.
+
+        Arrays that do not fit stay on the host, and ``Split.take`` streams their images.
+
+        Args:
+            device: Where labels and indices go in any case.
+            max_bytes: Most bytes of images to put there; ``None`` is half of what a GPU has free,
+                and no limit elsewhere.
+        """
+        room = math.inf if max_bytes is None else max_bytes
+        if max_bytes is None and device.type == "cuda":
+            room = torch.cuda.mem_get_info(device)[0] // 2
         moved: dict[int, tuple[Tensor, Tensor]] = {}
         splits = {}
         for name, split in self.splits.items():
             key = id(split.images)
             if key not in moved:
-                moved[key] = (split.images.to(device), split.labels.to(device))
+                images = split.images
+                if images.nbytes <= room:
+                    images = images.to(device)
+                    room -= images.nbytes
+                moved[key] = (images, split.labels.to(device))
             images, labels = moved[key]
             splits[name] = Split(images=images, labels=labels, index=split.index.to(device))
-        return Dataset(**{**vars(self), "splits": splits})
+        return replace(self, splits=splits)
 
 
-def open_source(config: DataConfig, *, data_dir: Path, offline: bool) -> sources.Source:
-    """Find the images that a config names.
+def open_source(
+    config: DataConfig,
+    *,
+    data_dir: Path,
+    offline: bool,
+    progress: fetch.FetchProgress | None = None,
+) -> Source:
+    """Find the images that a config names; those of a known dataset are fetched where absent.
+
+    Args:
+        config: What to find.
+        data_dir: Folder of official files.
+        offline: Refuse to download.
+        progress: Called now and then while downloading.
 
     Raises:
         ConfigError: If it names none.
         DataError: If they are not there.
     """
+    columns = {"image_column": config.image_column, "label_column": config.label_column}
     if config.path is not None:
-        return sources.open_folder(config.path)
+        return own.open_path(config.path, **columns)
     if config.dataset is None:
         raise ConfigError(
             "no data named: give --dataset NAME (known: "
             f"{', '.join(sorted(registry.DATASETS))}) or --data PATH"
         )
+    if config.dataset.startswith("hf:"):
+        return hub.open_hub(config.dataset, data_dir=data_dir, offline=offline, **columns)
     spec = registry.get_dataset_spec(config.dataset)
-    return sources.open_named(spec, data_dir=data_dir, offline=offline)
+    if not fetch.is_present(spec, data_dir):
+        fetch.fetch_dataset(spec, data_dir, offline=offline, progress=progress)
+    return official.open_named(spec, data_dir=data_dir)
 
 
-def usual_size(source: sources.Source) -> int:
-    """Return the usual image side (8 to 256) nearest to the median of a source's short sides."""
-    split = source.splits["train"]
+def usual_size(listing: Listing) -> int:
+    """Return the usual image side (8 to 256) nearest to the median of the images' short sides.
+
+    Raises:
+        DataError: If none of the 64 images looked at can be decoded.
+    """
+    split = listing.splits["train"]
     sides = []
     for i in np.linspace(0, len(split.names) - 1, num=min(64, len(split.names))).astype(int):
         try:
@@ -167,10 +253,33 @@ def usual_size(source: sources.Source) -> int:
         except Exception:  # a broken file is counted when the data is packed
             continue
     if not sides:
-        raise DataError(f"{source.name}: none of the first files looked at can be decoded")
-    return min(
-        (8, 16, 28, 32, 64, 96, 128, 224, 256), key=lambda size: abs(size - np.median(sides))
-    )
+        raise DataError(
+            f"none of the images looked at can be decoded, first: {', '.join(split.names[:1])}: "
+            "check that they are whole images"
+        )
+    return min(USUAL_SIZES, key=lambda size: abs(size - np.median(sides)))
+
+
+def find_image_size(source: Source, *, cache_dir: Path) -> int:
+    """Return the side to pack a source at; what its images say is remembered in the cache.
+
+    Raises:
+        DataError: If none of the images looked at can be decoded, or the cache cannot be written.
+    """
+    if source.image_size is not None:
+        return source.image_size
+    key = hashlib.sha256(source.key.encode()).hexdigest()[:16]
+    path = cache_dir / "packed" / f"{file_stem(source.name)}-{key}.size"
+    try:
+        size = int(path.read_text())
+    except (OSError, ValueError):
+        size = 0
+    if size not in USUAL_SIZES:
+        size = usual_size(source.list_images())
+        with cache_errors(cache_dir):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(str(size))
+    return size
 
 
 def load_dataset(
@@ -180,6 +289,7 @@ def load_dataset(
     cache_dir: Path,
     offline: bool = False,
     progress: Progress | None = None,
+    fetch_progress: fetch.FetchProgress | None = None,
 ) -> Dataset:
     """Open, pack (once) and split a dataset.
 
@@ -189,16 +299,37 @@ def load_dataset(
         cache_dir: Folder of packed stores.
         offline: Refuse to download.
         progress: Called now and then while packing.
+        fetch_progress: Called now and then while downloading.
 
     Raises:
         ConfigError: If the config names no data or an unknown name.
         DataError: If data is missing or broken, or a class is too small to be split.
     """
-    source = open_source(config, data_dir=data_dir, offline=offline)
-    size = config.image_size or usual_size(source)
+    source = open_source(config, data_dir=data_dir, offline=offline, progress=fetch_progress)
+    return prepare_dataset(source, config, cache_dir=cache_dir, progress=progress)
+
+
+def prepare_dataset(
+    source: Source, config: DataConfig, *, cache_dir: Path, progress: Progress | None = None
+) -> Dataset:
+    """Pack (once) and split the images of a source.
+
+    Args:
+        source: Where the images lie.
+        config: How they are sized and split.
+        cache_dir: Folder of packed stores.
+        progress: Called now and then while packing.
+
+    Raises:
+        DataError: If images are broken, or a class is too small to be split.
+    """
+    # Sizing and packing both list the images, which can take seconds.
+    source = replace(source, list_images=functools.cache(source.list_images))
+    size = config.image_size or find_image_size(source, cache_dir=cache_dir)
     store = open_store(source, image_size=size, cache_dir=cache_dir, progress=progress)
     _check_classes(store)
-    cut = _cut(config, store)
+    with cache_errors(cache_dir):
+        stored = _cut(config, store)
     packed = {
         name: (torch.from_numpy(store.images[name]), torch.from_numpy(store.labels[name]))
         for name in store.images
@@ -208,35 +339,60 @@ def load_dataset(
         images, labels = packed[array]
         return Split(images=images, labels=labels, index=torch.from_numpy(index))
 
+    cut, labelled = stored.cut, bool(store.manifest.class_names)
     splits = {"train": part("train", cut.train), "labelled": part("train", cut.labelled)}
     for name, index in (("val", cut.val), ("test", cut.test)):
-        if name in packed:
+        if name in packed and labelled:
             splits[name] = part(name, np.arange(len(store.labels[name])))
         else:
             splits[name] = part("train", index)
-    mean, std = _channel_stats(splits["train"], store, config)
     return Dataset(
         name=source.name,
         class_names=store.manifest.class_names,
         image_size=size,
         splits=splits,
-        mean=mean,
-        std=std,
+        mean=stored.mean,
+        std=stored.std,
         hflip=source.hflip if config.hflip is None else config.hflip,
         fingerprint=store.manifest.fingerprint,
         split_hashes={name: split_hash(split.index) for name, split in splits.items()},
         broken=store.manifest.broken,
+        overlaps=store.manifest.overlaps,
         store_path=store.path,
     )
 
 
 def class_counts(split: Split, num_classes: int) -> list[int]:
-    """Count the images of each class in a split."""
+    """Count the images of each class in a split; none where images carry no labels."""
+    if num_classes == 0:
+        return []
     return torch.bincount(split.labels[split.index], minlength=num_classes).tolist()
+
+
+def _describe(overlap: Overlap, num_images: int) -> str:
+    split, other, count = overlap.split, overlap.other, overlap.count
+    first = "first: " + " = ".join(overlap.examples[0])
+    if split == other:
+        return (
+            f"{overlap.conflicting:,} of {num_images:,} {split} images repeat one of another class "
+            f"(same pixels); {first}"
+        )
+    facts = f"{count:,} of {num_images:,} {split} images are also in {other} (same pixels)"
+    if overlap.conflicting:
+        facts += f", {overlap.conflicting:,} of them under another class"
+    points = 100 * (count - overlap.conflicting) / num_images
+    if points:
+        facts += (
+            f": the {split} accuracy may be up to {points:.{2 if points < 10 else 3}g} points too "
+            "high"
+        )
+    return f"{facts}; the splits stay as they come; {first}"
 
 
 def _check_classes(store: PackedStore) -> None:
     manifest = store.manifest
+    if not manifest.class_names:
+        return
     for split, labels in store.labels.items():
         counts = np.bincount(labels, minlength=len(manifest.class_names))
         empty = [manifest.class_names[i] for i in np.flatnonzero(counts == 0)]
@@ -247,51 +403,48 @@ def _check_classes(store: PackedStore) -> None:
             )
 
 
-def _key(config: DataConfig, store: PackedStore) -> str:
-    parts = (
-        0.0 if "val" in store.labels else config.val_fraction,
-        0.0 if "test" in store.labels else config.test_fraction,
-        config.label_fraction,
-        config.split_seed,
-    )
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-
-def _cut(config: DataConfig, store: PackedStore) -> Cut:
-    key = _key(config, store)
-    cut = load_cut(store.path, key)
-    if cut is None:
+def _cut(config: DataConfig, store: PackedStore) -> StoredCut:
+    val_fraction = 0.0 if "val" in store.labels else config.val_fraction
+    test_fraction = 0.0 if "test" in store.labels else config.test_fraction
+    parts = (val_fraction, test_fraction, config.label_fraction, config.split_seed)
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    stored = load_cut(store.path, key)
+    if stored is not None:
+        return stored
+    labels = store.labels["train"]
+    if store.manifest.class_names:
         cut = cut_splits(
-            store.labels["train"],
-            num_classes=len(store.manifest.class_names),
-            val_fraction=0.0 if "val" in store.labels else config.val_fraction,
-            test_fraction=0.0 if "test" in store.labels else config.test_fraction,
+            labels,
+            class_names=store.manifest.class_names,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
             label_fraction=config.label_fraction,
             seed=config.split_seed,
+            hashes=store.hashes["train"],
         )
-        store_cut(cut, store.path, key)
-    return cut
+    else:
+        none = np.arange(0)
+        cut = Cut(train=np.arange(len(labels)), labelled=none, val=none, test=none)
+    mean, std = _channel_stats(torch.from_numpy(store.images["train"]), torch.from_numpy(cut.train))
+    stored = StoredCut(cut=cut, mean=mean, std=std)
+    store_cut(stored, store.path, key)
+    return stored
 
 
 def _channel_stats(
-    split: Split, store: PackedStore, config: DataConfig
+    images: UInt8[Tensor, "packed 3 H W"], index: Int[Tensor, " N"]
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Exact mean and standard deviation of the training images' channels, kept beside the split."""
-    path = store.path / f"stats-{_key(config, store)}.json"
-    try:
-        mean, std = json.loads(path.read_text())
-    except (OSError, ValueError):
-        counts = torch.zeros(3, 256, dtype=torch.float64)
-        for chunk in split.index.split(8192):
-            for channel, values in enumerate(split.images[chunk].transpose(0, 1)):
-                counts[channel] += torch.bincount(values.flatten(), minlength=256)
-        share = counts / counts.sum(dim=1, keepdim=True)
-        levels = torch.arange(256, dtype=torch.float64) / 255
-        mean = share @ levels
-        std = (share @ levels**2 - mean**2).clamp(min=1e-6).sqrt().tolist()
-        mean = mean.tolist()
-        replace_text(path, json.dumps([mean, std]))
-    return tuple(mean), tuple(std)
+    """Exact mean and standard deviation of the channels of some images."""
+    counts = torch.zeros(3, 256, dtype=torch.float64)
+    for chunk in index.split(8192):
+        for channel, values in enumerate(images[chunk].transpose(0, 1)):
+            counts[channel] += torch.bincount(values.flatten(), minlength=256)
+    share = counts / counts.sum(dim=1, keepdim=True)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean = share @ levels
+    std = (share @ levels**2 - mean**2).clamp(min=1e-6).sqrt()
+    (a, b, c), (d, e, f) = mean.tolist(), std.tolist()
+    return (a, b, c), (d, e, f)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +453,8 @@ class Draw:
 
     Attributes:
         position: Place of each sample in its split.
-        epoch: Pass over the data that each sample belongs to.
+        epoch: Key of each sample's randomness beside its position: the pass over the data, counted
+            for each repetition of a sample apart.
     """
 
     position: Int[Tensor, " B"]
@@ -311,36 +465,51 @@ class Order:
     """The order in which the steps of a run see the samples of a split.
 
     The passes over the data follow each other without a gap: step ``t`` takes the next
-    ``batch_size`` samples, so every pass sees each sample once and no remainder is dropped.
+    ``batch_size`` samples, so every pass sees each sample once and no remainder is dropped. With
+    ``repeats``, each sample comes that often in a row, each time with randomness of its own, and a
+    pass is that much longer.
 
     Args:
         size: Samples of the split.
         batch_size: Samples of a step.
         seed: Seed of the run.
         device: Where the indices are wanted.
+        repeats: Times in a row that each sample comes.
+
+    Source:
+        Hoffer et al., 2020, Augment Your Batch, https://arxiv.org/abs/1901.09335.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, size: int, batch_size: int, seed: int, device: torch.device, *, repeats: int = 1
+    ) -> None:
         self.size = size
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
+        self.repeats = repeats
         self._pass: tuple[int, Tensor] | None = None
 
     def num_steps(self, epochs: float) -> int:
-        """Return the steps of ``epochs`` passes, at least 1."""
+        """Return the steps that see ``epochs`` times ``size`` samples, at least 1."""
         return max(1, round(epochs * self.size / self.batch_size))
 
     def draw(self, step: int) -> Draw:
         """Return the samples of one step."""
-        first, last = step * self.batch_size, (step + 1) * self.batch_size
-        positions, epochs = [], []
-        for epoch in range(first // self.size, (last - 1) // self.size + 1):
-            start, end = epoch * self.size, (epoch + 1) * self.size
-            part = self._order(epoch)[max(first, start) - start : min(last, end) - start]
-            positions.append(part)
-            epochs.append(torch.full_like(part, epoch))
-        return Draw(position=torch.cat(positions), epoch=torch.cat(epochs))
+        size, repeats = self.size, self.repeats
+        # Slots of the run: slot s is repetition s % repeats of sample s // repeats.
+        slot = torch.arange(self.batch_size, device=self.device) + step * self.batch_size
+        first = step * self.batch_size // repeats
+        last = ((step + 1) * self.batch_size - 1) // repeats
+        positions = []
+        for number in range(first // size, last // size + 1):
+            start = number * size
+            positions.append(self._order(number)[max(first - start, 0) : last + 1 - start])
+        sample = slot // repeats
+        return Draw(
+            position=torch.cat(positions)[sample - first],
+            epoch=sample // size * repeats + slot % repeats,
+        )
 
     def _order(self, epoch: int) -> Int[Tensor, " size"]:
         if self._pass is None or self._pass[0] != epoch:

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from smallvit.core import rng
 from smallvit.core.config import Range
-from smallvit.data import augment, geometry
-from smallvit.data.augment import AugmentConfig, Fraction, check_bounds
+from smallvit.data import augment, geometry, mix, policies
+from smallvit.data.augment import AugmentConfig, Fraction, Policy, check_bounds
 from smallvit.data.batches import LabelledBatch, TokenBox, ViewBatch
 from smallvit.data.loader import Dataset, Draw, Order, Split, channel_tensors
 
+DRAWS = 5 + 5 + 4  # uniform numbers of a view: crop and flip, colours, grey and blur and solarize
 ScoreMapReader = Callable[[Tensor], Tensor]
 
 
@@ -93,46 +94,88 @@ class ViewBatches:
     def __call__(self, step: int) -> ViewBatch:
         """Make the views of one step."""
         draw = self.order.draw(step)
-        images = augment.to_float(self.split.images[self.split.index[draw.position]])
-        views = [self._view(images, draw, number) for number in range(2 + self.config.num_local)]
+        images = augment.to_float(self.split.take(draw.position))
+        num_local, side = self.config.num_local, self.dataset.image_size
+        local_side = round(side * self.config.local_size)
+        global_views = images.new_empty(2, len(images), 3, side, side)
+        local_views = images.new_empty(num_local, len(images), 3, local_side, local_side)
+        draws = self._draws(draw)
+        for number, view in enumerate((*global_views, *local_views)):
+            self._make(images, draws[:, number], number, out=view)
         return ViewBatch(
-            global_views=torch.stack(views[:2]),
-            local_views=torch.stack(views[2:]) if self.config.num_local else None,
+            global_views=global_views,
+            local_views=local_views if num_local else None,
             epoch=step * self.order.batch_size / self.order.size,
             progress=step / self.total_steps,
         )
 
-    def _view(
-        self, images: Float[Tensor, "B 3 H W"], draw: Draw, number: int
-    ) -> Float[Tensor, "B 3 h w"]:
-        config, is_global = self.config, number < 2
-        draws = rng.uniform(self.order.seed, f"view/{number}", draw.epoch, draw.position, 5 + 5 + 4)
-        crop = geometry.sample_resized_crop(
-            draws[:, :5],
-            scale=config.global_scale if is_global else config.local_scale,
-            ratio=config.ratio,
-            hflip=self.dataset.hflip,
-        )
-        side = self.dataset.image_size
-        side = side if is_global else round(side * config.local_size)
+    def geometries(self, step: int) -> list[geometry.Geometry]:
+        """Return where in its image each view of a step lies: the large ones, then the small."""
+        return [
+            view_geometry(draws, number, self.config, self.dataset)
+            for number, draws in enumerate(self._draws(self.order.draw(step)).unbind(1))
+        ]
+
+    def _draws(self, draw: Draw) -> Float[Tensor, "B V n"]:
+        num_views = 2 + self.config.num_local
+        return rng.uniform(
+            self.order.seed, "views", draw.epoch, draw.position, DRAWS * num_views
+        ).unflatten(1, (num_views, DRAWS))
+
+    def _make(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        draws: Float[Tensor, "B n"],
+        number: int,
+        *,
+        out: Float[Tensor, "B 3 h w"],
+    ) -> None:
+        """Make one view of every image in ``out``."""
+        config = self.config
+        crop = view_geometry(draws, number, config, self.dataset)
+        side = out.shape[-1]
         view = geometry.resample(images, crop, (side, side), kernel="bicubic", fill="zero")
-        view = augment.jitter_color(
-            view.clamp(0, 1),
+        view = augment.jitter_color_(
+            view.contiguous().clamp_(0, 1),
             draws[:, 5:10],
             strength=config.color_jitter,
             prob=config.color_jitter_prob,
         )
-        view = augment.drop_color(view, draws[:, 10] < config.grey_prob)
+        view = augment.drop_color_(view, draws[:, 10] < config.grey_prob)
         low, high = config.blur_sigma
         blurred = draws[:, 11] < config.blur_prob[min(number, 2)]
-        view = augment.blur(view, low + (high - low) * draws[:, 12], blurred)
+        sigma = low + (high - low) * draws[:, 12]
+        view = augment.change_chosen_(view, blurred, augment.blur, sigma)
         if number == 1:
-            view = augment.solarize(view, draws[:, 13] < config.solarize_prob)
-        return augment.normalise(view, self.mean, self.std)
+            view = augment.solarize_(view, draws[:, 13] < config.solarize_prob)
+        augment.normalise(view, self.mean, self.std, out=out)
+
+
+def view_geometry(
+    draws: Float[Tensor, "B n"], number: int, config: ViewsConfig, dataset: Dataset
+) -> geometry.Geometry:
+    """Turn the uniform numbers of one view into where it lies in each image.
+
+    Args:
+        draws: Of which the first five count.
+        number: Which view; 0 and 1 are large.
+        config: The views.
+        dataset: Whose images they are of.
+    """
+    return geometry.sample_resized_crop(
+        draws[:, :5],
+        scale=config.global_scale if number < 2 else config.local_scale,
+        ratio=config.ratio,
+        hflip=dataset.hflip,
+        image_size=dataset.image_size,
+    )
 
 
 class LabelledBatches:
     """Stage-2 batches by step: augmented images, labels and, where given, score maps.
+
+    Crop and flip come first, then the policy, colour jitter, erasing and mixing. A score map goes
+    through the same crop, flip, affine transforms and mixing as its image.
 
     Args:
         dataset: On the training device.
@@ -161,35 +204,77 @@ class LabelledBatches:
         self.score_maps = score_maps
         self.grid = grid
         self.mix_token = mix_token
+        self.policy: Policy = policies.for_dataset(config.policy, dataset.name)
+        self.policy_draws = policies.num_draws(self.policy, config.randaugment_ops)
         self.mean, self.std = channel_tensors(dataset, order.device)
 
     def __call__(self, step: int) -> LabelledBatch:
         """Make the batch of one step."""
         draw = self.order.draw(step)
-        place = self.split.index[draw.position]
-        images = augment.to_float(self.split.images[place])
-        draws = rng.uniform(self.order.seed, "augment", draw.epoch, draw.position, 5 + 5 + 5)
         config, side = self.config, self.dataset.image_size
-        where = self._geometry(draws[:, :5], len(place), side)
+        crop_draws, color_draws, erase_draws, mix_draws, policy_draws = self._draws(draw)
+        images = augment.to_float(self.split.take(draw.position))
+        where = self._geometry(crop_draws, len(images), side)
         if config.crop != "none" or self.dataset.hflip:
             images = geometry.resample(images, where, (side, side), kernel="bicubic", fill="zero")
-            images = images.clamp(0, 1)
-        images = augment.jitter_color(
-            images, draws[:, 5:10], strength=config.color_jitter, prob=1.0
-        )
-        images = augment.normalise(images, self.mean, self.std)
-        images = augment.erase(images, draws[:, 10:15], prob=config.erasing_prob)
-        maps = None
-        if self.score_maps is not None:
-            maps = geometry.resample(
-                self.score_maps(draw.position), where, self.grid, kernel="bilinear", fill="edge"
+            images = images.contiguous()
+            if config.crop == "resized":  # the kernel overshoots
+                images.clamp_(0, 1)
+        operations = None
+        if self.policy != "none":
+            operations = policies.sample_operations(
+                self.policy,
+                policy_draws,
+                num_ops=config.randaugment_ops,
+                magnitude=config.randaugment_magnitude,
+                image_size=side,
             )
+            policies.apply_operations_(images, operations)
+        images = augment.jitter_color_(images, color_draws, strength=config.color_jitter, prob=1.0)
+        images = augment.normalise(images, self.mean, self.std)
+        images = augment.erase_(images, erase_draws, prob=config.erasing_prob)
+        maps = None if self.score_maps is None else self._maps(draw, where, operations)
+        share = None
+        if config.mix_prob and (config.cutmix_alpha or config.mixup_alpha):
+            mask = mix.sample_mask(
+                mix_draws,
+                cutmix_alpha=config.cutmix_alpha,
+                mixup_alpha=config.mixup_alpha,
+                prob=config.mix_prob,
+                size=(side, side),
+            )
+            images = mix.blend_partner(images, mask)
+            share = mask.mean(dim=(1, 2, 3))
+            if maps is not None:
+                maps = mix.blend_partner(maps, mix.mask_on_grid(mask, self.grid))
         return LabelledBatch(
             images=images,
-            labels=self.split.labels[place],
+            labels=self.split.labels[self.split.index[draw.position]],
+            partner_share=share,
             score_maps=maps,
             mix_box=sample_token_box(self.order.seed, step, self.grid) if self.mix_token else None,
         )
+
+    def where(self, step: int) -> geometry.Geometry:
+        """Return where in its image the crop of each sample of a step lies, before the policy."""
+        draw = self.order.draw(step)
+        return self._geometry(self._draws(draw)[0], len(draw.position), self.dataset.image_size)
+
+    def _draws(self, draw: Draw) -> tuple[Float[Tensor, "B _"], ...]:
+        return rng.uniform(
+            self.order.seed, "augment", draw.epoch, draw.position, 20 + self.policy_draws
+        ).split([5, 5, 5, mix.NUM_DRAWS, self.policy_draws], dim=1)
+
+    def _maps(
+        self, draw: Draw, where: geometry.Geometry, operations: policies.Operations | None
+    ) -> Float[Tensor, "B C h w"]:
+        """Move the score maps as their images were moved."""
+        assert self.score_maps is not None
+        maps = geometry.resample(
+            self.score_maps(draw.position), where, self.grid, kernel="bilinear", fill="edge"
+        )
+        moved = None if operations is None else policies.total_move(operations)
+        return maps if moved is None else geometry.warp(maps, moved, nearest=False, fill="edge")
 
     def _geometry(
         self, draws: Float[Tensor, "B 5"], batch_size: int, side: int
@@ -197,7 +282,7 @@ class LabelledBatches:
         config, hflip = self.config, self.dataset.hflip
         if config.crop == "resized":
             return geometry.sample_resized_crop(
-                draws, scale=config.scale, ratio=config.ratio, hflip=hflip
+                draws, scale=config.scale, ratio=config.ratio, hflip=hflip, image_size=side
             )
         padding = round(config.padding * side) if config.crop == "pad" else 0
         return geometry.sample_padded_crop(
@@ -226,7 +311,8 @@ def eval_batches(
     dataset: Dataset, split: Split, batch_size: int
 ) -> Iterator[tuple[Float[Tensor, "B 3 H W"], Int[Tensor, " B"]]]:
     """Walk a split once, in order, without augmentation; the last batch may be smaller."""
-    mean, std = channel_tensors(dataset, split.images.device)
-    for place in split.index.split(batch_size):
-        images = augment.normalise(augment.to_float(split.images[place]), mean, std)
-        yield images, split.labels[place]
+    device = split.index.device
+    mean, std = channel_tensors(dataset, device)
+    for position in torch.arange(len(split), device=device).split(batch_size):
+        images = augment.normalise(augment.to_float(split.take(position)), mean, std)
+        yield images.contiguous(), split.labels[split.index[position]]

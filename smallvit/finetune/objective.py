@@ -79,6 +79,8 @@ class FinetuneObjective(AbstractObjective[LabelledBatch]):
         tokens = self.student.encode(patches)
         cls_logits = self.student.classify(tokens.pooled)
         labels = self._targets(batch.labels)
+        if batch.partner_share is not None:
+            labels = torch.lerp(labels, labels.flip(0), batch.partner_share[:, None])
         if batch.mix_box is not None:
             labels = mix_labels(labels, batch.mix_box, tokens.grid)
         if self.criterion is None or self.token_head is None:

@@ -11,9 +11,10 @@ from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, find_runs, new_folder
 from smallvit.data.loader import Dataset
 from smallvit.models.registry import ModelConfig
+from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.label import SCORE_MAPS, run_label
 from smallvit.run.recipe import Arm, Recipe, Stage, differences, stage_values, with_values
-from smallvit.run.stage import load_dataset, run_stage
+from smallvit.run.stage import run_stage
 
 logger = logging.getLogger("smallvit")
 ARM_NAMES: dict[Arm, str] = {
@@ -43,6 +44,7 @@ def run_recipe(
     if not recipe.arms:
         raise ConfigError("arms is empty: list some of scratch, ssl, token-labels, both")
     dataset = load_dataset(recipe.data)
+    require_labels(dataset, "`smallvit run`")  # before stage 1 takes hours
     label = f"run-{recipe.model.name}-s{recipe.seed}"
     folder = places.absolute(out or new_folder(places.runs_dir(), dataset.name, label))
     pretrained = maps = None

@@ -21,10 +21,10 @@ from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import open_runtime
 from smallvit.inference.export import read_export, weights_hash
 from smallvit.models.vit import use_fused_attention
+from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.recipe import Recipe, stage_values
 from smallvit.run.stage import (
     describe_environment,
-    load_dataset,
     recorded,
     refuse_other_split,
     score_classifier,
@@ -69,6 +69,7 @@ def run_label(
         raise ConfigError(f"{run.path} is a {run.result['stage']} run and cannot classify")
     runtime = open_runtime(recipe.runtime)
     dataset = load_dataset(recipe.data).to(runtime.device)
+    require_labels(dataset, "`smallvit label`")
     theirs = tuple(run.env["dataset"]["class_names"])
     if theirs != dataset.class_names:
         raise ConfigError(

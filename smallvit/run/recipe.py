@@ -11,8 +11,8 @@ import smallvit
 from smallvit.core.config import Layer, Range, find_errors, merge, resolve, to_plain
 from smallvit.core.errors import ConfigError, suggest
 from smallvit.data.augment import AugmentConfig
-from smallvit.data.loader import DataConfig, open_source, usual_size
-from smallvit.data.registry import DATASETS, get_dataset_spec
+from smallvit.data.loader import DataConfig
+from smallvit.data.registry import DATASETS
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig, check_schedule
 from smallvit.engine.runtime import RuntimeConfig
@@ -20,6 +20,7 @@ from smallvit.finetune.objective import SupervisedConfig
 from smallvit.finetune.token_labeling import TokenLabelConfig
 from smallvit.models.registry import ModelConfig, create_backbone
 from smallvit.pretrain.dino import DinoConfig
+from smallvit.run.data import find_image_size
 
 Stage = Literal["pretrain", "teacher", "label", "finetune"]
 Arm = Literal["scratch", "ssl", "token-labels", "both"]
@@ -249,8 +250,7 @@ def check_recipe(path: Path) -> list[str]:
     if errors:
         return errors
     recipe = resolve(Recipe, [layer])
-    dataset = recipe.data.dataset
-    spec = get_dataset_spec(dataset) if dataset else None
+    spec = DATASETS.get(recipe.data.dataset or "")
     size = recipe.data.image_size or (spec.image_size if spec else 32)
     num_classes = spec.num_classes if spec else 10
     for section, model in (("model", recipe.model), ("teacher.model", recipe.teacher.model)):
@@ -283,11 +283,8 @@ def _matching(asked: Recipe) -> Path:
             f"no data named: give --dataset NAME (known: {', '.join(sorted(DATASETS))}), "
             "--data PATH or --recipe NAME"
         )
-    size = asked.data.image_size
-    if size is None and dataset is not None:
-        size = get_dataset_spec(dataset).image_size
-    if size is None:
-        size = usual_size(open_source(asked.data, data_dir=Path(), offline=True))
+    known = DATASETS.get(dataset or "")
+    size = asked.data.image_size or (known.image_size if known else find_image_size(asked.data))
     sizes = {int(p.stem.removesuffix("px")): p for p in (root / "generic").glob("*px.yaml")}
     return sizes[min(sizes, key=lambda side: (abs(side - size), side))]
 

@@ -14,8 +14,9 @@ from smallvit.evaluate.linear_probe import linear_top1
 from smallvit.inference.export import read_export
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.models.vit import use_fused_attention
+from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.recipe import Recipe
-from smallvit.run.stage import EVAL_BATCH, load_dataset, score_classifier, score_knn
+from smallvit.run.stage import EVAL_BATCH, score_classifier, score_knn
 
 HeldOut = Literal["val", "test"]
 
@@ -28,6 +29,7 @@ def open_scored(run: Run, runtime: Runtime) -> tuple[AbstractBackbone, Dataset]:
     """
     recipe = resolve(Recipe, [Layer(source=str(run.path / "recipe.yaml"), values=run.recipe)])
     dataset = load_dataset(recipe.data)
+    require_labels(dataset, "scoring")
     env = run.env
     if (
         env["dataset"]["fingerprint"] != dataset.fingerprint

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 
 from smallvit.core import places, rng
-from smallvit.core.console import console
 from smallvit.core.errors import ConfigError, InterruptedRunError, SmallViTError
 from smallvit.core.objective import AbstractObjective
 from smallvit.core.run_folder import (
@@ -26,8 +24,7 @@ from smallvit.core.run_folder import (
     write_json,
     write_recipe,
 )
-from smallvit.data.loader import DataConfig, Dataset, Order
-from smallvit.data.loader import load_dataset as load_split_dataset
+from smallvit.data.loader import Dataset, Order
 from smallvit.data.views import LabelledBatches, ViewBatches, eval_batches
 from smallvit.engine.checkpoint import load_checkpoint
 from smallvit.engine.curves import draw_curves
@@ -42,6 +39,7 @@ from smallvit.models.registry import ModelConfig, create_backbone, model_argumen
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.models.vit import VitBackbone, use_fused_attention
 from smallvit.pretrain.dino import DinoObjective
+from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.recipe import Recipe, Stage, differences, stage_values
 from smallvit.teachers.score_maps import check_score_maps, read_score_maps
 
@@ -156,31 +154,6 @@ def run_stage(
     return Run(folder)
 
 
-def load_dataset(config: DataConfig) -> Dataset:
-    """Open a dataset from this machine's folders, with progress while it is packed."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("Packing images", total=None, visible=False)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, visible=True)
-
-        dataset = load_split_dataset(
-            config,
-            data_dir=places.data_dir(),
-            cache_dir=places.cache_dir(),
-            offline=places.offline(),
-            progress=progress,
-        )
-    if dataset.broken:
-        logger.warning(
-            "%s: %d files could not be decoded and are left out: %s",
-            dataset.name,
-            len(dataset.broken),
-            ", ".join(dataset.broken[:5]) + (" ..." if len(dataset.broken) > 5 else ""),
-        )
-    return dataset
-
-
 def prepare_backbone(
     config: ModelConfig, *, num_classes: int, dataset: Dataset, runtime: Runtime, seed: int
 ) -> AbstractBackbone:
@@ -206,6 +179,7 @@ def describe_environment(
             "class_names": list(dataset.class_names),
             "counts": {name: len(split) for name, split in dataset.splits.items()},
             "broken": list(dataset.broken),
+            "notes": list(dataset.notes),
         },
         "split_hashes": dataset.split_hashes,
         "teacher": facts.get("teacher"),
@@ -317,7 +291,11 @@ def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Pre
         total_steps=total_steps,
         optim=config.optim,
         schedule=config.schedule,
-        evaluate=lambda: {"val/knn": score_knn(objective.ema_teacher, dataset, "val", runtime)},
+        evaluate=(
+            (lambda: {"val/knn": score_knn(objective.ema_teacher, dataset, "val", runtime)})
+            if dataset.labelled
+            else dict
+        ),
         select_on=None,
         exported=objective.ema_teacher,
         facts={"init": "scratch", "views": 2 + config.method.views.num_local},
@@ -327,6 +305,7 @@ def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Pre
 def _prepare_supervised(
     recipe: Recipe, stage: Stage, dataset: Dataset, runtime: Runtime
 ) -> Prepared:
+    require_labels(dataset, f"`smallvit {stage}`")
     config = recipe.teacher if stage == "teacher" else recipe.finetune
     model = recipe.teacher.model if stage == "teacher" else recipe.model
     backbone = prepare_backbone(
@@ -387,7 +366,11 @@ def _prepare_supervised(
         backbone, num_classes=dataset.num_classes, config=config.method, token_weight=token_weight
     ).to(runtime.device)
     order = Order(
-        len(dataset.splits["labelled"]), config.optim.batch_size, recipe.seed, runtime.device
+        len(dataset.splits["labelled"]),
+        config.optim.batch_size,
+        recipe.seed,
+        runtime.device,
+        repeats=config.augment.repeats,
     )
     return Prepared(
         model=model,
@@ -488,6 +471,7 @@ def _finish(folder: Path, prepared: Prepared, dataset: Dataset, result: FitResul
     metrics = ", ".join(
         f"{k} {v:.4f}" for k, v in (result.best or result.metrics).items() if k != "step"
     )
+    scores = f" Validation: {metrics}." if metrics else ""
     write_export(
         folder / "export",
         backbone,
@@ -497,8 +481,8 @@ def _finish(folder: Path, prepared: Prepared, dataset: Dataset, result: FitResul
         mean=dataset.mean,
         std=dataset.std,
         card=(
-            f"# {prepared.model.name} on {dataset.name}\n\nTrained from scratch by smallvit. "
-            f"Validation: {metrics}.\n\nLoad it with "
+            f"# {prepared.model.name} on {dataset.name}\n\nTrained from scratch by smallvit."
+            f"{scores}\n\nLoad it with "
             '`timm.create_model("local-dir:<this folder>", pretrained=True)`.\n'
         ),
     )

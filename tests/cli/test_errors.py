@@ -16,7 +16,7 @@ CASES = {
     "wrong type": (["pretrain", "--dataset", "digits", "--optim.lr", "fast"], 2, '"fast"'),
     "unknown recipe": (["pretrain", "--recipe", "digits/vit_tin"], 2, "'digits/vit_tiny'"),
     "no data": (["pretrain"], 2, "--dataset NAME"),
-    "missing folder": (["pretrain", "--data", "/no/such"], 3, "no folder at /no/such"),
+    "missing folder": (["pretrain", "--data", "/no/such"], 3, "nothing is at /no/such"),
     "unknown model": (["pretrain", "--dataset", "digits", "--model", "vit_tny"], 2, "'vit_tiny'"),
     "unfit patch": (
         ["pretrain", "--dataset", "digits", "--model.patch-size", "3"],
@@ -44,7 +44,7 @@ CASES = {
         "no score maps at",
     ),
     "token labels of nothing": (["finetune", "--token-label"], 2, "or run smallvit pretrain"),
-    "a file as folder": (["pretrain", "--data", __file__], 3, "is a file"),
+    "a file as folder": (["pretrain", "--data", __file__], 3, "is another kind of file"),
     "no class folders": (["pretrain", "--data", "."], 3, "at least 2 are needed"),
     "label options alone": (
         ["finetune", "--dataset", "digits", "--token-label.token-weight", "1"],

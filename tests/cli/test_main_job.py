@@ -81,6 +81,8 @@ def test_finetune_killed_in_mid_epoch_ends_with_the_same_weights(
 ):
     more = ["--token-label", "--init", "scratch", "--score-maps", score_maps, "--epochs", "40"]
     more += ["--log.checkpoint-steps", "3"]  # 8.1 steps an epoch
+    more += ["--augment.policy", "randaugment", "--augment.repeats", "3"]
+    more += ["--augment.cutmix-alpha", "1", "--augment.mixup-alpha", "0.8"]
     assert train("finetune", tiny, tmp_path / "whole", *more) == 0
     broken = tmp_path / "broken"
     code = stop_in_flight(
@@ -260,9 +262,9 @@ def test_broken_files_above_one_percent_stop_with_exit_3(photographs, tiny, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_broken_file_below_one_percent_is_named_and_left_out(photographs, capsys):
+def test_a_broken_file_below_one_percent_is_named_and_left_out(photographs, tiny, capsys):
     (photographs / "cats" / "broken.jpg").write_bytes(b"not a picture")
     assert main(["data", "info", str(photographs)]) == 0
-    captured = capsys.readouterr()
-    assert "broken.jpg" in captured.out
-    assert "1 files could not be decoded" in captured.err
+    assert "left out: cats/broken.jpg (no image" in capsys.readouterr().out
+    assert main(["pretrain", "--recipe", tiny, "--data", str(photographs), "--dry-run"]) == 0
+    assert "1 files could not be decoded" in capsys.readouterr().err

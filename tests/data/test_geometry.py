@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,10 +8,12 @@ from torchvision.transforms.v2 import functional as tvf
 
 from smallvit.data.geometry import (
     Geometry,
+    compose,
     identity,
     resample,
     sample_padded_crop,
     sample_resized_crop,
+    warp,
 )
 
 CPU = torch.device("cpu")
@@ -69,7 +72,9 @@ def test_mirrored_top_right_crop_is_the_mirror_image_of_it():
 
 def test_crop_of_an_image_and_of_an_equal_map_agree():
     image, draws = noise(6, 3, 16, 16), noise(6, 5)
-    crop = sample_resized_crop(draws, scale=(0.2, 1.0), ratio=(0.75, 4 / 3), hflip=True)
+    crop = sample_resized_crop(
+        draws, scale=(0.2, 1.0), ratio=(0.75, 4 / 3), hflip=True, image_size=16
+    )
     pixels = resample(image, crop, (16, 16), kernel="bilinear", fill="zero")
     cells = resample(image.clone(), crop, (16, 16), kernel="bilinear", fill="edge")
     torch.testing.assert_close(pixels, cells)
@@ -97,12 +102,11 @@ def test_whole_pixel_boxes_equal_torchvision_resized_crop(top, left, height, wid
 
 def test_boxes_of_a_batch_equal_each_box_alone():
     image, draws = noise(5, 3, 12, 12), noise(5, 5)
-    crop = sample_resized_crop(draws, scale=(0.2, 0.9), ratio=(0.75, 4 / 3), hflip=True)
+    sampling = {"scale": (0.2, 0.9), "ratio": (0.75, 4 / 3), "hflip": True, "image_size": 12}
+    crop = sample_resized_crop(draws, **sampling)
     together = resample(image, crop, (6, 6), kernel="bicubic", fill="zero")
     for i in range(5):
-        alone = sample_resized_crop(
-            draws[i : i + 1], scale=(0.2, 0.9), ratio=(0.75, 4 / 3), hflip=True
-        )
+        alone = sample_resized_crop(draws[i : i + 1], **sampling)
         found = resample(image[i : i + 1], alone, (6, 6), kernel="bicubic", fill="zero")
         torch.testing.assert_close(found[0], together[i])
 
@@ -168,7 +172,9 @@ def test_identity_leaves_images_as_they_are():
 @pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [3, 8, 20])
 def test_a_constant_map_stays_constant(kernel, size):
-    crop = sample_resized_crop(noise(50, 5), scale=(0.01, 1.0), ratio=(0.5, 2.0), hflip=True)
+    crop = sample_resized_crop(
+        noise(50, 5), scale=(0.01, 1.0), ratio=(0.5, 2.0), hflip=True, image_size=7
+    )
     maps = torch.full((50, 2, 7, 7), 0.3)
     found = resample(maps, crop, (size, size), kernel=kernel, fill="edge")
     torch.testing.assert_close(found, torch.full((50, 2, size, size), 0.3), rtol=0, atol=1e-5)
@@ -181,31 +187,104 @@ def test_a_constant_map_stays_constant_under_padded_crops_with_edge_fill():
 
 
 def test_resized_crops_lie_inside_the_image_with_area_and_ratio_in_bounds():
-    crop = sample_resized_crop(noise(2000, 5), scale=(0.2, 0.5), ratio=(0.75, 4 / 3), hflip=True)
+    crop = sample_resized_crop(
+        noise(2000, 5), scale=(0.2, 0.5), ratio=(0.75, 4 / 3), hflip=True, image_size=1000
+    )
     area, ratio = crop.height * crop.width, crop.width / crop.height
-    eps = 1e-5
+    eps = 5e-3  # sides are rounded to whole pixels
     assert ((area > 0.2 - eps) & (area < 0.5 + eps)).all()
     assert ((ratio > 0.75 - eps) & (ratio < 4 / 3 + eps)).all()
     assert (crop.top >= 0).all()
     assert (crop.left >= 0).all()
-    assert (crop.top + crop.height <= 1 + eps).all()
-    assert (crop.left + crop.width <= 1 + eps).all()
+    assert (crop.top + crop.height <= 1 + 1e-6).all()
+    assert (crop.left + crop.width <= 1 + 1e-6).all()
     assert area.mean().item() == pytest.approx(0.35, abs=0.01)
     assert ratio.log().mean().item() == pytest.approx(0, abs=0.02)
 
 
+def test_boxes_are_whole_pixels_and_reach_both_borders():
+    crop = sample_resized_crop(
+        noise(2000, 5), scale=(0.2, 0.5), ratio=(0.75, 4 / 3), hflip=True, image_size=32
+    )
+    for value in (crop.top, crop.left, crop.height, crop.width):
+        torch.testing.assert_close((value * 32).round() / 32, value, rtol=0, atol=0)
+    assert crop.whole == 32
+    assert (crop.top == 0).any()
+    assert (crop.top + crop.height == 1).any()
+
+
 def test_draws_map_to_area_ratio_and_place_in_closed_form():
     draws = torch.tensor([[0.5, 1.0, 0.5, 0.25, 0.9]])
-    crop = sample_resized_crop(draws, scale=(0.0, 0.25), ratio=(0.5, 2.0), hflip=True)
-    height, width = math.sqrt(0.125 / 2), math.sqrt(0.125 * 2)
-    found = [x.item() for x in (crop.height, crop.width, crop.top, crop.left)]
-    assert found == pytest.approx([height, width, 0.5 * (1 - height), 0.25 * (1 - width)])
+    crop = sample_resized_crop(
+        draws, scale=(0.0, 0.25), ratio=(0.5, 2.0), hflip=True, image_size=100
+    )
+    # Area 1250 px at aspect 2 is 25 by 50; one of 76 rows and one of 51 columns is drawn.
+    found = [x.item() * 100 for x in (crop.height, crop.width, crop.top, crop.left)]
+    assert found == pytest.approx([25, 50, 38, 12])
     assert not crop.hflip.item()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 16)])
+@pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
+def test_tabled_weights_equal_computed_ones(size, kernel):
+    image, draws = noise(40, 3, 16, 16), noise(40, 5)
+    crops = [
+        sample_resized_crop(draws, scale=(0.1, 1.0), ratio=(0.5, 2.0), hflip=True, image_size=16),
+        sample_padded_crop(draws[:, 2:], padding_px=3, image_size=16, hflip=True),
+    ]
+    for crop in crops:
+        tabled = resample(image, crop, size, kernel=kernel, fill="edge")
+        computed = resample(image, replace(crop, whole=0), size, kernel=kernel, fill="edge")
+        torch.testing.assert_close(tabled, computed, rtol=0, atol=1e-6)
+
+
+def test_the_result_does_not_depend_on_how_the_images_lie_in_memory():
+    image, draws = noise(4, 3, 16, 16), noise(4, 5)
+    crop = sample_resized_crop(
+        draws, scale=(0.2, 1.0), ratio=(0.75, 4 / 3), hflip=True, image_size=16
+    )
+    by_rows = image.transpose(1, 2).contiguous().transpose(1, 2)
+    results = [resample(x, crop, (8, 8), kernel="bicubic", fill="zero") for x in (image, by_rows)]
+    assert torch.equal(*results)
+
+
+ANGLE = math.radians(30)
+TURN = torch.tensor(
+    [[[math.cos(ANGLE), -math.sin(ANGLE), 0.0], [math.sin(ANGLE), math.cos(ANGLE), 0.0]]]
+)
+
+
+def test_a_quarter_turn_about_the_centre_is_rot90():
+    quarter = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]])
+    image = noise(1, 3, 8, 8)
+    found = warp(image, quarter, nearest=False, fill="zero")
+    torch.testing.assert_close(found, image.rot90(1, (2, 3)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("fill", "expected"), [("zero", 0.0), ("edge", 7.0)])
+def test_what_a_shift_brings_in_is_black_or_the_nearest_cell(fill, expected):
+    right = torch.tensor([[[1.0, 0.0, -0.5], [0.0, 1.0, 0.0]]])  # a quarter of the side
+    found = warp(torch.full((1, 1, 8, 8), 7.0), right, nearest=True, fill=fill)
+    assert found[0, 0, :, :2].unique().item() == expected
+    assert found[0, 0, :, 2:].unique().item() == 7.0
+
+
+def test_composed_transforms_are_the_inner_one_and_then_the_outer():
+    # Coordinates are linear, so that bilinear sampling is exact where nothing enters.
+    ramp = torch.linspace(-1, 1, 33)
+    image = torch.stack([ramp.expand(33, 33), ramp[:, None].expand(33, 33)])[None]
+    shift = torch.tensor([[[1.0, 0.0, 0.25], [0.0, 1.0, -0.125]]])
+    step = warp(warp(image, shift, nearest=False, fill="edge"), TURN, nearest=False, fill="edge")
+    once = warp(image, compose(TURN, shift), nearest=False, fill="edge")
+    middle = (..., slice(13, 20), slice(13, 20))
+    torch.testing.assert_close(once[middle], step[middle], rtol=0, atol=1e-5)
+    other = warp(image, compose(shift, TURN), nearest=False, fill="edge")
+    assert (other[middle] - step[middle]).abs().max() > 0.01
 
 
 def test_no_box_is_mirrored_where_mirroring_is_off():
     draws = noise(100, 5)
-    crop = sample_resized_crop(draws, scale=(0.2, 0.5), ratio=(1.0, 1.0), hflip=False)
+    crop = sample_resized_crop(draws, scale=(0.2, 0.5), ratio=(1.0, 1.0), hflip=False, image_size=8)
     shift = sample_padded_crop(draws[:, :3], padding_px=1, image_size=8, hflip=False)
     assert not crop.hflip.any()
     assert not shift.hflip.any()

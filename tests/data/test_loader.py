@@ -1,3 +1,7 @@
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,53 +10,102 @@ import torch
 from PIL import Image
 
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
-from smallvit.data.loader import DataConfig, Dataset, Order, class_counts, load_dataset
+from smallvit.data.loader import (
+    DataConfig,
+    Dataset,
+    Order,
+    Split,
+    class_counts,
+    find_image_size,
+    load_dataset,
+    open_source,
+    prepare_dataset,
+    usual_size,
+)
+from smallvit.data.registry import DatasetSpec
+from smallvit.data.sources import Listing, Source, SourceSplit
 
 CPU = torch.device("cpu")
+META = torch.device("meta")
 
 
-def digits(cache: Path, **options) -> Dataset:
-    return load_dataset(
-        DataConfig(dataset="digits", **options), data_dir=cache, cache_dir=cache, offline=True
+def noise(num: int, seed: int = 0, side: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (num, side, side, 3), dtype=np.uint8)
+
+
+def make_source(
+    *,
+    classes: tuple[str, ...] = ("a", "b"),
+    image_size: int | None = 8,
+    labels: Callable[[int], int] = lambda i: i % 2,
+    **splits: np.ndarray,
+) -> Source:
+    def split(name: str, pixels: np.ndarray) -> SourceSplit:
+        return SourceSplit(
+            names=[f"{name}/{i:03}.png" for i in range(len(pixels))],
+            labels=np.asarray([labels(i) if classes else -1 for i in range(len(pixels))]),
+            read=lambda i: Image.fromarray(pixels[i]),
+        )
+
+    listing = Listing(
+        class_names=classes, splits={name: split(name, pixels) for name, pixels in splits.items()}
+    )
+    return Source(
+        name="data", key="k", hflip=True, image_size=image_size, list_images=lambda: listing
     )
 
 
-def make_folder(
-    top: Path, *, splits: tuple[str, ...] = ("",), num: int = 10, size: int = 8
-) -> Path:
-    pixels = np.random.default_rng(0).integers(0, 256, (num, size, size, 3), dtype=np.uint8)
-    for split in splits:
-        for i, image in enumerate(pixels):
-            path = top / split / "ab"[i % 2] / f"{i:03}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
+def load(cache: Path, source: Source | None = None, **options) -> Dataset:
+    source = source or make_source(train=noise(60))
+    return prepare_dataset(source, DataConfig(**options), cache_dir=cache)
+
+
+def make_folder(top: Path, *, num: int = 10, size: int = 8) -> Path:
+    for i, image in enumerate(noise(num, side=size)):
+        path = top / "ab"[i % 2] / f"{i:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
     return top
 
 
-def load_folder(top: Path, cache: Path, **options) -> Dataset:
-    return load_dataset(DataConfig(path=top, **options), data_dir=cache, cache_dir=cache)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
+@pytest.mark.parametrize("repeats", [1, 2, 3, 5])
 @pytest.mark.parametrize(("size", "batch_size"), [(10, 3), (10, 5), (7, 7), (7, 16), (1, 4)])
-def test_every_pass_sees_each_sample_once_and_drops_no_remainder(size, batch_size):
-    order = Order(size, batch_size, 0, CPU)
-    draws = [order.draw(step) for step in range(size * 3)]
+def test_every_pass_sees_each_sample_repeats_times_in_a_row(size, batch_size, repeats):
+    order = Order(size, batch_size, 0, CPU, repeats=repeats)
+    once = Order(size, 1, 0, CPU)
+    draws = [order.draw(step) for step in range(3 * size * repeats)]
+    position = torch.cat([draw.position for draw in draws]).tolist()
+    epoch = torch.cat([draw.epoch for draw in draws]).tolist()
+    assert all(len(draw.position) == len(draw.epoch) == batch_size for draw in draws)
+    for slot in range(3 * size * repeats):
+        sample = once.draw(slot // repeats)
+        assert position[slot] == sample.position.item()
+        assert epoch[slot] == sample.epoch.item() * repeats + slot % repeats
+
+
+def test_a_pass_drops_no_remainder():
+    draws = [Order(10, 3, 0, CPU).draw(step) for step in range(10)]
     position = torch.cat([draw.position for draw in draws])
     epoch = torch.cat([draw.epoch for draw in draws])
-    assert all(len(draw.position) == batch_size for draw in draws)
+    assert epoch.tolist() == [0] * 10 + [1] * 10 + [2] * 10
     for number in range(3):
-        seen = position[number * size : (number + 1) * size]
-        assert seen.sort().values.tolist() == list(range(size))
-        assert (epoch[number * size : (number + 1) * size] == number).all()
+        assert position[epoch == number].sort().values.tolist() == list(range(10))
 
 
-def test_a_draw_depends_on_the_step_and_not_on_those_before():
-    used, fresh = Order(10, 4, 0, CPU), Order(10, 4, 0, CPU)
+def test_every_slot_has_randomness_of_its_own():
+    order = Order(10, 4, 0, CPU, repeats=3)
+    draws = [order.draw(step) for step in range(45)]
+    keys = {
+        key
+        for draw in draws
+        for key in zip(draw.epoch.tolist(), draw.position.tolist(), strict=True)
+    }
+    assert len(keys) == 45 * 4
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_draw_depends_on_the_step_and_not_on_those_before(repeats):
+    used, fresh = (Order(10, 4, 0, CPU, repeats=repeats) for _ in range(2))
     for step in (0, 9, 3, 8, 1):
         used.draw(step)
     for step in (7, 2):
@@ -67,86 +120,266 @@ def test_another_batch_size_sees_the_samples_in_the_same_order():
     assert torch.equal(few, many)
 
 
+def test_the_order_of_a_seed_never_changes():
+    # Order of the first release: the runs of a seed must stay comparable.
+    draw = Order(10, 12, 3, CPU).draw(0)
+    assert draw.position.tolist() == [9, 4, 2, 6, 3, 0, 5, 1, 8, 7, 0, 9]
+    assert draw.epoch.tolist() == [0] * 10 + [1] * 2
+
+
 def test_passes_and_seeds_have_orders_of_their_own():
     order = Order(50, 50, 0, CPU)
     assert not torch.equal(order.draw(0).position, order.draw(1).position)
     assert not torch.equal(order.draw(0).position, Order(50, 50, 1, CPU).draw(0).position)
 
 
+@pytest.mark.parametrize("repeats", [1, 4])
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 3), (3, 10), (0.5, 2), (0.01, 1), (0, 1)])
-def test_steps_of_a_run_are_its_samples_over_the_batch_size(epochs, steps):
-    assert Order(10, 3, 0, CPU).num_steps(epochs) == steps
+def test_steps_of_a_run_are_its_samples_over_the_batch_size(epochs, steps, repeats):
+    assert Order(10, 3, 0, CPU, repeats=repeats).num_steps(epochs) == steps
 
 
 def test_channel_statistics_equal_those_of_numpy(tmp_path):
-    dataset = load_folder(make_folder(tmp_path / "data", num=40), tmp_path)
+    dataset = load(tmp_path)
     train = dataset.splits["train"]
     pixels = train.images[train.index].numpy() / 255
+    assert len(train) < len(train.images)
     assert dataset.mean == pytest.approx(pixels.mean(axis=(0, 2, 3)))
     assert dataset.std == pytest.approx(pixels.std(axis=(0, 2, 3)))
-    again = load_folder(tmp_path / "data", tmp_path)
+    again = load(tmp_path)
     assert (again.mean, again.std) == (dataset.mean, dataset.std)
 
 
-def test_broken_channel_statistics_are_computed_anew(tmp_path):
-    top = make_folder(tmp_path / "data")
-    dataset = load_folder(top, tmp_path)
-    for path in dataset.store_path.glob("stats-*.json"):
-        path.write_text("[[0.5")
-    assert load_folder(top, tmp_path).mean == dataset.mean
+def test_split_and_statistics_are_in_one_file_that_can_be_read(tmp_path):
+    dataset = load(tmp_path)
+    (path,) = dataset.store_path.glob("splits-*.json")
+    plain = json.loads(path.read_text())
+    assert (tuple(plain["mean"]), tuple(plain["std"])) == (dataset.mean, dataset.std)
+    for name in ("train", "labelled", "val", "test"):
+        assert plain[name] == dataset.splits[name].index.tolist()
 
 
-def test_splits_cut_from_one_piece_are_disjoint_and_cover_it(cache):
-    dataset = digits(cache)
+def test_a_broken_stored_split_is_cut_again_as_it_was(tmp_path, caplog):
+    dataset = load(tmp_path)
+    (path,) = dataset.store_path.glob("splits-*.json")
+    whole = path.read_text()
+    path.write_text(whole[:50])
+    with caplog.at_level(logging.WARNING, logger="smallvit"):
+        assert load(tmp_path).split_hashes == dataset.split_hashes
+    assert "is broken" in caplog.text
+    assert path.read_text() == whole
+
+
+def test_splits_cut_from_one_piece_are_disjoint_and_cover_it(tmp_path):
+    dataset = load(tmp_path)
     parts = [set(dataset.splits[name].index.tolist()) for name in ("train", "val", "test")]
-    assert sum(map(len, parts)) == len(set.union(*parts)) == 1797
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 60
     for name in ("train", "val", "test"):
-        assert min(class_counts(dataset.splits[name], 10)) > 0
+        assert min(class_counts(dataset.splits[name], 2)) > 0
 
 
-def test_label_fractions_are_nested_and_leave_the_training_split(cache):
-    some, more = digits(cache, label_fraction=0.05), digits(cache, label_fraction=0.2)
+def test_copies_of_an_image_are_on_one_side_of_the_cut(tmp_path):
+    dataset = load(tmp_path, make_source(train=np.tile(noise(40), (2, 1, 1, 1))))
+    for name in ("train", "labelled", "val", "test"):
+        index = dataset.splits[name].index % 40
+        assert (torch.bincount(index) != 1).all()
+
+
+def test_label_fractions_are_nested_and_leave_the_training_split(tmp_path):
+    some, more = load(tmp_path, label_fraction=0.1), load(tmp_path, label_fraction=0.5)
     few, many = (set(d.splits["labelled"].index.tolist()) for d in (some, more))
     assert few < many < set(more.splits["train"].index.tolist())
     assert some.split_hashes["train"] == more.split_hashes["train"]
     assert some.split_hashes["labelled"] != more.split_hashes["labelled"]
 
 
-def test_a_split_seed_changes_the_cut_and_not_the_pixels(cache):
-    first, second = digits(cache), digits(cache, split_seed=1)
+def test_a_split_seed_changes_the_cut_and_not_the_pixels(tmp_path):
+    first, second = load(tmp_path), load(tmp_path, split_seed=1)
     assert first.split_hashes != second.split_hashes
     assert first.fingerprint == second.fingerprint
 
 
-def test_digits_are_not_mirrored_unless_told(cache):
-    assert digits(cache).hflip is False
-    assert digits(cache, hflip=True).hflip is True
+def test_mirroring_is_that_of_the_source_unless_told(tmp_path):
+    source = replace(make_source(train=noise(60)), hflip=False)
+    assert load(tmp_path, source).hflip is False
+    assert load(tmp_path, source, hflip=True).hflip is True
 
 
-def test_a_folder_with_splits_keeps_them(tmp_path):
-    top = make_folder(tmp_path / "data", splits=("train", "val", "test"))
-    dataset = load_folder(top, tmp_path)
-    assert [len(dataset.splits[name]) for name in ("train", "val", "test")] == [10, 10, 10]
+def test_splits_that_the_data_brings_are_kept(tmp_path):
+    source = make_source(train=noise(10), val=noise(8, 1), test=noise(6, 2))
+    dataset = load(tmp_path, source)
+    assert [len(dataset.splits[name]) for name in ("train", "val", "test")] == [10, 8, 6]
     assert dataset.splits["val"].images is not dataset.splits["train"].images
 
 
-def test_a_folder_without_a_validation_split_gets_one_cut_from_train(tmp_path):
-    top = make_folder(tmp_path / "data", splits=("train", "test"))
-    dataset = load_folder(top, tmp_path, val_fraction=0.2)
+def test_a_missing_validation_split_is_cut_from_train(tmp_path):
+    source = make_source(train=noise(10), test=noise(10, 1))
+    dataset = load(tmp_path, source, val_fraction=0.2)
     assert [len(dataset.splits[name]) for name in ("train", "val", "test")] == [8, 2, 10]
     assert dataset.splits["val"].images is dataset.splits["train"].images
 
 
+def test_a_class_without_images_in_a_split_is_refused(tmp_path):
+    source = make_source(train=noise(10), test=noise(1, 1))
+    with pytest.raises(DataError, match="data: no image of b in test; add images or remove"):
+        load(tmp_path, source)
+
+
+def test_a_class_too_small_to_be_split_is_refused_by_name(tmp_path):
+    with pytest.raises(DataError, match="class 'a' has 2 different images, too few for every"):
+        load(tmp_path, make_source(train=noise(4)))
+
+
+def test_images_without_labels_are_all_for_training(tmp_path):
+    dataset = load(tmp_path, make_source(classes=(), train=noise(20)))
+    assert not dataset.labelled
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "train": 20,
+        "labelled": 0,
+        "val": 0,
+        "test": 0,
+    }
+    assert [class_counts(split, dataset.num_classes) for split in dataset.splits.values()] == [
+        []
+    ] * 4
+    assert dataset.mean == pytest.approx((noise(20) / 255).mean(axis=(0, 1, 2)))
+
+
+def test_test_images_that_are_in_train_are_told_with_what_they_are_worth(tmp_path):
+    train, test = noise(400), noise(200, 1)
+    test[6:9] = train[10:13]
+    dataset = load(tmp_path, make_source(train=train, test=test))
+    assert dataset.notes == (
+        "3 of 200 test images are also in train (same pixels): the test accuracy may be up to 1.5 "
+        "points too high; the splits stay as they come; first: test/006.png = train/010.png",
+    )
+    assert [(overlap.split, overlap.other) for overlap in dataset.overlaps] == [("test", "train")]
+
+
+def test_repeats_under_another_class_are_told(tmp_path):
+    train, test = noise(40), noise(2, 1)
+    train[21] = train[6]
+    train[30] = train[8]
+    test[:] = train[0]
+    dataset = load(tmp_path, make_source(train=train, test=test))
+    in_train, across, in_test = dataset.notes
+    assert in_train == (
+        "1 of 40 train images repeat one of another class (same pixels); first: train/021.png = "
+        "train/006.png"
+    )
+    assert across == (
+        "2 of 2 test images are also in train (same pixels), 1 of them under another class: the "
+        "test accuracy may be up to 50 points too high; the splits stay as they come; first: "
+        "test/001.png = train/000.png"
+    )
+    assert in_test.startswith("1 of 2 test images repeat one of another class")
+
+
+def test_images_of_train_under_another_class_flatter_no_accuracy(tmp_path):
+    train, test = noise(40), noise(6, 1)
+    test[3] = train[0]
+    (note,) = load(tmp_path, make_source(train=train, test=test)).notes
+    assert note == (
+        "1 of 6 test images are also in train (same pixels), 1 of them under another class; the "
+        "splits stay as they come; first: test/003.png = train/000.png"
+    )
+
+
+def test_repeats_in_one_class_need_no_note(tmp_path):
+    train = noise(40)
+    train[20] = train[6]
+    dataset = load(tmp_path, make_source(train=train))
+    assert [overlap.count for overlap in dataset.overlaps] == [1]
+    assert dataset.notes == ()
+
+
 @pytest.mark.parametrize(("size", "usual"), [(9, 8), (30, 28), (33, 32), (300, 256)])
-def test_a_folder_is_packed_at_the_usual_size_nearest_to_its_images(tmp_path, size, usual):
-    top = make_folder(tmp_path / "data", size=size, num=8)
-    assert load_folder(top, tmp_path).image_size == usual
+def test_images_are_packed_at_the_usual_size_nearest_to_theirs(tmp_path, size, usual):
+    source = make_source(image_size=None, train=noise(8, side=size))
+    assert usual_size(source.list_images()) == usual
+    assert load(tmp_path, source).image_size == usual
+    assert load(tmp_path, source, image_size=16).image_size == 16
 
 
-def test_moving_a_dataset_moves_each_array_once(cache):
-    moved = digits(cache).to(CPU)
+def test_a_size_found_once_is_remembered_and_a_broken_note_of_it_mended(tmp_path):
+    calls = []
+    source = make_source(image_size=None, train=noise(8, side=30))
+    listing = source.list_images()
+
+    def list_images() -> Listing:
+        calls.append(0)
+        return listing
+
+    source = replace(source, list_images=list_images)
+    assert [find_image_size(source, cache_dir=tmp_path) for _ in range(2)] == [28, 28]
+    assert len(calls) == 1
+    (path,) = (tmp_path / "packed").iterdir()
+    path.write_text("29")
+    assert find_image_size(source, cache_dir=tmp_path) == 28
+    assert load(tmp_path, replace(source, key="other")).image_size == 28
+    assert len(calls) == 3  # sizing and packing share one
+
+
+def test_images_none_of_which_decodes_are_refused():
+    def fail(i: int) -> Image.Image:
+        raise OSError
+
+    split = SourceSplit(names=["x.png", "y.png"], labels=np.zeros(2, dtype=int), read=fail)
+    with pytest.raises(DataError, match=r"none of the images .* first: x\.png"):
+        usual_size(Listing(class_names=("a",), splits={"train": split}))
+
+
+def test_taking_gathers_the_images_of_positions():
+    images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 2, 2)
+    split = Split(
+        images=images, labels=torch.zeros(10, dtype=torch.long), index=torch.tensor([7, 2, 5])
+    )
+    assert split.take(torch.tensor([2, 0, 0]))[:, 0, 0, 0].tolist() == [5, 7, 7]
+
+
+def test_moving_a_dataset_moves_each_array_once(tmp_path):
+    moved = load(tmp_path).to(META)
     assert moved.splits["train"].images is moved.splits["test"].images
-    assert moved.split_hashes == digits(cache).split_hashes
+    assert moved.splits["train"].images.device == META
+    assert moved.notes == load(tmp_path).notes
+
+
+def test_on_the_cpu_images_stay_memory_mapped(tmp_path):
+    dataset = load(tmp_path)
+    images = dataset.splits["train"].images
+    assert dataset.to(CPU).splits["train"].images.data_ptr() == images.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "devices"),
+    [
+        (None, ["meta", "meta"]),
+        (60 * 192, ["meta", "meta"]),
+        (60 * 192 - 1, ["meta", "cpu"]),
+        (40 * 192 - 1, ["cpu", "meta"]),
+        (0, ["cpu", "cpu"]),
+    ],
+)
+def test_arrays_that_do_not_fit_stay_on_the_host(tmp_path, max_bytes, devices):
+    dataset = load(tmp_path, make_source(train=noise(40), test=noise(20, 1)))
+    moved = dataset.to(META, max_bytes=max_bytes)
+    parts = [moved.splits[name] for name in ("train", "test")]
+    assert [part.images.device.type for part in parts] == devices
+    assert all(part.labels.device == part.index.device == META for part in parts)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gets_the_same_images_streamed_as_moved(tmp_path):
+    dataset, device = load(tmp_path), torch.device("cuda")
+    streamed = dataset.to(device, max_bytes=0).splits["val"]
+    moved = dataset.to(device).splits["val"]
+    position = torch.arange(len(moved), device=device).flip(0)
+    assert (streamed.images.device.type, moved.images.device.type) == ("cpu", "cuda")
+    assert streamed.take(position).device == moved.images.device
+    assert torch.equal(streamed.take(position), moved.take(position))
+    wanted = dataset.splits["val"].take(position.cpu())
+    assert torch.equal(streamed.take(position).cpu(), wanted)
 
 
 def test_dataset_and_path_together_are_refused():
@@ -159,20 +392,71 @@ def test_an_unknown_dataset_is_refused_when_the_config_is_made():
         DataConfig(dataset="digit")
 
 
+def test_a_dataset_of_the_hub_needs_no_entry():
+    config = DataConfig(dataset="hf:owner/name@abc", image_column="img", label_column="y")
+    assert config.dataset == "hf:owner/name@abc"
+
+
+@pytest.mark.parametrize("name", ["image_column", "label_column"])
+def test_columns_of_a_known_dataset_are_refused(name):
+    with pytest.raises(ConfigError, match=rf"data\.{name} is for tables and the Hub, not for cif"):
+        replace(DataConfig(dataset="cifar10"), **{name: "x"})
+
+
 def test_no_data_named_lists_what_there_is(tmp_path):
-    with pytest.raises(ConfigError, match=r"no data named: .*cifar10, cifar100, digits"):
+    with pytest.raises(ConfigError, match=r"no data named: .*cifar10, cifar100, "):
         load_dataset(DataConfig(), data_dir=tmp_path, cache_dir=tmp_path)
 
 
-def test_a_class_too_small_to_be_split_is_refused(tmp_path):
-    top = make_folder(tmp_path / "data", num=4)
-    with pytest.raises(DataError, match="class 0 has 2 images, too few for every split"):
-        load_folder(top, tmp_path)
+def test_a_folder_of_the_users_is_opened_and_packed(tmp_path):
+    config = DataConfig(path=make_folder(tmp_path / "mine", num=20))
+    dataset = load_dataset(config, data_dir=tmp_path, cache_dir=tmp_path, offline=True)
+    assert (dataset.name, dataset.class_names, dataset.image_size) == ("mine", ("a", "b"), 8)
+    assert sum(len(dataset.splits[name]) for name in ("train", "val", "test")) == 20
 
 
-def test_files_none_of_which_decodes_are_refused(tmp_path):
-    for label in "ab":
-        (tmp_path / "data" / label).mkdir(parents=True)
-        (tmp_path / "data" / label / "1.png").write_bytes(b"")
-    with pytest.raises(DataError, match="none of the first files looked at can be decoded"):
-        load_folder(tmp_path / "data", tmp_path)
+def test_columns_are_handed_to_the_reader_of_a_table(tmp_path):
+    make_folder(tmp_path, num=4)
+    lines = [f"{'ab'[i % 2]}/{i:03}.png,{'xy'[i % 2]}\n" for i in range(4)]
+    (tmp_path / "table.csv").write_text("where,what\n" + "".join(lines))
+    config = DataConfig(path=tmp_path / "table.csv", image_column="where", label_column="what")
+    source = open_source(config, data_dir=tmp_path, offline=True)
+    assert source.list_images().class_names == ("x", "y")
+
+
+def test_a_dataset_that_comes_with_a_library_needs_no_files(tmp_path):
+    config = DataConfig(dataset="digits")
+    dataset = load_dataset(config, data_dir=tmp_path, cache_dir=tmp_path, offline=True)
+    assert sum(len(dataset.splits[name]) for name in ("train", "val", "test")) == 1797
+    assert not dataset.hflip
+
+
+def test_an_absent_dataset_is_fetched_before_it_is_opened(tmp_path, monkeypatch):
+    calls, source = [], make_source(train=noise(4))
+
+    def fetch_dataset(spec: DatasetSpec, data_dir: Path, **options: object) -> None:
+        calls.append((spec.name, data_dir, options))
+
+    def open_named(spec: DatasetSpec, *, data_dir: Path) -> Source:
+        calls.append((spec.name, data_dir))
+        return source
+
+    monkeypatch.setattr("smallvit.data.fetch.fetch_dataset", fetch_dataset)
+    monkeypatch.setattr("smallvit.data.official.open_named", open_named)
+    config = DataConfig(dataset="cifar10")
+    assert open_source(config, data_dir=tmp_path, offline=False, progress=print) is source
+    assert calls == [
+        ("cifar10", tmp_path, {"offline": False, "progress": print}),
+        ("cifar10", tmp_path),
+    ]
+
+
+def test_an_absent_dataset_is_explained_offline(tmp_path):
+    with pytest.raises(DataError, match=r"cifar10.*https://"):
+        open_source(DataConfig(dataset="cifar10"), data_dir=tmp_path, offline=True)
+
+
+def test_an_absent_dataset_of_the_hub_is_explained_offline(tmp_path):
+    config = DataConfig(dataset=f"hf:owner/name@{'0' * 40}")
+    with pytest.raises(DataError, match="owner/name"):
+        open_source(config, data_dir=tmp_path, offline=True)

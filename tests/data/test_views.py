@@ -5,10 +5,10 @@ import torch
 
 from smallvit.core import rng
 from smallvit.core.errors import ConfigError
-from smallvit.data import geometry
+from smallvit.data import geometry, mix, policies
 from smallvit.data.augment import AugmentConfig
 from smallvit.data.batches import LabelledBatch, TokenBox, ViewBatch
-from smallvit.data.loader import DataConfig, Dataset, Order, Split, load_dataset
+from smallvit.data.loader import DataConfig, Dataset, Draw, Order, Split, load_dataset
 from smallvit.data.views import (
     LabelledBatches,
     ViewBatches,
@@ -67,7 +67,8 @@ def view_batches(data: Dataset, *, seed: int = 0, batch_size: int = 4, **changes
 def labelled_batches(data: Dataset, *, seed: int = 0, batch_size: int = 6, **changes):
     keys = ("score_maps", "grid", "mix_token")
     options = {key: changes.pop(key) for key in keys if key in changes}
-    order = Order(len(data.splits["labelled"]), batch_size, seed, CPU)
+    repeats = changes.get("repeats", 1)
+    order = Order(len(data.splits["labelled"]), batch_size, seed, CPU, repeats=repeats)
     return LabelledBatches(data, order, AugmentConfig(**changes), **options)
 
 
@@ -75,6 +76,23 @@ def own_images(data: Dataset):
     """Read as the score map of a labelled sample the sample's own image."""
     split = data.splits["labelled"]
     return lambda position: split.images[split.index[position]].float() / 255
+
+
+MOVING = [policies.CODE[name] for name in policies.GEOMETRIC]
+
+
+def drawn_operations(batches: LabelledBatches, draw: Draw) -> policies.Operations:
+    """Sample again what the policy of a batch did."""
+    first = 5 + 5 + 5 + mix.NUM_DRAWS
+    num = first + policies.num_draws(batches.policy, batches.config.randaugment_ops)
+    draws = rng.uniform(batches.order.seed, "augment", draw.epoch, draw.position, num)
+    return policies.sample_operations(
+        batches.policy,
+        draws[:, first:],
+        num_ops=batches.config.randaugment_ops,
+        magnitude=batches.config.randaugment_magnitude,
+        image_size=SIDE,
+    )
 
 
 def equal(a: ViewBatch | LabelledBatch, b: ViewBatch | LabelledBatch) -> bool:
@@ -219,10 +237,82 @@ def test_images_are_cropped_by_the_geometry_of_their_draws():
     batches = labelled_batches(data, crop="resized", scale=(0.35, 1.0))
     draw = batches.order.draw(2)
     draws = rng.uniform(0, "augment", draw.epoch, draw.position, 5)
-    where = geometry.sample_resized_crop(draws, scale=(0.35, 1.0), ratio=(0.75, 4 / 3), hflip=True)
+    where = geometry.sample_resized_crop(
+        draws, scale=(0.35, 1.0), ratio=(0.75, 4 / 3), hflip=True, image_size=SIDE
+    )
     images = own_images(data)(draw.position)
     expected = geometry.resample(images, where, (SIDE, SIDE), kernel="bicubic", fill="zero")
     torch.testing.assert_close(batches(2).images, expected.clamp(0, 1))
+
+
+@pytest.mark.parametrize("policy", ["autoaugment-svhn", "randaugment", "trivialaugment"])
+def test_score_maps_are_warped_like_their_image(policy):
+    data = ramp_dataset()
+    batches = labelled_batches(
+        data,
+        crop="none",
+        policy=policy,
+        randaugment_ops=1,
+        score_maps=own_images(data),
+        grid=(SIDE, SIDE),
+        batch_size=60,
+        repeats=5,
+    )
+    batch, draw = batches(0), batches.order.draw(0)
+    assert batch.score_maps is not None
+    operations = drawn_operations(batches, draw)
+    moved = torch.isin(operations.code, torch.tensor(MOVING)).any(dim=1)
+    colour = ((operations.code != 0) & ~torch.isin(operations.code, torch.tensor(MOVING))).any(1)
+    alone = moved & ~colour
+    # The image takes the nearest pixel, the map the mean of four: half a pixel of 10 levels.
+    inside = (batch.images[alone] > 0).all(dim=1, keepdim=True)
+    off = ((batch.images[alone] - batch.score_maps[alone]).abs() * inside)[:, :2]
+    assert off.max() < 11 / 255
+    assert alone.sum() >= 5
+    assert inside.float().mean() > 0.3
+    away = (batch.score_maps[moved] - own_images(data)(draw.position)[moved]).abs().amax((1, 2, 3))
+    assert (away > 0.02).float().mean() > 0.7
+
+
+def test_a_policy_is_applied_to_the_cropped_image():
+    data = noise_dataset()
+    batches = labelled_batches(data, crop="none", policy="randaugment")
+    batch, draw = batches(0), batches.order.draw(0)
+    expected = labelled_batches(data, crop="none")(0).images
+    policies.apply_operations_(expected, drawn_operations(batches, draw))
+    torch.testing.assert_close(batch.images, expected)
+
+
+def test_autoaugment_takes_the_policy_of_the_dataset():
+    named = Dataset(**(vars(noise_dataset()) | {"name": "svhn"}))
+    assert labelled_batches(named, policy="autoaugment").policy == "autoaugment-svhn"
+    assert labelled_batches(noise_dataset(), policy="autoaugment").policy == "autoaugment-imagenet"
+
+
+def test_mixed_images_score_maps_and_shares_agree():
+    data = noise_dataset()
+    options = {"crop": "none", "score_maps": own_images(data), "grid": (SIDE, SIDE)}
+    plain = labelled_batches(data, **options)(0)
+    for alphas in ({"cutmix_alpha": 1.0}, {"mixup_alpha": 0.8}):
+        mixed = labelled_batches(data, **options, **alphas)(0)
+        assert mixed.score_maps is not None
+        assert mixed.partner_share is not None
+        torch.testing.assert_close(mixed.score_maps, mixed.images)
+        share = mixed.partner_share[:, None, None, None]
+        expected = torch.lerp(plain.images, plain.images.flip(0), share).mean(dim=(1, 2, 3))
+        tolerance = 0.05 if "cutmix_alpha" in alphas else 1e-5  # noise: a box is near the mean
+        torch.testing.assert_close(
+            mixed.images.mean(dim=(1, 2, 3)), expected, rtol=0, atol=tolerance
+        )
+
+
+def test_repeated_images_are_augmented_anew_each_time():
+    data = noise_dataset(24)
+    batches = labelled_batches(data, repeats=3, batch_size=6)
+    batch = batches(0)
+    assert batch.labels[:3].unique().numel() == batch.labels[3:].unique().numel() == 1
+    for i, j in ((0, 1), (1, 2), (3, 4)):
+        assert not torch.equal(batch.images[i], batch.images[j])
 
 
 def test_labels_are_those_of_the_labelled_images():

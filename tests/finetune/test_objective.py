@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,6 +50,18 @@ def test_token_labeling_reads_patch_tokens_and_score_maps(small_vit):
     output = objective(batch)
     torch.testing.assert_close(output.loss, expected)
     assert set(output.metrics) == {"train/loss_cls", "train/loss_token", "train/top1"}
+
+
+def test_mixed_images_have_mixed_labels(small_vit):
+    """Closed form: cross-entropy is linear in its target."""
+    objective = create(small_vit().eval(), smoothing=0.1)
+    plain = make_batch(4, maps=False)
+    share = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    mixed = dataclasses.replace(plain, partner_share=share)
+    logits = objective.student.model(plain.images)
+    own = F.cross_entropy(logits, plain.labels, label_smoothing=0.1, reduction="none")
+    theirs = F.cross_entropy(logits, plain.labels.flip(0), label_smoothing=0.1, reduction="none")
+    torch.testing.assert_close(objective(mixed).loss, ((1 - share) * own + share * theirs).mean())
 
 
 def test_mixing_patches_is_mixing_pixels_along_patch_borders(small_vit):

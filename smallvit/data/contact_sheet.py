@@ -1,0 +1,569 @@
+"""Contact sheets: what training sees, as pictures that a person can judge.
+
+Each sheet is made by the code that makes the batches of a run, from the first images of its order.
+
+Shapes in this file:
+    B    images
+    C    classes
+    H W  image or view in pixels
+    h w  token grid
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from matplotlib import patheffects
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from smallvit.core import rng
+from smallvit.data.augment import AugmentConfig
+from smallvit.data.geometry import Geometry
+from smallvit.data.loader import Dataset, Order, Split, channel_tensors
+from smallvit.data.views import LabelledBatches, ScoreMapReader, ViewBatches, ViewsConfig
+
+DPI = 100
+MARGIN, GAP = 16, 10  # pixels, as all lengths below
+HEADER = 58  # title and the line below it
+COLUMNS = 8
+# Smaller images are enlarged to about the first, larger ones reduced to the second.
+TILES = (128, 256)
+VIEW_TILES = (160, 176)
+MAP_TILES = (192, 224)
+LEGEND = 190  # width
+MOST_VIEWED = 6  # images whose views are shown
+MOST_MAPPED = 8  # images whose score maps are shown
+MOST_NAMED = 5  # classes named beside a score map
+SIZE = 8  # of text, in points
+LINE = 15  # height of a line of it
+EM = SIZE * DPI / 72
+GLOBAL, LOCAL = "#d55e00", "#0072b2"  # told apart by colour-blind eyes too
+CROP = "#009e73"
+PALE = "#bbbbbb"  # around images, which may be as white as the paper
+CLASS_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00")
+OTHER_CLASS = "#777777"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """Where a view lies in its image, in the image's pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    mirrored: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSheet:
+    """Some images with their stage-1 views.
+
+    Attributes:
+        images: The images as they are packed.
+        names: Class of each; empty text without labels.
+        views: All images in each view, without normalisation; the first two are the large ones.
+        boxes: For each view, where it lies in each image.
+    """
+
+    images: UInt8[Tensor, "B 3 H W"]
+    names: list[str]
+    views: list[Tensor]
+    boxes: list[list[Box]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSheet:
+    """A stage-2 batch.
+
+    Attributes:
+        images: The images as they are packed.
+        names: Class of each.
+        labels: The same as numbers.
+        augmented: What the network sees, without normalisation.
+        boxes: Where the crop of each lies in its image; a policy may have moved it further.
+        partner_share: Part that comes from the partner; 0 where nothing is mixed.
+        score_maps: Cropped, moved and mixed like the image; ``None`` without a reader.
+    """
+
+    images: UInt8[Tensor, "B 3 H W"]
+    names: list[str]
+    labels: Int[Tensor, " B"]
+    augmented: UInt8[Tensor, "B 3 H W"]
+    boxes: list[Box]
+    partner_share: Float[Tensor, " B"]
+    score_maps: Float[Tensor, "B C h w"] | None
+
+
+def choose_images(split: Split, num: int, seed: int) -> Int[Tensor, " B"]:
+    """Draw images of a split at random, as evenly over the classes as they go, by class."""
+    order = rng.permutation(seed, "contact_sheet", 0, len(split)).numpy()
+    labels = split.labels[split.index].numpy()[order]
+    by_class = np.argsort(labels, kind="stable")
+    in_class = labels[by_class]
+    rank = np.empty(len(order), dtype=np.int64)  # how many of its class came before it
+    rank[by_class] = np.arange(len(order)) - np.searchsorted(in_class, in_class)
+    chosen = np.argsort(rank, kind="stable")[:num]
+    return torch.from_numpy(order[chosen[np.argsort(labels[chosen], kind="stable")]])
+
+
+def sample_views(dataset: Dataset, config: ViewsConfig, *, num: int, seed: int) -> ViewSheet:
+    """Make the views of the first images of a stage-1 run with that seed."""
+    split = dataset.splits["train"]
+    order = Order(len(split), min(num, len(split)), seed, split.index.device)
+    batches = ViewBatches(dataset, order, config, total_steps=1)
+    batch, position = batches(0), order.draw(0).position
+    views = [*batch.global_views, *(() if batch.local_views is None else batch.local_views)]
+    return ViewSheet(
+        images=split.take(position),
+        names=_names(dataset, split, position),
+        views=[_to_bytes(view, dataset) for view in views],
+        boxes=[_boxes(where, dataset.image_size) for where in batches.geometries(0)],
+    )
+
+
+def sample_batch(
+    dataset: Dataset,
+    config: AugmentConfig,
+    *,
+    num: int,
+    seed: int,
+    score_maps: ScoreMapReader | None = None,
+    grid: tuple[int, int] = (1, 1),
+) -> BatchSheet:
+    """Make a batch of the first images of a stage-2 run with that seed.
+
+    Args:
+        dataset: With labels.
+        config: The augmentation.
+        num: Images, at most.
+        seed: Seed of the run.
+        score_maps: Returns the maps of samples by their place in the labelled split.
+        grid: The student's token grid.
+    """
+    split = dataset.splits["labelled"]
+    most = len(split) * config.repeats
+    order = Order(len(split), min(num, most), seed, split.index.device, repeats=config.repeats)
+    batches = LabelledBatches(dataset, order, config, score_maps=score_maps, grid=grid)
+    batch, position = batches(0), order.draw(0).position
+    share = batch.partner_share
+    return BatchSheet(
+        images=split.take(position),
+        names=_names(dataset, split, position),
+        labels=batch.labels,
+        augmented=_to_bytes(batch.images, dataset),
+        boxes=_boxes(batches.where(0), dataset.image_size),
+        partner_share=torch.zeros(len(position)) if share is None else share,
+        score_maps=batch.score_maps,
+    )
+
+
+def draw_images(path: Path, dataset: Dataset, *, num: int, seed: int) -> None:
+    """Draw training images, evenly over the classes, with their classes."""
+    split = dataset.splits["train"]
+    position = choose_images(split, num, seed)
+    draw_grid(
+        path,
+        split.take(position),
+        [[name] for name in _names(dataset, split, position)],
+        title=f"{dataset.name}: training images",
+        below=f"{len(position):,} of {len(split):,}, drawn with seed {seed}, "
+        f"{dataset.image_size} px{_classes(dataset)}",
+    )
+
+
+def draw_batch(
+    path: Path, dataset: Dataset, config: AugmentConfig, *, num: int, seed: int, recipe: str
+) -> None:
+    """Draw a stage-2 batch as the network sees it, with labels and shares of partners."""
+    sheet = sample_batch(dataset, config, num=num, seed=seed)
+    mixing = bool(config.mix_prob and (config.cutmix_alpha or config.mixup_alpha))
+    texts = [[name] for name in sheet.names]
+    if mixing:
+        texts = [[*text, _partner(sheet, i)] for i, text in enumerate(texts)]
+    draw_grid(
+        path,
+        sheet.augmented,
+        texts,
+        title=f"{dataset.name}: a training batch of stage 2",
+        below=f"recipe {recipe}: the first {len(texts)} images of a run with seed {seed}, as the "
+        "network sees them" + (", each mixed with its mirror place" if mixing else ""),
+    )
+
+
+def draw_grid(
+    path: Path,
+    images: UInt8[Tensor, "B 3 H W"],
+    texts: Sequence[Sequence[str]],
+    *,
+    title: str,
+    below: str,
+) -> None:
+    """Draw images in rows with lines of text above each.
+
+    Args:
+        path: PNG to write.
+        images: The images.
+        texts: Lines of each image, as many for every one.
+        title: First line of the sheet.
+        below: Second line.
+    """
+    tile = _tile(images.shape[-1], TILES)
+    head = LINE * max(map(len, texts))
+    columns = min(COLUMNS, len(images))
+    canvas = _Canvas(
+        columns * (tile + GAP) - GAP,
+        math.ceil(len(images) / columns) * (head + tile + GAP) - GAP,
+        title,
+        below,
+    )
+    for i, (image, lines) in enumerate(zip(images, texts, strict=True)):
+        left = i % columns * (tile + GAP)
+        top = i // columns * (head + tile + GAP)
+        for number, line in enumerate(lines):
+            canvas.text(left, top + LINE * number, line, tile)
+        canvas.image(left, top + head, tile, _pixels(image))
+    canvas.save(path)
+
+
+def draw_views(
+    path: Path, dataset: Dataset, config: ViewsConfig, *, num: int, seed: int, recipe: str
+) -> None:
+    """Draw some images with the boxes of their stage-1 views, and the views beside them."""
+    sheet = sample_views(dataset, config, num=min(num, MOST_VIEWED), seed=seed)
+    tile = _tile(dataset.image_size, VIEW_TILES)
+    row = 2 * (LINE + tile) + GAP
+    # As high as two tiles; small images at a whole multiple.
+    large = row - LINE
+    if dataset.image_size <= VIEW_TILES[0] // 2:
+        large -= large % dataset.image_size
+    small = math.ceil(config.num_local / 2)  # columns of small views
+    canvas = _Canvas(
+        large + (1 + small) * (GAP + tile),
+        len(sheet.images) * (row + 2 * GAP) - 2 * GAP,
+        f"{dataset.name}: views of stage 1",
+        f"recipe {recipe}: the first {len(sheet.images)} images of a run with seed {seed}, each "
+        f"with 2 large views and {config.num_local} small ones",
+    )
+    for i, image in enumerate(sheet.images):
+        top = i * (row + 2 * GAP)
+        canvas.text(0, top, sheet.names[i], large)
+        canvas.image(0, top + LINE, large, _pixels(image))
+        taken: list[tuple[float, float]] = []
+        scale = large / dataset.image_size
+        # Small boxes first: their numbers have fewer places to go to.
+        for number in reversed(range(len(sheet.views))):
+            box, colour = sheet.boxes[number][i], GLOBAL if number < 2 else LOCAL
+            canvas.box(0, top + LINE, scale, box, colour)
+            place = _free_place(box, scale, taken, limit=large)
+            taken.append(place)
+            canvas.badge(place[0], top + LINE + place[1], str(number + 1), colour)
+        for number, view in enumerate(sheet.views):
+            column, line = (0, number)
+            if number >= 2:
+                column, line = 1 + (number - 2) % small, (number - 2) // small
+            left = large + GAP + column * (tile + GAP)
+            upper = top + line * (LINE + tile + GAP)
+            mirrored = ", mirrored" if sheet.boxes[number][i].mirrored else ""
+            colour = GLOBAL if number < 2 else LOCAL
+            text = f"{number + 1}: {view.shape[-1]} px{mirrored}"
+            canvas.text(left, upper, text, tile, colour=colour)
+            canvas.image(left, upper + LINE, tile, _pixels(view[i]), frame=colour)
+    canvas.save(path)
+
+
+def draw_score_maps(
+    path: Path,
+    dataset: Dataset,
+    config: AugmentConfig,
+    score_maps: ScoreMapReader,
+    *,
+    grid: tuple[int, int],
+    num: int,
+    seed: int,
+    recipe: str,
+    teacher: str,
+) -> None:
+    """Draw images, their crops, and the score maps of the same crops over them.
+
+    Args:
+        path: PNG to write.
+        dataset: With labels.
+        config: The augmentation.
+        score_maps: Returns the maps of samples by their place in the labelled split.
+        grid: The student's token grid.
+        num: Images, at most.
+        seed: Seed of the run.
+        recipe: Name of the recipe.
+        teacher: What wrote the maps.
+    """
+    sheet = sample_batch(
+        dataset,
+        config,
+        num=min(num, MOST_MAPPED),
+        seed=seed,
+        score_maps=score_maps,
+        grid=grid,
+    )
+    assert sheet.score_maps is not None
+    tile = _tile(dataset.image_size, MAP_TILES)
+    scale = tile / dataset.image_size
+    # A padded crop reaches over the image, and its box with it.
+    over = math.ceil(scale * max(_overhang(box, dataset.image_size) for box in sheet.boxes))
+    lefts = [over + n * (tile + GAP) + (over if n else 0) for n in range(4)]
+    legend = lefts[-1] + tile + GAP
+    row = LINE + tile + 2 * over + GAP
+    canvas = _Canvas(
+        legend + LEGEND,
+        2 * LINE + len(sheet.images) * row,
+        f"{dataset.name}: score maps of {teacher}",
+        f"recipe {recipe}: the first {len(sheet.images)} images of a run with seed {seed}; maps on "
+        f"the student's grid of {grid[0]}x{grid[1]}",
+    )
+    heads = (
+        "image, crop",
+        "what the network sees",
+        "top class of each cell",
+        "p(label), bright is 1",
+        "mean of the map",
+    )
+    for left, head in zip((*lefts, legend), heads, strict=True):
+        canvas.text(left, 0, head, tile, weight="bold")
+    for i, score_map in enumerate(sheet.score_maps):
+        top = 2 * LINE + i * row
+        canvas.text(lefts[0], top, sheet.names[i], tile)
+        upper, label = top + LINE + over, int(sheet.labels[i])
+        canvas.text(lefts[1], upper - LINE, _partner(sheet, i), tile)
+        canvas.image(lefts[0], upper, tile, _pixels(sheet.images[i]))
+        canvas.box(lefts[0], upper, scale, sheet.boxes[i], CROP)
+        canvas.image(lefts[1], upper, tile, _pixels(sheet.augmented[i]))
+        named = name_classes(score_map, label)
+        canvas.image(lefts[2], upper, tile, _pixels(sheet.augmented[i], grey=True))
+        canvas.image(lefts[2], upper, tile, colour_top_classes(score_map, named))
+        canvas.image(
+            lefts[3], upper, tile, score_map[label].numpy(), cmap="viridis", vmin=0, vmax=1
+        )
+        mean = score_map.mean(dim=(1, 2))
+        for line, number in enumerate(named):
+            text = f"{mean[number]:.2f} {dataset.class_names[number]}"
+            colour = CLASS_COLOURS[line]
+            canvas.swatch(legend, upper + line * LINE, colour)
+            weight = "bold" if number == label else "normal"
+            canvas.text(legend + LINE, upper + line * LINE, text, LEGEND - LINE, weight=weight)
+        rest = 1 - mean[list(named)].sum().item()
+        if len(named) < len(mean):
+            lower = upper + len(named) * LINE
+            canvas.swatch(legend, lower, OTHER_CLASS)
+            canvas.text(legend + LINE, lower, f"{max(rest, 0):.2f} others", LEGEND - LINE)
+    canvas.save(path)
+
+
+def name_classes(score_map: Float[Tensor, "C h w"], label: int) -> tuple[int, ...]:
+    """Return the classes of the largest mean probability, the label's last if not among them."""
+    mean = score_map.mean(dim=(1, 2))
+    named = mean.topk(min(MOST_NAMED, len(mean))).indices.tolist()
+    return (*named, label) if label not in named else tuple(named)
+
+
+def colour_top_classes(score_map: Float[Tensor, "C h w"], named: Sequence[int]) -> np.ndarray:
+    """Colour each cell by its top class, as opaque as that class is probable.
+
+    Args:
+        score_map: Distributions over the classes.
+        named: Classes that have a colour of their own, in the order of ``CLASS_COLOURS``.
+
+    Returns:
+        Red, green, blue and opacity in [0, 1], of shape (h, w, 4).
+    """
+    prob, top = score_map.max(dim=0)
+    colours = np.tile(to_rgb(OTHER_CLASS), (len(score_map), 1))
+    for number, colour in zip(named, CLASS_COLOURS, strict=False):
+        colours[number] = to_rgb(colour)
+    return np.concatenate([colours[top.numpy()], 0.8 * prob.numpy()[..., None]], axis=2)
+
+
+class _Canvas:
+    """One drawing in pixels from its upper left corner, below a title.
+
+    One pair of axes for all: an axes a tile would take ten times as long.
+    """
+
+    def __init__(self, width: int, height: int, title: str, below: str) -> None:
+        # Wide enough for the two lines.
+        text = max(len(title) * 1.6, len(below))
+        width = max(width, math.ceil(text * 0.6 * EM))
+        whole = (width + 2 * MARGIN, height + HEADER + MARGIN)
+        self.figure = Figure(figsize=(whole[0] / DPI, whole[1] / DPI), dpi=DPI, facecolor="white")
+        self.axes = self.figure.add_axes((0, 0, 1, 1), frameon=False)
+        self.axes.set_axis_off()
+        self.limits = (-MARGIN, whole[0] - MARGIN, whole[1] - HEADER, -HEADER)
+        self.text(0, 12 - HEADER, title, width, size=1.6 * SIZE, weight="bold")
+        self.text(0, 36 - HEADER, below, width, colour="#555555")
+
+    def image(
+        self,
+        left: float,
+        top: float,
+        side: float,
+        pixels: np.ndarray,
+        *,
+        frame: str = PALE,
+        **options: Any,
+    ) -> None:
+        """Draw (H, W), (H, W, 3) or (H, W, 4) values, each pixel as a square if enlarged."""
+        kernel = "nearest" if pixels.shape[0] <= side else "antialiased"
+        extent = (left, left + side, top + side, top)
+        self.axes.imshow(pixels, extent=extent, interpolation=kernel, **options)
+        width = 0.5 if frame == PALE else 1.5
+        self.axes.add_patch(
+            Rectangle((left, top), side, side, fill=False, edgecolor=frame, linewidth=width)
+        )
+
+    def text(
+        self,
+        left: float,
+        top: float,
+        text: str,
+        width: float,
+        *,
+        colour: str = "black",
+        size: float = SIZE,
+        weight: str = "normal",
+    ) -> None:
+        """Write one line, shortened to a width."""
+        # Bold letters are wider; 0.6 em is a little more than the mean letter.
+        most = int(width / ((0.68 if weight == "bold" else 0.6) * size * DPI / 72))
+        self.axes.text(
+            left,
+            top + LINE / 2,
+            text if len(text) <= most else f"{text[: max(most - 3, 1)]}...",
+            fontsize=size,
+            color=colour,
+            weight=weight,
+            verticalalignment="center",
+            parse_math=False,  # class names may have dollar signs
+        )
+
+    def box(self, left: float, top: float, scale: float, box: Box, colour: str) -> None:
+        """Draw the outline of a box of an image that lies at (left, top)."""
+        self.axes.add_patch(
+            Rectangle(
+                (left + scale * box.left, top + scale * box.top),
+                scale * box.width,
+                scale * box.height,
+                fill=False,
+                edgecolor=colour,
+                linewidth=1.4,
+                path_effects=[patheffects.withStroke(linewidth=2.6, foreground="white", alpha=0.6)],
+            )
+        )
+
+    def badge(self, left: float, top: float, text: str, colour: str) -> None:
+        """Write a number on a coloured ground."""
+        self.axes.add_patch(
+            Rectangle(
+                (left, top), *BADGE, facecolor=colour, edgecolor="white", linewidth=0.6, zorder=3
+            )
+        )
+        self.axes.text(
+            left + BADGE[0] / 2,
+            top + BADGE[1] / 2 + 0.5,
+            text,
+            fontsize=SIZE - 1,
+            color="white",
+            horizontalalignment="center",
+            verticalalignment="center_baseline",
+            zorder=4,
+        )
+
+    def swatch(self, left: float, top: float, colour: str) -> None:
+        """Draw the square of a legend."""
+        self.axes.add_patch(Rectangle((left, top + 3), LINE - 6, LINE - 6, facecolor=colour))
+
+    def save(self, path: Path) -> None:
+        """Write the PNG."""
+        left, right, bottom, top = self.limits
+        self.axes.set(xlim=(left, right), ylim=(bottom, top), aspect="auto")
+        with warnings.catch_warnings():
+            # A class name in a script that the font lacks is drawn as boxes.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            self.figure.savefig(path, dpi=DPI)
+
+
+BADGE = (16, 13)
+
+
+def _free_place(
+    box: Box, scale: float, taken: Sequence[tuple[float, float]], *, limit: float
+) -> tuple[float, float]:
+    """Find a place along the inner edge of a box where no other badge lies."""
+    left, top = scale * box.left, scale * box.top
+    right = max(left, min(left + scale * box.width, limit) - BADGE[0])
+    bottom = max(top, min(top + scale * box.height, limit) - BADGE[1])
+    across = np.linspace(left, right, max(2, int((right - left) / BADGE[0]) + 1))
+    down = np.linspace(top, bottom, max(2, int((bottom - top) / BADGE[1]) + 1))
+    edge = [(x, y) for y in (top, bottom) for x in (left, right)]
+    edge += [(x, y) for y in (top, bottom) for x in across]
+    edge += [(x, y) for x in (left, right) for y in down]
+    for x, y in edge:
+        if all(abs(x - a) >= BADGE[0] or abs(y - b) >= BADGE[1] for a, b in taken):
+            return float(x), float(y)
+    return left, top
+
+
+def _tile(side: int, bounds: tuple[int, int]) -> int:
+    """Return the side at which an image is shown: a whole multiple where it is enlarged."""
+    return min(side * max(1, round(bounds[0] / side)), bounds[1])
+
+
+def _boxes(where: Geometry, side: int) -> list[Box]:
+    sides = torch.stack([where.left, where.top, where.width, where.height], dim=1) * side
+    return [
+        Box(left=left, top=top, width=width, height=height, mirrored=mirrored)
+        for (left, top, width, height), mirrored in zip(
+            sides.tolist(), where.hflip.tolist(), strict=True
+        )
+    ]
+
+
+def _overhang(box: Box, side: int) -> float:
+    right, bottom = box.left + box.width - side, box.top + box.height - side
+    return max(0.0, -box.left, -box.top, right, bottom)
+
+
+def _to_bytes(images: Float[Tensor, "B 3 H W"], dataset: Dataset) -> UInt8[Tensor, "B 3 H W"]:
+    """Undo the normalisation."""
+    mean, std = channel_tensors(dataset, images.device)
+    colours = images * std[:, None, None] + mean[:, None, None]
+    return (colours * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _pixels(image: UInt8[Tensor, "3 H W"], *, grey: bool = False) -> np.ndarray:
+    pixels = image.permute(1, 2, 0).numpy()
+    if grey:
+        pixels = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
+    return pixels
+
+
+def _names(dataset: Dataset, split: Split, position: Int[Tensor, " B"]) -> list[str]:
+    if not dataset.labelled:
+        return [""] * len(position)
+    return [dataset.class_names[label] for label in split.labels[split.index[position]].tolist()]
+
+
+def _classes(dataset: Dataset) -> str:
+    return f", {dataset.num_classes} classes" if dataset.labelled else ", without labels"
+
+
+def _partner(sheet: BatchSheet, i: int) -> str:
+    share = float(sheet.partner_share[i])
+    return f"+ {share:.0%} of {sheet.names[len(sheet.names) - 1 - i]}" if share else ""

@@ -1,0 +1,426 @@
+"""Augmentation policies: AutoAugment, RandAugment, TrivialAugment and 3-Augment on a whole batch.
+
+A policy draws for each image one operation or several, each with a magnitude of its own; every
+kind of operation is then one call for the images that drew it. Operations work on colours in
+[0, 1] that stand for 256 levels and match torchvision's on bytes within one level.
+
+Shapes in this file:
+    B    images
+    S    operations an image, one after the other
+    H W  image in pixels
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from smallvit.data import augment, geometry
+from smallvit.data.augment import Policy
+from smallvit.data.registry import DATASETS
+
+LEVELS = 255
+MAGNITUDE_BINS = 31  # of RandAugment and TrivialAugment
+OPERATIONS = (
+    "identity",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "rotate",
+    "brightness",
+    "color",
+    "contrast",
+    "sharpness",
+    "posterize",
+    "solarize",
+    "autocontrast",
+    "equalize",
+    "invert",
+    "grey",
+    "blur",
+)
+CODE = {name: code for code, name in enumerate(OPERATIONS)}
+GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+SIGNED = (*GEOMETRIC, "brightness", "color", "contrast", "sharpness")
+DRAWN = OPERATIONS[: CODE["invert"]]  # what RandAugment and TrivialAugment choose from
+
+# Sub-policies of AutoAugment as "operation probability magnitude, operation probability
+# magnitude"; magnitudes count tenths of an operation's range from 0 to 9.
+AUTOAUGMENT: Mapping[str, str] = {
+    "cifar10": """
+        invert .1 0, contrast .2 6; rotate .7 2, translate_x .3 9; sharpness .8 1, sharpness .9 3;
+        shear_y .5 8, translate_y .7 9; autocontrast .5 0, equalize .9 0;
+        shear_y .2 7, posterize .3 7; color .4 3, brightness .6 7; sharpness .3 9, brightness .7 9;
+        equalize .6 0, equalize .5 0; contrast .6 7, sharpness .6 5; color .7 7, translate_x .5 8;
+        equalize .3 0, autocontrast .4 0; translate_y .4 3, sharpness .2 6;
+        brightness .9 6, color .2 8; solarize .5 2, invert 0 0; equalize .2 0, autocontrast .6 0;
+        equalize .2 0, equalize .6 0; color .9 9, equalize .6 0; autocontrast .8 0, solarize .2 8;
+        brightness .1 3, color .7 0; solarize .4 5, autocontrast .9 0;
+        translate_y .9 9, translate_y .7 9; autocontrast .9 0, solarize .8 3;
+        equalize .8 0, invert .1 0; translate_y .7 9, autocontrast .9 0""",
+    "svhn": """
+        shear_x .9 4, invert .2 0; shear_y .9 8, invert .7 0; equalize .6 0, solarize .6 6;
+        invert .9 0, equalize .6 0; equalize .6 0, rotate .9 3; shear_x .9 4, autocontrast .8 0;
+        shear_y .9 8, invert .4 0; shear_y .9 5, solarize .2 6; invert .9 0, autocontrast .8 0;
+        equalize .6 0, rotate .9 3; shear_x .9 4, solarize .3 3; shear_y .8 8, invert .7 0;
+        equalize .9 0, translate_y .6 6; invert .9 0, equalize .6 0; contrast .3 3, rotate .8 4;
+        invert .8 0, translate_y 0 2; shear_y .7 6, solarize .4 8; invert .6 0, rotate .8 4;
+        shear_y .3 7, translate_x .9 3; shear_x .1 6, invert .6 0; solarize .7 2, translate_y .6 7;
+        shear_y .8 4, invert .8 0; shear_x .7 9, translate_y .8 3; shear_y .8 5, autocontrast .7 0;
+        shear_x .7 2, invert .1 0""",
+    "imagenet": """
+        posterize .4 8, rotate .6 9; solarize .6 5, autocontrast .6 0; equalize .8 0, equalize .6 0;
+        posterize .6 7, posterize .6 6; equalize .4 0, solarize .2 4; equalize .4 0, rotate .8 8;
+        solarize .6 3, equalize .6 0; posterize .8 5, equalize 1 0; rotate .2 3, solarize .6 8;
+        equalize .6 0, posterize .4 6; rotate .8 8, color .4 0; rotate .4 9, equalize .6 0;
+        equalize 0 0, equalize .8 0; invert .6 0, equalize 1 0; color .6 4, contrast 1 8;
+        rotate .8 8, color 1 2; color .8 8, solarize .8 7; sharpness .4 7, invert .6 0;
+        shear_x .6 5, equalize 1 0; color .4 0, equalize .6 0; equalize .4 0, solarize .2 4;
+        solarize .6 5, autocontrast .6 0; invert .6 0, equalize 1 0; color .6 4, contrast 1 8;
+        equalize .8 0, equalize .6 0""",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operations:
+    """What each image goes through.
+
+    Attributes:
+        code: Place of each operation in ``OPERATIONS``.
+        magnitude: In the operation's own unit: fractions of the side for shear and translation,
+            degrees, change of a factor from 1, bits kept, level in [0, 255], pixels of blur.
+        possible: Names that can occur at all.
+    """
+
+    code: Int[Tensor, "B S"]
+    magnitude: Float[Tensor, "B S"]
+    possible: tuple[str, ...]
+
+
+def for_dataset(policy: Policy, dataset: str) -> Policy:
+    """Replace ``"autoaugment"`` by its version for a dataset: ImageNet's where none was learned."""
+    if policy != "autoaugment":
+        return policy
+    spec = DATASETS.get(dataset)
+    learned: dict[str, Policy] = {
+        "cifar10": "autoaugment-cifar10",
+        "svhn": "autoaugment-svhn",
+        "imagenet": "autoaugment-imagenet",
+    }
+    return learned[spec.autoaugment if spec else "imagenet"]
+
+
+def num_draws(policy: Policy, num_ops: int) -> int:
+    """Return how many uniform numbers a policy takes for each image."""
+    if policy == "none":
+        return 0
+    if policy == "randaugment":
+        return 2 * num_ops
+    return {"trivialaugment": 3, "3-augment": 2}.get(policy, 5)
+
+
+def sample_operations(
+    policy: Policy,
+    draws: Float[Tensor, "B n"],
+    *,
+    num_ops: int,
+    magnitude: int,
+    image_size: int,
+) -> Operations:
+    """Turn uniform numbers into operations.
+
+    Args:
+        policy: Which one; ``"autoaugment"`` must have been replaced by one for a dataset.
+        draws: As many for each image as ``num_draws`` says.
+        num_ops: Operations an image, of RandAugment.
+        magnitude: Bin of their magnitude, of RandAugment, from 0 to 30.
+        image_size: Side of the images, in pixels; translations go by it.
+
+    Source:
+        Cubuk et al., 2019, AutoAugment, https://arxiv.org/abs/1805.09501, tables 7 to 9; Cubuk et
+        al., 2020, RandAugment, https://arxiv.org/abs/1909.13719; Mueller and Hutter, 2021,
+        TrivialAugment, https://arxiv.org/abs/2103.10158 (its wide space); Touvron et al., 2022,
+        DeiT III, https://arxiv.org/abs/2204.07118 (3-Augment). Ranges are torchvision's.
+    """
+    device = draws.device
+    match policy:
+        case "randaugment":
+            ranges = _ranges("common", MAGNITUDE_BINS, image_size, device)
+            code = _choose(draws[:, :num_ops], len(DRAWN))
+            value = _signed(code, ranges[code, magnitude], draws[:, num_ops:])
+            return Operations(code=code, magnitude=value, possible=DRAWN)
+        case "trivialaugment":
+            ranges = _ranges("wide", MAGNITUDE_BINS, image_size, device)
+            code = _choose(draws[:, :1], len(DRAWN))
+            bins = _choose(draws[:, 1:2], MAGNITUDE_BINS)
+            value = _signed(code, ranges[code, bins], draws[:, 2:])
+            return Operations(code=code, magnitude=value, possible=DRAWN)
+        case "3-augment":
+            possible = ("grey", "solarize", "blur")
+            codes = augment.constant(tuple(CODE[name] for name in possible), device).long()
+            code = codes[_choose(draws[:, :1], 3)]
+            sigma = 0.1 + 1.9 * draws[:, 1:]
+            value = torch.where(code == CODE["solarize"], 128.0, sigma)
+            return Operations(code=code, magnitude=value, possible=possible)
+    sub_policies = _sub_policies(policy.removeprefix("autoaugment-"), device)
+    chosen = _choose(draws[:, 0], len(sub_policies.code))
+    code = sub_policies.code[chosen]
+    code = torch.where(draws[:, 1:3] < sub_policies.prob[chosen], code, CODE["identity"])
+    value = _ranges("common", 10, image_size, device)[code, sub_policies.bins[chosen]]
+    return Operations(
+        code=code,
+        magnitude=_signed(code, value, draws[:, 3:]),
+        possible=sub_policies.possible,
+    )
+
+
+def apply_operations_(images: Float[Tensor, "B 3 H W"], operations: Operations) -> None:
+    """Put each image through its operations, in place.
+
+    Args:
+        images: Colours in [0, 1], which are overwritten.
+        operations: What to do to each.
+    """
+    for code, value in zip(operations.code.T, operations.magnitude.T, strict=True):
+        if images.is_cuda:
+            _apply_to_all_(images, code, value, operations.possible)
+        else:
+            _apply_to_drawn_(images, code, value)
+
+
+def _apply_to_drawn_(
+    images: Float[Tensor, "B 3 H W"], code: Int[Tensor, " B"], value: Float[Tensor, " B"]
+) -> None:
+    """Sort the images by operation, so that each one works on neighbours in memory."""
+    code, order = code.sort()
+    counts = torch.bincount(code, minlength=len(OPERATIONS)).tolist()
+    same, moving = counts[0], sum(counts[1 : 1 + len(GEOMETRIC)])
+    if same == len(code):
+        return
+    order = order[same:]
+    part, value = images.index_select(0, order), value[order]
+    if moving:
+        affine = affine_of(code[same : same + moving], value[:moving])
+        part[:moving] = geometry.warp(part[:moving], affine, nearest=True, fill="zero")
+    start = moving
+    for name, change in CHANGES.items():
+        stop = start + counts[CODE[name]]
+        if stop > start:
+            part[start:stop] = change(part[start:stop], value[start:stop])
+        start = stop
+    images.index_copy_(0, order, part)
+
+
+def _apply_to_all_(
+    images: Float[Tensor, "B 3 H W"],
+    code: Int[Tensor, " B"],
+    value: Float[Tensor, " B"],
+    possible: tuple[str, ...],
+) -> None:
+    """Compute each operation for all images and keep what was drawn: the host need not wait."""
+    if can_move(possible):
+        affine = affine_of(code, value)  # the identity where nothing moves
+        images.copy_(geometry.warp(images, affine, nearest=True, fill="zero"))
+    for name, change in CHANGES.items():
+        if name in possible:
+            augment.change_chosen_(images, code == CODE[name], change, value)
+
+
+def can_move(possible: tuple[str, ...]) -> bool:
+    """Tell whether some of the operations are geometric."""
+    return not set(GEOMETRIC).isdisjoint(possible)
+
+
+def total_move(operations: Operations) -> Float[Tensor, "B 2 3"] | None:
+    """Return what the geometric operations of each image together come to.
+
+    Returns:
+        Transforms for ``geometry.warp``; ``None`` where no operation moves anything.
+    """
+    if not can_move(operations.possible):
+        return None
+    steps = [
+        affine_of(code, value)
+        for code, value in zip(operations.code.T, operations.magnitude.T, strict=True)
+    ]
+    return reduce(lambda inner, outer: geometry.compose(outer, inner), steps)
+
+
+def affine_of(code: Int[Tensor, " B"], magnitude: Float[Tensor, " B"]) -> Float[Tensor, "B 2 3"]:
+    """Return each image's geometric operation as ``geometry.warp`` takes it.
+
+    Others are the identity. Shears hold the upper left corner, as PIL does.
+    """
+    slopes, radians = _affine_tables(code.device)
+    matrix = slopes[code] * magnitude[:, None]
+    angle = radians[code] * magnitude
+    cos, sin = angle.cos(), angle.sin()
+    matrix += torch.stack([cos, -sin, cos * 0, sin, cos, cos * 0], dim=1)
+    return matrix.unflatten(1, (2, 3))
+
+
+@lru_cache(maxsize=8)
+def _affine_tables(
+    device: torch.device,
+) -> tuple[Float[Tensor, "operations 6"], Float[Tensor, " operations"]]:
+    """What one unit of magnitude adds to each entry of the matrix, and to the angle."""
+    slopes, radians = torch.zeros(len(OPERATIONS), 6), torch.zeros(len(OPERATIONS))
+    slopes[CODE["shear_x"], [1, 2]] = 1.0
+    slopes[CODE["shear_y"], [3, 5]] = 1.0
+    slopes[CODE["translate_x"], 2] = -2.0
+    slopes[CODE["translate_y"], 5] = -2.0
+    radians[CODE["rotate"]] = math.pi / 180
+    return slopes.to(device), radians.to(device)
+
+
+def adjust_sharpness(
+    images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Blend with a smoothed version: 0 is smooth, 1 the image; the border stays as it is."""
+    if min(images.shape[2:]) < 3:
+        return images
+    inner = images[:, :, 1:-1, 1:-1]
+    # Every pixel once and the middle four times more, of 13; along rows as a product.
+    rows = (images[:, :, :-2] + images[:, :, 1:-1]).add_(images[:, :, 2:])
+    smooth = (rows @ _neighbours(images.shape[3], images.device)).add_(inner, alpha=4).div_(13)
+    out = images.clone()
+    out[:, :, 1:-1, 1:-1] += (inner - smooth).mul_((factor - 1)[:, None, None, None])
+    return out.clamp_(0, 1)
+
+
+@lru_cache(maxsize=8)
+def _neighbours(size: int, device: torch.device) -> Float[Tensor, "size inner"]:
+    """Matrix that sums each inner pixel of a row with the two beside it."""
+    place = torch.arange(size, device=device)
+    return ((place[:, None] - place[1:-1]).abs() <= 1).float()
+
+
+def posterize(
+    images: Float[Tensor, "B 3 H W"], bits: Float[Tensor, " B"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Keep the upper bits of each level."""
+    step = torch.exp2(8 - bits)[:, None, None, None]
+    return _levels(images).div_(step).floor_().mul_(step).div_(LEVELS)
+
+
+def solarize_above(
+    images: Float[Tensor, "B 3 H W"], level: Float[Tensor, " B"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Invert the pixels at or above a level in [0, 255]."""
+    # Half a level lower: a level of exactly the threshold must not depend on rounding.
+    threshold = (level.ceil() - 0.5).div_(LEVELS)[:, None, None, None]
+    return torch.where(images >= threshold, 1 - images, images)
+
+
+def autocontrast(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Stretch each channel to the whole range; an even channel stays as it is."""
+    low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
+    even = high <= low
+    low, spread = torch.where(even, 0.0, low), torch.where(even, 1.0, high - low)
+    return ((images - low) / spread).clamp_(0, 1)
+
+
+def equalize(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Flatten each channel's histogram by PIL's integer rule; one or two levels may stay."""
+    pixels = images.shape[2] * images.shape[3]
+    levels = _levels(images).flatten(2).long()  # (B, 3, H W)
+    # Whole numbers below 2**24, which float32 holds and divides exactly enough to round down.
+    histogram = images.new_zeros(*levels.shape[:2], LEVELS + 1)
+    histogram.scatter_add_(2, levels, images.new_ones(1).expand(levels.shape))
+    highest = levels.amax(dim=2, keepdim=True)
+    step = ((pixels - histogram.gather(2, highest)) / LEVELS).floor_()
+    below = histogram.cumsum(dim=2).sub_(histogram)
+    table = below.add_((step / 2).floor_()).div_(step.clamp(min=1)).floor_().clamp_(max=LEVELS)
+    same = torch.arange(LEVELS + 1, device=images.device, dtype=images.dtype)
+    table = torch.where(step == 0, same, table).div_(LEVELS)
+    return table.gather(2, levels).reshape(images.shape)
+
+
+# In the order of ``OPERATIONS``.
+CHANGES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "brightness": lambda images, change: augment.adjust_brightness(images, 1 + change),
+    "color": lambda images, change: augment.adjust_saturation(images, 1 + change),
+    "contrast": lambda images, change: augment.adjust_contrast(images, 1 + change),
+    "sharpness": lambda images, change: adjust_sharpness(images, 1 + change),
+    "posterize": posterize,
+    "solarize": solarize_above,
+    "autocontrast": lambda images, _: autocontrast(images),
+    "equalize": lambda images, _: equalize(images),
+    "invert": lambda images, _: 1 - images,
+    "grey": lambda images, _: augment.grey(images).expand_as(images),
+    "blur": augment.blur,
+}
+
+
+def _levels(images: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    return (images * LEVELS).round_()
+
+
+def _choose(draws: Float[Tensor, "*shape"], num: int) -> Int[Tensor, "*shape"]:
+    return (draws * num).long().clamp_(max=num - 1)
+
+
+def _signed(
+    code: Int[Tensor, "B S"], value: Float[Tensor, "B S"], draws: Float[Tensor, "B S"]
+) -> Float[Tensor, "B S"]:
+    signed = augment.constant(tuple(name in SIGNED for name in OPERATIONS), code.device)
+    return torch.where((draws < 0.5) & (signed[code] > 0), -value, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SubPolicies:
+    code: Int[Tensor, "policies 2"]
+    prob: Float[Tensor, "policies 2"]
+    bins: Int[Tensor, "policies 2"]
+    possible: tuple[str, ...]
+
+
+@lru_cache(maxsize=8)
+def _sub_policies(name: str, device: torch.device) -> _SubPolicies:
+    parsed = [
+        [operation.split() for operation in line.split(",")]
+        for line in AUTOAUGMENT[name].split(";")
+    ]
+    names = {operation[0] for line in parsed for operation in line}
+
+    def column(convert: type, place: int) -> Tensor:
+        return torch.tensor(
+            [[convert(operation[place]) for operation in line] for line in parsed], device=device
+        )
+
+    return _SubPolicies(
+        code=torch.tensor([[CODE[op[0]] for op in line] for line in parsed], device=device),
+        prob=column(float, 1),
+        bins=column(int, 2),
+        possible=("identity", *(name for name in OPERATIONS if name in names)),
+    )
+
+
+@lru_cache(maxsize=8)
+def _ranges(
+    space: Literal["common", "wide"], num_bins: int, image_size: int, device: torch.device
+) -> Float[Tensor, "operations bins"]:
+    """Magnitude of every operation in every bin, without sign."""
+    wide = space == "wide"
+    shift = min(32 / image_size, 1.0) if wide else 150 / 331
+    tops: dict[str, float] = {
+        "shear_x": 0.99 if wide else 0.3,
+        "shear_y": 0.99 if wide else 0.3,
+        "rotate": 135.0 if wide else 30.0,
+        **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), 0.99 if wide else 0.9),
+    }
+    ramp = torch.linspace(0, 1, num_bins)
+    table = torch.zeros(len(OPERATIONS), num_bins)
+    for name, top in tops.items():
+        table[CODE[name]] = top * ramp
+    for name in ("translate_x", "translate_y"):  # whole pixels, rounded towards 0
+        table[CODE[name]] = (shift * image_size * ramp).floor() / image_size
+    table[CODE["posterize"]] = 8 - ((6 if wide else 4) * ramp).round()
+    table[CODE["solarize"]] = LEVELS * (1 - ramp)
+    return table.to(device)

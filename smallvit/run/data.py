@@ -1,0 +1,124 @@
+"""The data of a run: found, fetched and packed with progress on the terminal."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from smallvit.core import places
+from smallvit.core.console import console
+from smallvit.core.errors import ConfigError, DataError
+from smallvit.data import fetch, loader, official
+from smallvit.data.fetch import FetchProgress
+from smallvit.data.loader import DataConfig, Dataset
+from smallvit.data.registry import DATASETS
+from smallvit.data.sources import Source
+from smallvit.data.store import Progress as PackProgress
+
+logger = logging.getLogger("smallvit")
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """Open a dataset from this machine's folders, fetching and packing it where need be."""
+    with show_progress() as (pack_progress, fetch_progress):
+        dataset = loader.load_dataset(
+            config,
+            data_dir=places.data_dir(),
+            cache_dir=places.cache_dir(),
+            offline=places.offline(),
+            progress=pack_progress,
+            fetch_progress=fetch_progress,
+        )
+    if dataset.broken:
+        logger.warning(
+            "%s: %d files could not be decoded and are left out: %s",
+            dataset.name,
+            len(dataset.broken),
+            ", ".join(dataset.broken[:5]) + (" ..." if len(dataset.broken) > 5 else ""),
+        )
+    for note in dataset.notes:
+        logger.warning("%s: %s", dataset.name, note)
+    return dataset
+
+
+def open_here(config: DataConfig) -> Source:
+    """Open the images of a config where they are on this machine; nothing is downloaded.
+
+    Raises:
+        DataError: If they are not here; the message says what fetches them.
+    """
+    if config.dataset is None:
+        return loader.open_source(config, data_dir=places.data_dir(), offline=True)
+    absent = DataError(
+        f"{config.dataset} is not in {places.data_dir()}: `smallvit data get {config.dataset}` "
+        "fetches it"
+    )
+    spec = DATASETS.get(config.dataset)
+    if spec is not None and not fetch.is_present(spec, places.data_dir()):
+        raise absent
+    if spec is not None:
+        return official.open_named(spec, data_dir=places.data_dir())
+    try:
+        return loader.open_source(config, data_dir=places.data_dir(), offline=True)
+    except DataError as error:
+        raise absent from error
+
+
+def pack(source: Source, config: DataConfig) -> Dataset:
+    """Pack and split the images of a source, with progress."""
+    with show_progress() as (progress, _):
+        return loader.prepare_dataset(
+            source, config, cache_dir=places.cache_dir(), progress=progress
+        )
+
+
+def find_image_size(config: DataConfig) -> int:
+    """Return the side that the images of a config are packed at, in pixels."""
+    if config.image_size is not None:
+        return config.image_size
+    with show_progress() as (_, fetch_progress):
+        source = loader.open_source(
+            config,
+            data_dir=places.data_dir(),
+            offline=places.offline(),
+            progress=fetch_progress,
+        )
+    return loader.find_image_size(source, cache_dir=places.cache_dir())
+
+
+def require_labels(dataset: Dataset, purpose: str) -> None:
+    """Refuse a dataset without labels where they are needed.
+
+    Raises:
+        ConfigError: If it has none.
+    """
+    if not dataset.labelled:
+        raise ConfigError(
+            f"{dataset.name} has no labels, and {purpose} needs them: put the images in one folder "
+            "a class, or give a CSV with the columns image_path and label"
+        )
+
+
+@contextmanager
+def show_progress() -> Iterator[tuple[PackProgress, FetchProgress]]:
+    """Show bars on a terminal, and elsewhere a line at the start of each long piece of work."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
+        tasks = {}
+
+        def report(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+                if not console.is_terminal:
+                    logger.info("%s", what)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield lambda done, total: report(f"Packing {total:,} images", done, total), report

@@ -1,0 +1,258 @@
+import pytest
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
+
+from smallvit.data import geometry, policies
+from smallvit.data.policies import CODE, GEOMETRIC, OPERATIONS, Operations
+
+THEIRS = {
+    "shear_x": "ShearX",
+    "shear_y": "ShearY",
+    "translate_x": "TranslateX",
+    "translate_y": "TranslateY",
+    "autocontrast": "AutoContrast",
+}
+CPU = torch.device("cpu")
+
+
+def photographs(size: int = 32) -> torch.Tensor:
+    """Bytes: noise, smooth colours, a dark image, an even one."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, 3, size, size), generator=generator).float()
+    coarse = torch.rand(3, 3, 5, 5, generator=generator) * 255
+    smooth = torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 255)
+    even = torch.full((1, 3, size, size), 90.0)
+    return torch.cat([pixels, smooth, smooth[:1] / 4, even]).round().to(torch.uint8)
+
+
+def apply(name: str, magnitude: float, images: torch.Tensor) -> torch.Tensor:
+    operations = Operations(
+        code=torch.full((len(images), 1), CODE[name]),
+        magnitude=torch.full((len(images), 1), float(magnitude)),
+        possible=(name,),
+    )
+    found = images.float() / 255
+    policies.apply_operations_(found, operations)
+    return (found * 255).round()
+
+
+def torchvision(name: str, magnitude: float, images: torch.Tensor) -> torch.Tensor:
+    """What torchvision's v2 policies do to bytes."""
+    fill = {torch.Tensor: None}
+    op, nearest = THEIRS.get(name, name.title()), InterpolationMode.NEAREST
+    policy = v2.AutoAugment()
+    done = [
+        policy._apply_image_or_video_transform(image, op, magnitude, nearest, fill)
+        for image in images
+    ]
+    return torch.stack(done).float()
+
+
+# One level, where torchvision rounds down and this does not; two for colour, where torchvision
+# rounds down twice.
+@pytest.mark.parametrize(
+    ("name", "magnitude", "tolerance"),
+    [
+        ("brightness", 0.5, 1),
+        ("brightness", -0.9, 1),
+        ("color", 0.72, 2),
+        ("color", -0.9, 2),
+        ("contrast", 0.5, 1),
+        ("contrast", -0.9, 1),
+        ("sharpness", 0.9, 1),
+        ("sharpness", -0.6, 1),
+        ("posterize", 8, 0),
+        ("posterize", 5, 0),
+        ("posterize", 2, 0),
+        ("autocontrast", 0, 1),
+        ("equalize", 0, 0),
+        ("invert", 0, 0),
+        ("identity", 0, 0),
+    ],
+)
+def test_colour_operations_equal_torchvision_within_a_level(name, magnitude, tolerance):
+    images = photographs()
+    off = (apply(name, magnitude, images) - torchvision(name, magnitude, images)).abs()
+    assert off.max() <= tolerance
+    if name not in ("identity", "invert") and magnitude != 8:
+        assert (apply(name, magnitude, images) - images).abs().max() > 3
+
+
+@pytest.mark.parametrize("level", [255.0, 226.67, 128.0, 28.33, 0.0])
+def test_solarize_equals_torchvision(level):
+    images = photographs()
+    expected = torchvision("solarize", level / 255, images)
+    assert torch.equal(apply("solarize", level, images), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "magnitude"),
+    [
+        ("shear_x", 0.3),
+        ("shear_x", -0.21),
+        ("shear_x", 0.99),
+        ("shear_y", 0.27),
+        ("shear_y", -0.13),
+        ("translate_x", 9.0),
+        ("translate_x", -4.0),
+        ("translate_y", 14.0),
+        ("translate_y", -1.0),
+        ("rotate", 30.0),
+        ("rotate", -13.0),
+        ("rotate", 135.0),
+    ],
+)
+def test_geometric_operations_equal_torchvision(name, magnitude):
+    images = photographs()
+    ours = magnitude / 32 if name.startswith("translate") else magnitude
+    found, expected = apply(name, ours, images), torchvision(name, magnitude, images)
+    # A source half-way between two pixels may fall to either.
+    assert (found != expected).float().mean() < 0.01
+    assert (found != images).float().mean() > 0.05
+
+
+def test_equalize_of_an_even_or_two_level_image_leaves_what_pil_leaves():
+    even = torch.full((1, 3, 8, 8), 90, dtype=torch.uint8)
+    two = even.clone()
+    two[..., 0] = 40
+    images = torch.cat([even, two])
+    assert torch.equal(apply("equalize", 0, images), torchvision("equalize", 0, images))
+
+
+def test_images_too_small_for_sharpness_stay_as_they_are():
+    images = torch.rand(1, 3, 2, 5)
+    assert torch.equal(policies.adjust_sharpness(images, torch.tensor([0.1])), images)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "svhn", "imagenet"])
+def test_autoaugment_tables_are_torchvisions(name):
+    found = policies._sub_policies(name, CPU)
+    expected = v2.AutoAugment(v2.AutoAugmentPolicy(name))._policies
+    assert len(found.code) == len(expected) == 25
+    for row, pair in enumerate(expected):
+        for slot, (operation, prob, bins) in enumerate(pair):
+            ours = OPERATIONS[found.code[row, slot]]
+            assert THEIRS.get(ours, ours.title()) == operation
+            assert found.prob[row, slot].item() == pytest.approx(prob)
+            assert found.bins[row, slot] == (bins or 0)
+
+
+@pytest.mark.parametrize(
+    ("space", "bins", "theirs"),
+    [
+        ("common", 10, v2.AutoAugment),
+        ("common", 31, v2.RandAugment),
+        ("wide", 31, v2.TrivialAugmentWide),
+    ],
+)
+def test_magnitudes_are_torchvisions(space, bins, theirs):
+    found = policies._ranges(space, bins, 32, CPU)
+    for name in OPERATIONS:
+        entry = theirs._AUGMENTATION_SPACE.get(THEIRS.get(name, name.title()))
+        expected = entry[0](bins, 32, 32) if entry else None
+        if expected is None:
+            continue
+        scale = {"translate_x": 1 / 32, "translate_y": 1 / 32, "solarize": 255}.get(name, 1)
+        expected = expected.int() if name.startswith("translate") else expected
+        torch.testing.assert_close(found[CODE[name]], (expected * scale).float())
+        assert (name in policies.SIGNED) == entry[1]
+
+
+def test_autoaugment_applies_each_operation_with_its_probability():
+    draws = torch.rand(50_000, 5, generator=torch.Generator().manual_seed(0))
+    found = policies.sample_operations(
+        "autoaugment-cifar10", draws, num_ops=2, magnitude=0, image_size=32
+    )
+    table = policies._sub_policies("cifar10", CPU)
+    for name in ("equalize", "translate_y", "invert"):
+        expected = (table.prob * (table.code == CODE[name])).sum() / 25
+        assert (found.code == CODE[name]).sum() / 50_000 == pytest.approx(expected.item(), abs=0.01)
+    signed = found.magnitude[found.code == CODE["translate_y"]]
+    assert (signed < 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(("policy", "slots"), [("randaugment", 3), ("trivialaugment", 1)])
+def test_operations_are_drawn_evenly(policy, slots):
+    draws = torch.rand(
+        20_000, policies.num_draws(policy, 3), generator=torch.Generator().manual_seed(0)
+    )
+    found = policies.sample_operations(policy, draws, num_ops=3, magnitude=30, image_size=32)
+    assert found.code.shape == (20_000, slots)
+    share = torch.bincount(found.code.flatten(), minlength=14) / found.code.numel()
+    assert share[:14].min() > 1 / 14 - 0.01
+    assert share[14:].sum() == 0
+
+
+def test_randaugment_has_one_magnitude_and_trivialaugment_all_of_them():
+    draws = torch.rand(2000, 6, generator=torch.Generator().manual_seed(0))
+    rand = policies.sample_operations("randaugment", draws, num_ops=3, magnitude=30, image_size=32)
+    rotations = rand.magnitude[rand.code == CODE["rotate"]].abs().unique()
+    torch.testing.assert_close(rotations, torch.tensor([30.0]))
+    trivial = policies.sample_operations(
+        "trivialaugment", draws[:, :3], num_ops=1, magnitude=0, image_size=32
+    )
+    rotations = trivial.magnitude[trivial.code == CODE["rotate"]].abs().unique()
+    assert len(rotations) > 25
+    assert rotations.max() <= 135
+
+
+def test_three_augment_is_grey_solarized_or_blurred():
+    draws = torch.rand(3000, 2, generator=torch.Generator().manual_seed(0))
+    found = policies.sample_operations("3-augment", draws, num_ops=1, magnitude=0, image_size=32)
+    for name in ("grey", "solarize", "blur"):
+        share = (found.code == CODE[name]).float().mean().item()
+        assert share == pytest.approx(1 / 3, abs=0.03)
+    sigma = found.magnitude[found.code == CODE["blur"]]
+    assert 0.1 <= sigma.min() < 0.2
+    assert 1.9 < sigma.max() <= 2.0
+
+
+def test_one_image_a_time_gives_what_the_batch_gave():
+    images = photographs().float() / 255
+    draws = torch.rand(len(images), 6, generator=torch.Generator().manual_seed(1))
+    settings = {"num_ops": 3, "magnitude": 12, "image_size": 32}
+    together = images.clone()
+    policies.apply_operations_(
+        together, policies.sample_operations("randaugment", draws, **settings)
+    )
+    for i in range(len(images)):
+        alone = images[i : i + 1].clone()
+        operations = policies.sample_operations("randaugment", draws[i : i + 1], **settings)
+        policies.apply_operations_(alone, operations)
+        torch.testing.assert_close(alone[0], together[i])
+
+
+def test_computing_all_images_gives_what_computing_the_chosen_ones_gives():
+    images = photographs().float() / 255
+    code = torch.tensor([CODE[name] for name in ("rotate", "equalize", "identity", "invert")])
+    code = code.repeat(2)[: len(images)]
+    value = torch.full((len(images),), 20.0)
+    drawn, everything = images.clone(), images.clone()
+    policies._apply_to_drawn_(drawn, code, value)
+    policies._apply_to_all_(everything, code, value, ("rotate", "equalize", "identity", "invert"))
+    torch.testing.assert_close(drawn, everything)
+
+
+def test_two_moves_come_to_one_transform():
+    operations = Operations(
+        code=torch.tensor([[CODE["translate_x"], CODE["rotate"]]]),
+        magnitude=torch.tensor([[0.25, 90.0]]),
+        possible=("identity", *GEOMETRIC),
+    )
+    spot = torch.zeros(1, 3, 8, 8)
+    spot[..., 2:4, 1:3] = 1
+    images, moved = spot.clone(), policies.total_move(operations)
+    policies.apply_operations_(images, operations)
+    assert moved is not None
+    torch.testing.assert_close(geometry.warp(spot, moved, nearest=True, fill="zero"), images)
+    assert images.sum() == spot.sum()
+    assert not torch.equal(images, spot)
+
+
+def test_without_geometric_operations_nothing_moves():
+    draws = torch.rand(4, 2, generator=torch.Generator().manual_seed(0))
+    operations = policies.sample_operations(
+        "3-augment", draws, num_ops=1, magnitude=0, image_size=32
+    )
+    assert policies.total_move(operations) is None
