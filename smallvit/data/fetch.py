@@ -31,6 +31,7 @@ HUB_FOLDER = "stanford_cars"  # the one dataset without official files; torchvis
 TIMEOUT_S = 30.0
 MAX_FAILURES = 4  # connections in a row to one address that bring next to nothing
 BACK_OFF_S = 1.0  # after the first failure; grows with each
+OR_UNPACKED = "give that one, or a folder of its unpacked content, which is not verified"
 _ENOUGH = 2**20  # bytes that make a connection worth another
 _CHUNK = 2**20
 _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)", re.IGNORECASE)
@@ -194,7 +195,7 @@ def _fetch_files(
         if target.exists():
             continue
         if archive.exists():
-            _require_official(archive, file)
+            _require_official(archive, file, "remove it, and download it again")
         elif offline:
             continue
         else:
@@ -230,7 +231,7 @@ def _take(spec: DatasetSpec, data_dir: Path, origin: Path) -> None:
 def _recognise(spec: DatasetSpec, path: Path) -> RemoteFile:
     for file in spec.files:
         if Path(file.name).name == path.name:
-            _require_official(path, file)
+            _require_official(path, file, OR_UNPACKED)
             return file
     md5 = _md5(path)
     for file in spec.files:
@@ -245,7 +246,7 @@ def _recognise(spec: DatasetSpec, path: Path) -> RemoteFile:
 def _take_one(file: RemoteFile, data_dir: Path, origin: Path) -> bool:
     for archive in (origin / file.name, origin / Path(file.name).name):
         if archive.is_file():
-            _require_official(archive, file)
+            _require_official(archive, file, OR_UNPACKED)
             _copy(archive, data_dir / file.name)
             return True
     return _take_unpacked(file.target, data_dir, origin)
@@ -292,12 +293,10 @@ def _copy_folder(source: Path, target: Path) -> None:
         copy(path, target / path.name)
 
 
-def _require_official(path: Path, file: RemoteFile) -> None:
+def _require_official(path: Path, file: RemoteFile, remedy: str) -> None:
     problem = _problem(path, file)
     if problem is not None:
-        raise DataError(
-            f"{path} is not the official file ({problem}): remove it, and download it again"
-        )
+        raise DataError(f"{path} is not the official file ({problem}): {remedy}")
 
 
 def _problem(path: Path, file: RemoteFile) -> str | None:

@@ -74,7 +74,10 @@ class DatasetSpec:
 
 _KRIZHEVSKY = "Krizhevsky, 2009, Learning Multiple Layers of Features from Tiny Images"
 _SVHN_URL = "http://ufldl.stanford.edu/housenumbers"
-_FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+_FASHION_URLS = (
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+)
 _CINIC_URLS = (
     "https://datashare.is.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz",
     "https://datashare.ed.ac.uk/server/api/core/bitstreams/"
@@ -85,7 +88,7 @@ _CINIC_URLS = (
 def _fashion_file(stem: str, md5: str, size: int) -> RemoteFile:
     return RemoteFile(
         name=f"{stem}.gz",
-        urls=(f"{_FASHION_URL}/{stem}.gz",),
+        urls=tuple(f"{url}/{stem}.gz" for url in _FASHION_URLS),
         md5=md5,
         target=f"FashionMNIST/raw/{stem}",
         size=size,

@@ -157,6 +157,17 @@ def test_erased_rectangle_is_zero_of_bounded_area_and_leaves_the_rest():
     )
 
 
+def test_an_erased_rectangle_is_torchvisions_for_the_same_box():
+    images, draws = noise(20, 3, 32, 32) + 1, noise(20, 5)
+    found = augment.erase_(images.clone(), draws, prob=1.0)
+    for image, erased in zip(images, found, strict=True):
+        rows, columns = (erased[0] == 0).nonzero().T
+        top, left = int(rows.min()), int(columns.min())
+        height, width = int(rows.max()) - top + 1, int(columns.max()) - left + 1
+        expected = tvf.erase(image, top, left, height, width, torch.zeros(3, 1, 1))
+        assert torch.equal(erased, expected)
+
+
 def test_erase_reaches_every_border():
     hit = augment.erase_(torch.ones(500, 3, 16, 16), noise(500, 5), prob=1.0)[:, 0] == 0
     for edge in (hit[:, 0], hit[:, -1], hit[:, :, 0], hit[:, :, -1]):
