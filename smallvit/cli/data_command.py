@@ -268,7 +268,7 @@ def _config(name: str) -> DataConfig:
 
 def _status(spec: DatasetSpec) -> str:
     if not spec.files and spec.hub is None:
-        return "comes with scikit-learn"
+        return "built in"
     return "here" if fetch.is_present(spec, places.data_dir()) else "absent"
 
 

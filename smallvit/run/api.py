@@ -104,9 +104,14 @@ def finetune(
 def _resolve(stage: Stage, recipe: str | None, settings: dict[str, Any]) -> Recipe:
     overrides: dict[str, Any] = {}
     for key, value in settings.items():
+        if key == "data" and str(value).startswith("hf:"):
+            key = "dataset"
         is_path = isinstance(value, Path) or (key == "data" and isinstance(value, str))
         plain = str(places.absolute(value)) if is_path else value
         overrides = merge(overrides, nest({_place(stage, key, value): plain}))
+    path = overrides.get("data", {}).get("path")
+    if path is not None:  # written to recipe.yaml, which must run again from any folder
+        overrides = merge(overrides, {"data": {"path": str(places.absolute(path))}})
     return load_recipe(recipe, overrides, source="arguments")[0]
 
 

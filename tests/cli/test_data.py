@@ -73,7 +73,7 @@ def test_known_datasets_are_listed_with_size_licence_and_status(capsys, data_dir
     assert rows.keys() == DATASETS.keys()
     assert rows["cifar10"].split()[1:6] == ["10", "50,000/cut/10,000", "32", "170", "here"]
     assert rows["cifar100"].split()[5] == "absent"
-    assert "comes with" in rows["digits"]
+    assert "built in" in rows["digits"]
     assert "non-commercial" in rows["svhn"]
     table = lines[: next(i for i, line in enumerate(lines) if line.startswith("absent:"))]
     assert max(map(len, table)) <= 100
@@ -82,7 +82,7 @@ def test_known_datasets_are_listed_with_size_licence_and_status(capsys, data_dir
 def test_the_list_as_json_has_every_fact(capsys):
     assert main(["data", "ls", "--json"]) == 0
     entries = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
-    assert entries["digits"]["status"] == "comes with scikit-learn"
+    assert entries["digits"]["status"] == "built in"
     svhn = entries["svhn"]
     assert (svhn["train"], svhn["val"], svhn["test"]) == (73_257, 0, 26_032)
     assert svhn["download_bytes"] == 182_040_794 + 64_275_384

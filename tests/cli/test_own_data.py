@@ -82,3 +82,21 @@ def test_an_image_in_two_splits_is_said_and_counted(tiny, tmp_path, pictures, ca
     assert "up to 10 points too high" in said
     (note,) = json.loads((tmp_path / "run" / "env.json").read_text())["dataset"]["notes"]
     assert note in said.replace("\n", " ")
+
+
+def test_a_table_given_to_python_is_found_again_from_another_folder(
+    tiny, tmp_path, pictures, table, monkeypatch
+):
+    import smallvit as sv
+
+    run = sv.pretrain(recipe=tiny, data={"path": "table.csv"}, epochs=0.5, out=tmp_path / "run")
+    assert run.recipe["data"]["path"] == str(table)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["pretrain", "--recipe", "../run/recipe.yaml", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("words", [["--data", "hf:a/b@main"], ["--dataset", "hf:a/b@main"]])
+def test_a_data_set_of_the_hub_needs_its_commit(tiny, capsys, words):
+    assert main(["pretrain", "--recipe", tiny, *words]) == 2
+    assert "hf:a/b@main" in capsys.readouterr().err
