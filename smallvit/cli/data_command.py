@@ -20,7 +20,7 @@ from smallvit.data.registry import DATASETS, DatasetSpec
 from smallvit.data.store import file_stem
 from smallvit.models.registry import create_backbone
 from smallvit.run.data import load_dataset, open_here, pack, require_labels, show_progress
-from smallvit.run.data_check import check_dataset, count_problems, packed_counts, start_again
+from smallvit.run.data_check import check_dataset, packed_counts, start_again
 from smallvit.run.recipe import load_recipe
 from smallvit.teachers.score_maps import check_score_maps, read_score_maps
 
@@ -158,9 +158,11 @@ def get(
         values = ", ".join(f"{value:.4f}" for value in getattr(dataset, kind))
         _say(console, f"{kind} of the training split: {values}")
     _say(console, f"packed in {dataset.store_path}")
-    wrong = [] if spec is None else count_problems(spec, dataset.num_classes, counts)
-    if spec is not None and wrong:
-        raise DataError(f"{'; '.join(wrong)}: {start_again(spec)}")
+    if spec is not None and dataset.broken:
+        raise DataError(
+            f"{spec.name}: images that cannot be decoded: {len(dataset.broken)}, first: "
+            f"{dataset.broken[0]}: {start_again(spec)}"
+        )
 
 
 @data_command.command

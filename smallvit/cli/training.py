@@ -31,7 +31,10 @@ def train(stage: Stage, which: DataOptions, training: TrainOptions, where: Folde
         argv=given.argv,
     )
     if run is not None:
-        say_done(run, NEXT[stage].format(run=run.path))
+        following = NEXT[stage].format(run=run.path)
+        if not run.env["dataset"]["class_names"]:
+            following = f"next: smallvit finetune --init {run.path} --data IMAGES-WITH-LABELS"
+        say_done(run, following)
 
 
 def load_for(
@@ -80,8 +83,9 @@ def say_done(run: Run, following: str) -> None:
         for name, value in result["metrics"].items()
         if name in ("val/top1", "val/knn")
     )
+    scores = f"{scores} ({result['selected_on']})" if scores else result["selected_on"]
     console.print(
-        f"{result['stage']}: {scores} ({result['selected_on']}), {result['passes']:.1f} passes, "
+        f"{result['stage']}: {scores}, {result['passes']:.1f} passes, "
         f"{result['wall_s']:.1f} s\nrun: {run.path}\n{following}",
         markup=False,
         highlight=False,

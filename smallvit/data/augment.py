@@ -11,7 +11,8 @@ from functools import lru_cache
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Bool, Float, Shaped, UInt8
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from smallvit.core.config import Range
@@ -49,7 +50,8 @@ class AugmentConfig:
         cutmix_alpha: Shares of CutMix follow Beta(alpha, alpha); 0 turns it off.
         mixup_alpha: Shares of MixUp follow Beta(alpha, alpha); 0 turns it off.
         mix_prob: Probability that an image is mixed, by either.
-        repeats: Times that each image of a batch comes, each time augmented anew.
+        repeats: Times in a row that each image comes, each time augmented anew; an epoch stays as
+            many samples as there are images, of which only one in ``repeats`` is another image.
     """
 
     crop: Literal["pad", "resized", "none"] = "pad"
@@ -275,21 +277,29 @@ def blur(images: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, " B"]) -> Float[
 
 def _blur_matrix(size: int, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B size size"]:
     """Gaussian blur along one axis as a matrix: kernel of radius size - 1, reflected inwards."""
-    offset = torch.arange(-(size - 1), size, device=sigma.device)
-    kernel = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)  # (B, taps)
-    return (kernel @ _reflection(size, sigma.device)).reshape(-1, size, size)
+    distance = torch.arange(size, device=sigma.device)
+    kernel = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2)
+    kernel = kernel / (2 * kernel.sum(dim=1, keepdim=True) - kernel[:, :1])
+    kernel = F.pad(kernel, (0, 1))  # beyond the radius: nothing
+    direct, before, behind = _distances(size, sigma.device)
+    matrix = kernel.index_select(1, direct)
+    matrix += kernel.index_select(1, before)
+    matrix += kernel.index_select(1, behind)
+    return matrix.reshape(-1, size, size)
 
 
 @lru_cache(maxsize=16)
-def _reflection(size: int, device: torch.device) -> Float[Tensor, "taps pairs"]:
-    """Which pixel each tap of the widest kernel falls on, for every pixel of the result."""
-    place = torch.arange(size, device=device)
-    offset = torch.arange(-(size - 1), size, device=device)
-    period = max(2 * (size - 1), 1)
-    target = (place + offset[:, None]) % period  # (taps, size)
-    target = torch.where(target >= size, period - target, target)
-    return torch.nn.functional.one_hot(target, size).float().flatten(1)
+def _distances(size: int, device: torch.device) -> tuple[Int[Tensor, " pairs"], ...]:
+    """Distance of every pixel from every one, and from its images at both ends of the axis.
+
+    ``size`` stands for images that the kernel does not reach, or that a pixel does not have.
+    """
+    last = size - 1
+    to, of = torch.arange(size, device=device)[:, None], torch.arange(size, device=device)
+    direct = (to - of).abs()
+    before = torch.where((of > 0) & (to + of <= last), to + of, size)
+    behind = torch.where((of < last) & (to + of >= last), 2 * last - to - of, size)
+    return direct.flatten(), before.flatten(), behind.flatten()
 
 
 @lru_cache(maxsize=64)
@@ -327,17 +337,14 @@ def erase_(
     wide = ((area / aspect).sqrt().clamp(max=1) * width).round()
     top = (draws[:, 2] * (height - high + 1)).floor()
     left = (draws[:, 3] * (width - wide + 1)).floor()
-    row = torch.arange(height, device=images.device)
-    column = torch.arange(width, device=images.device)
-    kept_rows = ((row < top[:, None]) | (row >= (top + high)[:, None])).float()
-    kept_columns = ((column < left[:, None]) | (column >= (left + wide)[:, None])).float()
-    return change_chosen_(images, draws[:, 4] < prob, _blank, kept_rows, kept_columns)
+    bottom = torch.where(draws[:, 4] < prob, top + high, top)  # no rows: nothing is erased
+    kept_rows = _outside(height, top, bottom)[:, :, None]
+    kept_columns = _outside(width, left, left + wide)[:, None]
+    return images.mul_(torch.maximum(kept_rows, kept_columns)[:, None])
 
 
-def _blank(
-    images: Float[Tensor, "B 3 H W"],
-    kept_rows: Float[Tensor, "B H"],
-    kept_columns: Float[Tensor, "B W"],
-) -> Float[Tensor, "B 3 H W"]:
-    kept = torch.maximum(kept_rows[:, :, None], kept_columns[:, None])
-    return images * kept[:, None]
+def _outside(
+    size: int, start: Float[Tensor, " B"], stop: Float[Tensor, " B"]
+) -> Float[Tensor, "B size"]:
+    place = torch.arange(size, device=start.device)
+    return ((place < start[:, None]) | (place >= stop[:, None])).float()

@@ -34,6 +34,7 @@ BACK_OFF_S = 1.0  # after the first failure; grows with each
 OR_UNPACKED = "give that one, or a folder of its unpacked content, which is not verified"
 _ENOUGH = 2**20  # bytes that make a connection worth another
 _CHUNK = 2**20
+_BUSY = {429, 500, 502, 503, 504}  # answers of a server that may serve the file a little later
 _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)", re.IGNORECASE)
 
 logger = logging.getLogger("smallvit")
@@ -44,7 +45,7 @@ class _AddressError(Exception):
 
 
 class _CutShortError(Exception):
-    """A connection that ended early; the same address is asked for the rest."""
+    """A connection that ended early, or a busy server; the same address is asked again."""
 
 
 class _StalePartError(Exception):
@@ -74,7 +75,7 @@ def fetch_dataset(
 
     Raises:
         DataError: If a file is missing and cannot be had, or is not the official one; the message
-            says what to do by hand.
+            says what to do by hand. Also if ``origin`` cannot be read or links to itself.
     """
     if origin is not None and not origin.exists():
         raise DataError(f"no file or folder at {origin}: --from takes an archive or a folder")
@@ -97,6 +98,10 @@ def fetch_dataset(
             _fetch_files(spec, data_dir, report, offline=offline)
     except OSError as error:
         why = " ".join(str(error.strerror or error).split())
+        if origin is not None and _is_of(error, origin, data_dir):
+            raise DataError(
+                f"cannot read {error.filename} in --from {origin} ({why}): mend or remove it there"
+            ) from error
         raise DataError(
             f"cannot bring {spec.name} to {data_dir} ({why}): set SMALLVIT_DATA_DIR to a folder "
             "with room that can be written"
@@ -105,7 +110,7 @@ def fetch_dataset(
 
 def is_present(spec: DatasetSpec, data_dir: Path) -> bool:
     """Tell whether all that the reader of a dataset needs is below the data folder."""
-    return all((data_dir / target).exists() for target in _targets(spec))
+    return all(_is_there(data_dir / target) for target in _targets(spec))
 
 
 def manual_steps(spec: DatasetSpec, data_dir: Path) -> str:
@@ -122,7 +127,7 @@ def manual_steps(spec: DatasetSpec, data_dir: Path) -> str:
         steps = "; ".join(
             _manual_step(file, data_dir / file.name)
             for file in spec.files
-            if not (data_dir / file.target).exists() and not (data_dir / file.name).exists()
+            if not _is_there(data_dir / file.target) and not (data_dir / file.name).exists()
         )
     get = f"smallvit data get {spec.name}"
     if not steps:
@@ -183,6 +188,25 @@ def _targets(spec: DatasetSpec) -> list[str]:
     return [file.target for file in spec.files] + ([HUB_FOLDER] if spec.hub is not None else [])
 
 
+def _is_there(path: Path) -> bool:
+    """Tell whether a file or a folder with something in it is there."""
+    try:
+        return path.is_file() or (path.is_dir() and any(path.iterdir()))
+    except PermissionError:
+        return True  # the reader says what is wrong with it
+
+
+def _is_of(error: OSError, origin: Path, data_dir: Path) -> bool:
+    """Tell whether what failed lies in the folder of the user's, not in the data folder.
+
+    With two names it is a file that was being copied or renamed, mostly for want of room.
+    """
+    if error.filename is None or error.filename2 is not None:
+        return False
+    path = Path(error.filename)
+    return path.is_relative_to(origin) and not path.is_relative_to(data_dir)
+
+
 def _manual_step(file: RemoteFile, path: Path) -> str:
     return f"download {' or '.join(file.urls)} (md5 {file.md5}) to {path}"
 
@@ -192,7 +216,7 @@ def _fetch_files(
 ) -> None:
     for file in spec.files:
         target, archive = data_dir / file.target, data_dir / file.name
-        if target.exists():
+        if _is_there(target):
             continue
         if archive.exists():
             _require_official(archive, file, "remove it, and download it again")
@@ -216,7 +240,7 @@ def _take(spec: DatasetSpec, data_dir: Path, origin: Path) -> None:
     if origin.is_file():
         _copy(origin, data_dir / _recognise(spec, origin).name)
         return
-    missing = [file for file in spec.files if not (data_dir / file.target).exists()]
+    missing = [file for file in spec.files if not _is_there(data_dir / file.target)]
     taken = [_take_one(file, data_dir, origin) for file in missing]
     expected = [f"{file.name} or, unpacked, {file.target}" for file in missing]
     if spec.hub is not None:
@@ -256,9 +280,9 @@ def _take_unpacked(target: str, data_dir: Path, origin: Path, marks: str | None 
     """Copy a target that lies in ``origin`` or is ``origin``, as its name or ``marks`` tell."""
     parts = Path(target).parts
     inside = [origin.joinpath(*parts[i:]) for i in range(len(parts))]
-    found = next((path for path in inside if path.exists()), None)
+    found = next((path for path in inside if _is_there(path)), None)
     if found is None:
-        same_name = origin.name.casefold() == parts[-1].casefold()
+        same_name = origin.name.casefold() == parts[-1].casefold() and _is_there(origin)
         marked = marks is not None and any(origin.glob(marks))
         if not (same_name or marked):
             return False
@@ -282,15 +306,25 @@ def _copy(source: Path, target: Path) -> None:
         move_into_place(new, target, staging)
 
 
-def _copy_folder(source: Path, target: Path) -> None:
+def _copy_folder(source: Path, target: Path, above: frozenset[Path] = frozenset()) -> None:
     """Copy a tree, what its links point to included.
 
     Modes are left behind, unlike by ``shutil.copytree``: a read-only folder could not be renamed.
+
+    Args:
+        source: What to copy.
+        target: What it becomes.
+        above: The folders that ``source`` was reached through, without links.
     """
+    real = source.resolve()
+    if real in above:
+        raise DataError(f"{source} in --from is a link to a folder that holds it: remove the link")
     target.mkdir()
     for path in source.iterdir():
-        copy = _copy_folder if path.is_dir() else shutil.copyfile
-        copy(path, target / path.name)
+        if path.is_dir():
+            _copy_folder(path, target / path.name, above | {real})
+        else:
+            shutil.copyfile(path, target / path.name)
 
 
 def _require_official(path: Path, file: RemoteFile, remedy: str) -> None:
@@ -350,7 +384,7 @@ def _receive(url: str, file: RemoteFile, part: Path, report: FetchProgress) -> N
 
     Raises:
         _AddressError: If the address does not serve the file.
-        _CutShortError: If the connection ended early.
+        _CutShortError: If the connection ended early or the server is busy.
         _StalePartError: If what is there is no beginning of it.
     """
     offset = _length(part)
@@ -362,8 +396,11 @@ def _receive(url: str, file: RemoteFile, part: Path, report: FetchProgress) -> N
         response = _create_opener().open(_request(url, part, offset), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         with error:
+            status = f"HTTP {error.code} {error.reason}"
+            if error.code in _BUSY:
+                raise _CutShortError(status) from error
             if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not offset:
-                raise _AddressError(f"HTTP {error.code} {error.reason}") from error
+                raise _AddressError(status) from error
             if error.headers.get("Content-Range") == f"bytes */{offset}":
                 return  # nothing is missing
             raise _StalePartError from error

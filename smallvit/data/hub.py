@@ -17,6 +17,7 @@ from filelock import FileLock
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.data.own import READER_VERSION
 from smallvit.data.parquet import list_parquet, parquet_splits
+from smallvit.data.registry import DATASETS
 from smallvit.data.sources import Source, find_files
 
 SYNTAX = "hf:OWNER/NAME@COMMIT, or hf:OWNER/NAME@COMMIT#CONFIG"
@@ -173,10 +174,13 @@ def open_hub(
     splits = parquet_splits(root, found)
     facts = [(file.name, file.size) for file in found]  # a commit does not change; times may
     key = repr((READER_VERSION, str(parsed), facts, image_column, label_column))
+    name = parsed.repo.partition("/")[2].lower()
+    known = DATASETS.get(name)  # a copy of a known dataset: digits are not mirrored here either
     return Source(
-        name=parsed.repo.partition("/")[2].lower(),
+        name=name,
         key=hashlib.sha256(key.encode()).hexdigest(),
-        hflip=True,
+        hflip=known is None or known.hflip,
+        autoaugment="imagenet" if known is None else known.autoaugment,
         image_size=None,
         list_images=lambda: list_parquet(
             splits, image_column=image_column, label_column=label_column

@@ -1,31 +1,55 @@
 """How any image file becomes RGB of one size."""
 
+import threading
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-IMAGE_SUFFIXES = frozenset(
-    {
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jpeg",
-        ".jpg",
-        ".pgm",
-        ".png",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    }
+# Before version 11.3, which brought AVIF, features.check("avif") would warn.
+_AVIF = {"AVIF": (".avif",)} if "avif" in features.get_supported_modules() else {}
+# A file is tried as these formats and no other: among PIL's others is one that runs Ghostscript.
+_FORMATS = {
+    "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg"),  # and MPO, which PIL's reader of JPEG sees to
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "PPM": (".pbm", ".pgm", ".pnm", ".ppm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    **_AVIF,
+}
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
+# What else photos, scans and drawings are kept in.
+_UNREAD = (
+    "arw avif cr2 cr3 dng eps exr hdr heic heif hif ico j2k jp2 jpf jpx jxl nef orf pef psd raf "
+    "raw rw2 svg tga xcf"
 )
+UNREAD_SUFFIXES = frozenset(f".{name}" for name in _UNREAD.split()) - IMAGE_SUFFIXES
 # Twice PIL's own warning level, where PIL raises its error: about 512 MiB of RGB once decoded.
 MAX_PIXELS = 178_956_970
 # PIL's limit is a variable of the process and warns from half of its error on. A file between the
 # two is accepted here, and silencing that warning is not safe in threads: so the level is moved.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+# With more pixels, one image is decoded at a time: many threads with 0.7 GB each fill the memory.
+HUGE_PIXELS = 2**25
+_one_huge_image = threading.Lock()
+# PIL allocates large images in blocks. Above 32 MiB, glibc gives a block back as soon as it is
+# free; smaller ones it may keep, for each thread.
+Image.core.set_block_size(2**26)
+# Modes that can be averaged before anything else; not palettes, nor grey of more than 8 bits.
+_REDUCIBLE_MODES = frozenset({"L", "LA", "RGB", "RGBA", "CMYK", "YCbCr"})
+_UPRIGHT = {  # by the EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_image(file: Path | str | bytes) -> Image.Image:
@@ -38,19 +62,19 @@ def open_image(file: Path | str | bytes) -> Image.Image:
         file: Path of the file, or its content.
 
     Raises:
-        ValueError: If the content is empty, is of no format that PIL reads, or has more than
-            ``MAX_PIXELS`` pixels.
+        ValueError: If the content is empty, is of no format of ``IMAGE_SUFFIXES``, or has more
+            than ``MAX_PIXELS`` pixels.
         OSError: If the file cannot be read.
     """
     content = file if isinstance(file, bytes) else Path(file).read_bytes()
     if not content:
         raise ValueError("the file is empty")
     try:
-        image = Image.open(BytesIO(content))
+        image = Image.open(BytesIO(content), formats=tuple(_FORMATS))
     except UnidentifiedImageError:
         heif = content[4:8] == b"ftyp"
         what = "HEIC or another format" if heif else "no image, or of a format"
-        raise ValueError(f"{what} that PIL does not read: convert it to PNG or JPEG") from None
+        raise ValueError(f"{what} that is not read: convert it to PNG or JPEG") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(_too_large()) from None
     if image.width * image.height > MAX_PIXELS:
@@ -58,33 +82,22 @@ def open_image(file: Path | str | bytes) -> Image.Image:
     return image
 
 
-def read_image(file: Path | str | bytes) -> Image.Image:
-    """Decode an image file whole, so that a broken one fails here.
-
-    Args:
-        file: Path of the file, or its content.
-
-    Raises:
-        ValueError: As ``open_image``.
-        OSError: If the file cannot be read or its content breaks off.
-    """
-    image = open_image(file)
-    image.load()
-    return image
-
-
 def to_rgb(image: Image.Image, size: int) -> np.ndarray:
     """Convert an image of any mode and size to uint8 RGB, channels first.
 
-    The first frame counts and EXIF rotation is applied. Grey is repeated over the channels, CMYK
-    and palettes take their colours, transparency is laid over white. 16-bit images keep their
-    upper 8 bits. 32-bit integers and floats state no range, so their values decide: floats within
-    [0, 1] are scaled by 255, up to 255 is taken as 8 bits, up to 65535 as 16 bits. The shorter side
-    is resized to ``size`` (bicubic, antialiased), then the centre is cut out.
+    The first frame counts and EXIF rotation is applied, where the EXIF data can be read. Grey is
+    repeated over the channels, CMYK and palettes take their colours, transparency is laid over
+    white. 16-bit images keep their upper 8 bits. 32-bit integers and floats state no range, so
+    their values decide: floats within [0, 1] are scaled by 255, up to 255 is taken as 8 bits, up to
+    65535 as 16 bits. The shorter side is resized to ``size`` (bicubic, antialiased), then the
+    centre is cut out.
 
-    A JPEG whose sides are at least 4 times ``size`` and that is not yet decoded is decoded at 1/2,
-    1/4 or 1/8 of its resolution, never below twice ``size``: the decoder leaves out the frequencies
-    that the resize would remove. Other images are decoded whole.
+    Where the sides are at least 4 times ``size``, the resolution is lowered first, never below
+    twice ``size``: a JPEG that is not yet decoded is decoded at 1/2, 1/4 or 1/8, which leaves out
+    the frequencies that the resize would remove; then the means of n x n pixels are taken, except
+    of palettes, 1-bit images and images with a transparent colour.
+
+    Threads decode together, but images of more than ``HUGE_PIXELS`` pixels one by one.
 
     Args:
         image: Opened image; decoded in place, where it is not yet decoded.
@@ -97,16 +110,28 @@ def to_rgb(image: Image.Image, size: int) -> np.ndarray:
         ValueError: If the values of a 32-bit image fit none of the ranges.
         OSError: If the content of the image breaks off.
     """
+    pixels = image.width * image.height
     if image.format in ("JPEG", "MPO"):
         image.draft(None, (2 * size, 2 * size))
+        if "progressive" not in image.info:  # these are held whole at any scale
+            pixels = image.width * image.height
+    with _one_huge_image if pixels > HUGE_PIXELS else nullcontext():
+        return _decode_rgb(image, size)
+
+
+def _decode_rgb(image: Image.Image, size: int) -> np.ndarray:
     image.load()
-    # Asked first, since exif_transpose copies an image that lies as it should.
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    turn = _turn(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
+    factor = 1
+    if image.mode in _REDUCIBLE_MODES and "transparency" not in image.info:
+        factor = max(1, min(image.size) // (2 * size))
+    width, height = image.width / factor, image.height / factor  # the last pixels may be parts
+    if factor > 1:
+        image = image.reduce(factor)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.new("RGBA", rgba.size, "white")
@@ -114,8 +139,20 @@ def to_rgb(image: Image.Image, size: int) -> np.ndarray:
     if image.mode != "RGB":
         image = image.convert("RGB")
     if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        image = image.resize((size, size), Image.Resampling.BICUBIC, box)
+    if turn is not None:
+        image = image.transpose(turn)
     return np.asarray(image).transpose(2, 0, 1)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # PIL raises nearly anything on malformed EXIF data; the pixels are whole
+        return None
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:

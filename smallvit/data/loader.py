@@ -31,6 +31,7 @@ from smallvit.data.store import (
     cache_errors,
     file_stem,
     open_store,
+    stored_if_possible,
 )
 
 USUAL_SIZES = (8, 16, 28, 32, 64, 96, 128, 224, 256)
@@ -138,6 +139,7 @@ class Dataset:
         split_hashes: Hash of the indices of each split.
         broken: Files that could not be decoded and were left out.
         store_path: Folder of the packed arrays.
+        autoaugment: Which of AutoAugment's published policies suits it.
         overlaps: Repeated images within and across the splits that the dataset brings.
     """
 
@@ -152,6 +154,7 @@ class Dataset:
     split_hashes: dict[str, str]
     broken: tuple[str, ...]
     store_path: Path
+    autoaugment: registry.AutoAugmentPolicy = "imagenet"
     overlaps: tuple[Overlap, ...] = ()
 
     @property
@@ -175,6 +178,13 @@ class Dataset:
             # Repeats within a split and a class mislead nobody.
             if overlap.split != overlap.other or overlap.conflicting
         )
+
+    def image_hashes(self, name: str) -> np.ndarray:
+        """Return the content hash of each image of a split, uint64; equal pixels, equal hash."""
+        split = self.splits[name]
+        own = self.store_path / f"{name}.hashes.npy"
+        packed = own if own.is_file() and self.labelled else self.store_path / "train.hashes.npy"
+        return np.load(packed)[split.index.cpu().numpy()]
 
     def to(self, device: torch.device, *, max_bytes: int | None = None) -> "Dataset":
         """Put every split on the device, each packed array once.
@@ -264,7 +274,7 @@ def find_image_size(source: Source, *, cache_dir: Path) -> int:
     """Return the side to pack a source at; what its images say is remembered in the cache.
 
     Raises:
-        DataError: If none of the images looked at can be decoded, or the cache cannot be written.
+        DataError: If none of the images looked at can be decoded.
     """
     if source.image_size is not None:
         return source.image_size
@@ -276,7 +286,7 @@ def find_image_size(source: Source, *, cache_dir: Path) -> int:
         size = 0
     if size not in USUAL_SIZES:
         size = usual_size(source.list_images())
-        with cache_errors(cache_dir):
+        with stored_if_possible(f"the image size of {source.name}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(str(size))
     return size
@@ -354,6 +364,7 @@ def prepare_dataset(
         mean=stored.mean,
         std=stored.std,
         hflip=source.hflip if config.hflip is None else config.hflip,
+        autoaugment=source.autoaugment,
         fingerprint=store.manifest.fingerprint,
         split_hashes={name: split_hash(split.index) for name, split in splits.items()},
         broken=store.manifest.broken,
@@ -427,7 +438,8 @@ def _cut(config: DataConfig, store: PackedStore) -> StoredCut:
         cut = Cut(train=np.arange(len(labels)), labelled=none, val=none, test=none)
     mean, std = _channel_stats(torch.from_numpy(store.images["train"]), torch.from_numpy(cut.train))
     stored = StoredCut(cut=cut, mean=mean, std=std)
-    store_cut(stored, store.path, key)
+    with stored_if_possible(f"the split of {store.manifest.name}"):
+        store_cut(stored, store.path, key)
     return stored
 
 

@@ -80,8 +80,8 @@ def open_named(spec: DatasetSpec, *, data_dir: Path) -> Source:
         data_dir: Folder that the official files were unpacked in.
 
     Returns:
-        Source whose ``list_images`` raises ``DataError`` where the files are broken or some of
-        them are missing.
+        Source whose ``list_images`` raises ``DataError`` where the files are broken, some of
+        them are missing, or classes and images are not as many as the entry says.
 
     Raises:
         DataError: If the dataset is not there, or a file that the key is formed of is missing.
@@ -98,7 +98,9 @@ def open_named(spec: DatasetSpec, *, data_dir: Path) -> Source:
 
     def list_images() -> Listing:
         with _one_line(spec.name, data_dir, roots):
-            return layout.list_images(data_dir)
+            listing = layout.list_images(data_dir)
+            _check_counts(spec, listing)
+        return listing
 
     with _one_line(spec.name, data_dir, roots):
         files = files_key(_stat(data_dir, layout.parts(data_dir)))
@@ -106,6 +108,7 @@ def open_named(spec: DatasetSpec, *, data_dir: Path) -> Source:
         name=spec.name,
         key=hashlib.sha256(f"{spec.name}/{READER_VERSION}/{files}".encode()).hexdigest(),
         hflip=spec.hflip,
+        autoaugment=spec.autoaugment,
         image_size=spec.image_size,
         list_images=list_images,
     )
@@ -122,6 +125,25 @@ def _one_line(name: str, data_dir: Path, roots: Sequence[str]) -> Iterator[None]
         raise DataError(
             f"{name}: {problem}: mend it, or remove {what} and run `smallvit data get {name}`"
         ) from error
+
+
+def _check_counts(spec: DatasetSpec, listing: Listing) -> None:
+    """Refuse what was copied or unpacked in part, which its annotations need not tell."""
+    found = {"classes": len(listing.class_names)}
+    found |= {f"{name} images": len(split.names) for name, split in listing.splits.items()}
+    official = {
+        "classes": spec.num_classes,
+        "train images": spec.num_train,
+        "val images": spec.num_val,
+        "test images": spec.num_test,
+    }
+    differences = [
+        f"{found.get(what, 0):,} {what} here, {num:,} officially"
+        for what, num in official.items()
+        if found.get(what, 0) != num
+    ]
+    if differences:
+        raise _BrokenLayoutError("; ".join(differences))
 
 
 @contextmanager

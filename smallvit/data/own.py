@@ -26,9 +26,17 @@ from smallvit.data.class_lists import (
     read_split_name,
     some,
 )
-from smallvit.data.images import IMAGE_SUFFIXES, open_image
+from smallvit.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, open_image
 from smallvit.data.parquet import list_parquet, parquet_splits
-from smallvit.data.sources import FoundFile, Listing, Source, SourceSplit, files_key, find_files
+from smallvit.data.sources import (
+    FoundFile,
+    Listing,
+    Source,
+    SourceSplit,
+    files_key,
+    find_files,
+    printable,
+)
 
 READER_VERSION = 1
 
@@ -41,8 +49,9 @@ def open_path(
     **Class folders**, with or without split folders above them (train, val | valid | validation and
     test, in any case of letters). A class is the first folder below the split and takes the images
     of deeper folders too; classes are in alphabetical order. Every class needs an image in every
-    split. Images that lie beside class folders, or outside the split folders, are refused. Hidden
-    files and files whose suffix is no image's are passed over.
+    split. Images that lie beside class folders, or outside the split folders, are refused, and so
+    are images in a format that is not read. Hidden files and files whose suffix is no image's are
+    passed over.
 
     **Images without class folders** are unlabelled: no class names, all labels -1. Where the train
     folder is such a folder, it alone is read and val and test folders are not.
@@ -113,6 +122,17 @@ def _open_directory(path: Path, columns: _Columns) -> Source:
 
 
 def _open_images(path: Path, files: Sequence[FoundFile]) -> Source:
+    unread = find_files(path, UNREAD_SUFFIXES)
+    if unread:
+        raise DataError(
+            f"{path} has {plural(len(unread), 'image')} in a format that is not read (such as "
+            f"{unread[0].name}): convert to PNG or JPEG, or remove"
+        )
+    if not files:
+        raise DataError(
+            f"{path} has no images{_other_files(path)}: give a folder with a folder of images for "
+            f"each class{_tables_beside(path)}"
+        )
     roots = _split_folders(path)
     split_of = {folder: split for split, folder in roots.items()}
     classes: dict[str, dict[str, list[str]]] = {split: {} for split in roots}
@@ -149,10 +169,10 @@ def _open_images(path: Path, files: Sequence[FoundFile]) -> Source:
             names = [name for part in lists for name in part]
             labels = np.repeat(np.arange(len(lists)), [len(part) for part in lists])
             splits[split] = _file_split(path, names, labels if class_names else None)
-        return Listing(class_names=class_names, splits=splits)
+        return Listing(class_names=tuple(map(printable, class_names)), splits=splits)
 
     return Source(
-        name=path.resolve().name,
+        name=printable(path.resolve().name),
         key=_key("folder", files_key(files)),
         hflip=True,
         image_size=None,
@@ -202,17 +222,23 @@ def _check_class_folders(
                 )
     names = tuple(sorted(classes["train"]))
     if len(names) < 2:
+        root = path / roots["train"]
+        itself = "".join(
+            f"; or give the sub-folder itself, {root / name}, for images without labels"
+            for name in names
+        )
         raise DataError(
-            f"{path / roots['train']} has {plural(len(names), 'class folder')} with images; at "
-            f"least 2 are needed, one folder a class{_tables_beside(path)}"
+            f"{root} has {plural(len(names), 'class folder')} with images; at least 2 are needed, "
+            f"one folder a class{itself}{_tables_beside(path)}"
         )
     check_class_lists(str(path), names, {split: set(found) for split, found in classes.items()})
     return names
 
 
 def _other_files(folder: Path) -> str:
-    """Say which other files a folder has: photos in a format that is not read look like none."""
-    suffixes = sorted({file.suffix.lower() for file in folder.rglob("*") if file.is_file()} - {""})
+    """Say which other files a folder has: these may be images in a format that is not read."""
+    every = find_files(folder, ("",))
+    suffixes = sorted({PurePosixPath(file.name).suffix.lower() for file in every} - {""})
     return f" but files that are not read ({some(suffixes)})" if suffixes else ""
 
 
@@ -225,7 +251,7 @@ def _file_split(path: Path, names: Sequence[str], labels: np.ndarray | None) -> 
     """List files by their paths below a folder; an absolute one stays as it is."""
     root = os.fspath(path)
     return SourceSplit(
-        names=names,
+        names=list(map(printable, names)),
         labels=np.full(len(names), -1) if labels is None else labels,
         read=lambda i: open_image(os.path.join(root, names[i])),  # noqa: PTH118 (far faster)
     )
@@ -265,7 +291,7 @@ def _open_csv(path: Path, columns: _Columns) -> Source:
         check_enough_classes(str(path), class_names)
         check_every_class(str(path), listing)
     return Source(
-        name=path.stem,
+        name=printable(path.stem),
         key=_key("csv", hashlib.sha256(content).hexdigest(), files_key(found), *columns),
         hflip=True,
         image_size=None,
@@ -294,42 +320,42 @@ def _read_csv(path: Path, content: bytes, columns: _Columns) -> tuple[list[_Row]
                 f"its columns: {', '.join(header)}: name the right ones with --data.image-column "
                 "and --data.label-column"
             )
-    places = {name: i for i, name in enumerate(header)}
     rows = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         next(reader)
         for cells in reader:
             if cells:
-                rows.append(_row(path, reader.line_num, cells, places, image_column, label_column))
+                rows.append(_row(path, reader.line_num, cells, header, image_column, label_column))
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}") from None
     if not rows:
         raise DataError(f"{path} has a header and no rows")
-    return rows, label_column in places
+    return rows, label_column in header
 
 
 def _row(
     path: Path,
     line: int,
     cells: Sequence[str],
-    places: Mapping[str, int],
+    header: Sequence[str],
     image_column: str,
     label_column: str,
 ) -> _Row:
-    if len(cells) != len(places):
+    if len(cells) != len(header):
         raise DataError(
-            f"{path}, line {line}: {len(cells)} cells under {len(places)} columns: put cells with "
+            f"{path}, line {line}: {len(cells)} cells under {len(header)} columns: put cells with "
             "a separator in them in double quotes"
         )
-    image = cells[places[image_column]].strip()
-    label = cells[places[label_column]].strip() if label_column in places else ""
+    named = dict(zip(header, cells, strict=True))  # names in use are not repeated
+    image = named[image_column].strip()
+    label = named.get(label_column, "").strip()
     for name, value in ((image_column, image), (label_column, label)):
-        if not value and name in places:
+        if not value and name in named:
             raise DataError(f"{path}, line {line}: no {name}: fill the cell or remove the row")
     split = "train"
-    if "split" in places:
-        split = read_split_name(cells[places["split"]], f"{path}, line {line}")
+    if "split" in named:
+        split = read_split_name(named["split"], f"{path}, line {line}")
     return _Row(line, image, label, split)
 
 
@@ -375,7 +401,7 @@ def _parquet_source(
     columns: _Columns,
 ) -> Source:
     return Source(
-        name=name,
+        name=printable(name),
         key=_key("parquet", files_key(found), *columns),
         hflip=True,
         image_size=None,

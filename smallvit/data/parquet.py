@@ -25,6 +25,7 @@ from smallvit.data.images import open_image
 from smallvit.data.sources import FoundFile, Listing, SourceSplit
 
 BATCH_BYTES = 2**24  # images of a parquet file decompressed at a time, about
+LARGEST_HASH = 64  # bytes; columns of a fixed width up to this hold identifiers and no images
 ROWS_KEPT = 64  # rows before the newest batch that stay at hand: more than store.MAX_AHEAD
 
 
@@ -70,10 +71,10 @@ def list_parquet(
     """List the images of parquet files.
 
     The image column holds encoded images: binary, or a struct with a binary field ``bytes`` as the
-    Hugging Face Hub writes it. The label column holds integers or text (also dictionary-encoded).
-    Names of the classes are those of the Hub's metadata, else the distinct texts (ordered as in a
-    CSV), else the numbers from 0 to the largest. Without a label column, images are unlabelled and
-    only train is read. Where there is no other split than train, a text column ``split`` divides
+    Hugging Face Hub writes it. The label column holds integers, text or truth values. Any column
+    may be dictionary-encoded. Names of the classes are those of the Hub's metadata, else the
+    distinct labels, ordered as in a CSV. Without a label column, images are unlabelled and only
+    train is read. Where there is no other split than train, a text column ``split`` divides
     the rows, as in a CSV.
 
     Images are decompressed in batches of about ``BATCH_BYTES`` (at least a page of the file), and
@@ -88,8 +89,8 @@ def list_parquet(
 
     Raises:
         ConfigError: If pyarrow is not installed, or a column is absent, unfit or ambiguous.
-        DataError: If a file is broken, files differ in their columns, an image or label is missing,
-            a label is out of range, or a class has no image.
+        DataError: If a file is broken or repeats a column in use, files differ in their columns, an
+            image or label is missing, a label is out of range, or a class has no image.
     """
     layouts = [_read_layout(file, image_column, label_column) for file in _flat(files)]
     layout = layouts[0]
@@ -131,7 +132,7 @@ class _Layout:
         image: Column of the images.
         leaf: Where in it the bytes lie.
         label: Column of the labels, if there is one.
-        text: Whether they are text.
+        text: Whether they are read as text: text and truth values.
         class_names: Names of the integer labels, where the metadata has them.
         split: Whether there is a text column ``split``.
     """
@@ -185,7 +186,7 @@ def _read_layout(path: Path, image_column: str | None, label_column: str | None)
     pa, pq = _parquet_modules()
     with _reading(path):
         schema = pq.read_schema(path)
-    types = {field.name: field.type for field in schema}
+    types = {field.name: _plain_type(pa, field.type) for field in schema}
     fits = {name: _image_leaf(pa, kind, name) for name, kind in types.items()}
     fits = {name: leaf for name, leaf in fits.items() if leaf is not None}
     for name, option in ((image_column, "image-column"), (label_column, "label-column")):
@@ -215,7 +216,12 @@ def _read_layout(path: Path, image_column: str | None, label_column: str | None)
         )
     if label is None:
         label = next(iter(class_labels), "label" if "label" in types else None)
-    text = label is not None and _is_text(pa, types[label])
+    for name in (image, label, "split"):
+        if schema.names.count(name) > 1:
+            raise DataError(
+                f"{path} has {schema.names.count(name)} columns {name!r}: rename all but one"
+            )
+    text = label is not None and (_is_text(pa, types[label]) or pa.types.is_boolean(types[label]))
     if label is not None and not text and not pa.types.is_integer(types[label]):
         raise ConfigError(
             f"column {label!r} of {path} is {types[label]}, neither integers nor text: name the "
@@ -234,19 +240,32 @@ def _read_layout(path: Path, image_column: str | None, label_column: str | None)
 
 def _image_leaf(pa: Any, kind: Any, name: str) -> str | None:
     """Return where encoded images lie in a column of this type, if they can."""
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if _is_binary(pa, kind):
         return name
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
         return None
-    inner = kind.field("bytes").type
-    binary = pa.types.is_binary(inner) or pa.types.is_large_binary(inner)
-    return f"{name}.bytes" if binary else None
+    inner = _plain_type(pa, kind.field("bytes").type)
+    return f"{name}.bytes" if _is_binary(pa, inner) else None
+
+
+def _plain_type(pa: Any, kind: Any) -> Any:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_binary(pa: Any, kind: Any) -> bool:
+    if pa.types.is_fixed_size_binary(kind):
+        return kind.byte_width > LARGEST_HASH
+    return any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    )
 
 
 def _is_text(pa: Any, kind: Any) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
 
 
 def _hub_classes(schema: Any) -> dict[str, tuple[str, ...]]:
@@ -279,7 +298,8 @@ def _read_table(path: Path, layout: _Layout) -> _Table:
                 labels = np.asarray(column.cast(pa.string()).to_pylist(), dtype=object)
                 missing[layout.label] += int(np.count_nonzero(labels == ""))
             elif not column.null_count:
-                labels = column.to_numpy().astype(np.int64)
+                # Not safe: what is too large becomes negative, and is refused with its row.
+                labels = column.cast(pa.int64(), safe=False).to_numpy()
         if layout.split:
             splits = table.column("split").cast(pa.string()).to_pylist()
     for name, count in missing.items():
@@ -345,7 +365,7 @@ def _number_labels(
             for split, texts in values.items()
         }
     names = layout.class_names
-    end = np.iinfo(np.int64).max if names is None else len(names)
+    end = np.inf if names is None else len(names)
     for table in _flat(tables):
         odd = np.flatnonzero((table.labels < 0) | (table.labels >= end))
         if len(odd):
@@ -356,13 +376,9 @@ def _number_labels(
                 f"{table.labels[odd[0]]}; classes are {allowed}): remove these rows"
             )
     if names is None:
-        top, count = max(int(part.max()) for part in values.values()), sum(counts.values())
-        if top >= count:
-            raise DataError(
-                f"{where}: {layout.label} goes up to {top} over {plural(count, 'image')}: number "
-                "the classes from 0 without gaps, or name them in text"
-            )
-        names = tuple(str(i) for i in range(top + 1))
+        numbers = np.unique(np.concatenate(list(values.values())))
+        names = tuple(str(number) for number in numbers)
+        values = {split: np.searchsorted(numbers, part) for split, part in values.items()}
     return names, values
 
 

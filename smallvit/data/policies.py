@@ -22,7 +22,7 @@ from torch import Tensor
 
 from smallvit.data import augment, geometry
 from smallvit.data.augment import Policy
-from smallvit.data.registry import DATASETS
+from smallvit.data.registry import AutoAugmentPolicy
 
 LEVELS = 255
 MAGNITUDE_BINS = 31  # of RandAugment and TrivialAugment
@@ -103,17 +103,14 @@ class Operations:
     possible: tuple[str, ...]
 
 
-def for_dataset(policy: Policy, dataset: str) -> Policy:
-    """Replace ``"autoaugment"`` by its version for a dataset: ImageNet's where none was learned."""
-    if policy != "autoaugment":
-        return policy
-    spec = DATASETS.get(dataset)
-    learned: dict[str, Policy] = {
+def choose_autoaugment(policy: Policy, learned_on: AutoAugmentPolicy) -> Policy:
+    """Replace ``"autoaugment"`` by the policy learned on a dataset; others stay as they are."""
+    versions: dict[AutoAugmentPolicy, Policy] = {
         "cifar10": "autoaugment-cifar10",
         "svhn": "autoaugment-svhn",
         "imagenet": "autoaugment-imagenet",
     }
-    return learned[spec.autoaugment if spec else "imagenet"]
+    return versions[learned_on] if policy == "autoaugment" else policy
 
 
 def num_draws(policy: Policy, num_ops: int) -> int:

@@ -9,6 +9,8 @@ from typing import Literal
 
 from smallvit.core.errors import ConfigError, UnknownNameError
 
+AutoAugmentPolicy = Literal["cifar10", "svhn", "imagenet"]  # the datasets they were learned on
+
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
@@ -63,7 +65,7 @@ class DatasetSpec:
     num_val: int = 0
     files: tuple[RemoteFile, ...] = ()
     hub: str | None = None
-    autoaugment: Literal["cifar10", "svhn", "imagenet"] = "imagenet"
+    autoaugment: AutoAugmentPolicy = "imagenet"
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:

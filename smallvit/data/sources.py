@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from smallvit.core.errors import DataError
 from smallvit.data.images import IMAGE_SUFFIXES
+from smallvit.data.registry import AutoAugmentPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class Source:
         image_size: Side that the dataset is usually packed at, in pixels; ``None`` where the
             images decide.
         list_images: Lists the images; called when they are packed, and may take seconds.
+        autoaugment: Which of AutoAugment's published policies suits it.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Source:
     hflip: bool
     image_size: int | None
     list_images: Callable[[], Listing]
+    autoaugment: AutoAugmentPolicy = "imagenet"
 
 
 class FoundFile(NamedTuple):  # a tuple: there can be hundreds of thousands
@@ -88,22 +92,43 @@ def find_files(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Fou
     Args:
         root: Folder to search, with its sub-folders; links to folders are followed.
         suffixes: Lower-case endings that count, with their dot.
+
+    Raises:
+        DataError: If links of any name lead nowhere, or a link leads to a folder above it.
+        OSError: If a folder cannot be read.
     """
     wanted = tuple(suffixes)
     found: list[FoundFile] = []
-    stack = [("", os.fspath(root))]
+    dangling: list[str] = []
+    stack: list[tuple[str, str, frozenset[tuple[int, int]]]] = [("", os.fspath(root), frozenset())]
     while stack:
-        prefix, folder = stack.pop()
+        prefix, folder, above = stack.pop()
+        status = os.stat(folder)  # noqa: PTH116 (far faster)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            raise DataError(f"{folder} is a link to a folder that holds it: remove it")
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
-                    stack.append((f"{prefix}{entry.name}/", entry.path))
+                    stack.append((f"{prefix}{entry.name}/", entry.path, above | {here}))
                 elif entry.name.lower().endswith(wanted) and entry.is_file():
                     stat = entry.stat()
                     found.append(FoundFile(f"{prefix}{entry.name}", stat.st_size, stat.st_mtime_ns))
+                elif entry.is_symlink() and not entry.is_file():
+                    dangling.append(f"{prefix}{entry.name}")
+    if dangling:
+        raise DataError(
+            f"{root} has links to nothing ({len(dangling)}; the first: {min(dangling)}): bring "
+            "back what they point to, or remove them"
+        )
     return sorted(found)
+
+
+def printable(name: str) -> str:
+    """Replace what is not UTF-8 in the name of a file, which nothing could print or write."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def files_key(files: Iterable[FoundFile]) -> str:

@@ -15,7 +15,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -38,6 +38,7 @@ PROGRESS_EVERY = 512
 NUM_SAMPLED = 256  # images of a split that are hashed again whenever a store is opened
 NUM_EXAMPLES = 3
 Progress = Callable[[int, int], None]  # (images done, images in all)
+_NOT_WHOLE = (OSError, EOFError, ValueError, TypeError, KeyError)  # what ``_read`` raises
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,8 @@ def open_store(
     """
     key = hashlib.sha256(f"{STORE_VERSION}/{image_size}/{source.key}".encode()).hexdigest()[:16]
     folder = cache_dir / "packed" / f"{file_stem(source.name)}-{key}"
+    with suppress(*_NOT_WHOLE):
+        return _read(folder)  # without the lock, which a cache that is read-only cannot hold
     with cache_errors(cache_dir):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f"{folder.name}.lock")):
@@ -151,6 +154,19 @@ def cache_errors(cache_dir: Path) -> Iterator[None]:
             f"cannot write the cache {cache_dir} ({error.strerror or error}): set "
             "SMALLVIT_CACHE_DIR to a folder with room"
         ) from error
+
+
+@contextmanager
+def stored_if_possible(what: str) -> Iterator[None]:
+    """Go on without storing something that can be computed anew; say so and why.
+
+    Args:
+        what: It, for the message.
+    """
+    try:
+        yield
+    except OSError as error:
+        logger.info("%s is not stored (%s)", what, error.strerror or error)
 
 
 def hash_images(images: np.ndarray) -> np.ndarray:
@@ -241,7 +257,7 @@ def _open_whole(folder: Path) -> PackedStore | None:
         return None
     try:
         return _read(folder)
-    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+    except _NOT_WHOLE as error:
         logger.warning("the packed store %s is broken (%s): packing it anew", folder, error)
         return None
 

@@ -204,7 +204,7 @@ class LabelledBatches:
         self.score_maps = score_maps
         self.grid = grid
         self.mix_token = mix_token
-        self.policy: Policy = policies.for_dataset(config.policy, dataset.name)
+        self.policy: Policy = policies.choose_autoaugment(config.policy, dataset.autoaugment)
         self.policy_draws = policies.num_draws(self.policy, config.randaugment_ops)
         self.mean, self.std = channel_tensors(dataset, order.device)
 
@@ -286,7 +286,10 @@ class LabelledBatches:
             )
         padding = round(config.padding * side) if config.crop == "pad" else 0
         return geometry.sample_padded_crop(
-            draws[:, [0, 1, 4]], padding_px=padding, image_size=side, hflip=hflip
+            torch.cat([draws[:, :2], draws[:, 4:]], dim=1),
+            padding_px=padding,
+            image_size=side,
+            hflip=hflip,
         )
 
 

@@ -42,7 +42,8 @@ class ScheduleConfig:
     """How long, and how the learning rate moves.
 
     Attributes:
-        epochs: Passes over the training images; a fraction is allowed.
+        epochs: Passes over the training images, that is samples seen over images; a fraction is
+            allowed.
         warmup_epochs: Passes of linear warm-up, at most half of the run.
         min_lr: Learning rate at the end of the cosine.
         eval_epochs: Passes between evaluations on validation; the last step is always evaluated.

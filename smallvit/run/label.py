@@ -22,11 +22,11 @@ from smallvit.engine.runtime import open_runtime
 from smallvit.inference.export import read_export, weights_hash
 from smallvit.models.vit import use_fused_attention
 from smallvit.run.data import load_dataset, require_labels
+from smallvit.run.provenance import other_data
 from smallvit.run.recipe import Recipe, stage_values
 from smallvit.run.stage import (
     describe_environment,
     recorded,
-    refuse_other_split,
     score_classifier,
 )
 from smallvit.teachers.score_maps import ScoreMapHeader, ScoreMaps, write_score_maps
@@ -76,7 +76,7 @@ def run_label(
             f"--teacher {run.path} knows {len(theirs)} classes ({', '.join(theirs[:3])}, ...), "
             f"{dataset.name} has {dataset.num_classes} ({', '.join(dataset.class_names[:3])}, ...)"
         )
-    if refuse_other_split(run, dataset, "--teacher") != "none":
+    if other_data(run, dataset, "--teacher") != "none":
         raise ConfigError(
             f"--teacher {run.path} was trained on other images ({run.env['dataset']['name']}) "
             f"than {dataset.name} at {dataset.image_size} px: train one with smallvit teacher"

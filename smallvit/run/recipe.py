@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 import smallvit
+from smallvit.core import places
 from smallvit.core.config import Layer, Range, find_errors, merge, resolve, to_plain
 from smallvit.core.errors import ConfigError, suggest
 from smallvit.data.augment import AugmentConfig
@@ -26,6 +27,8 @@ Stage = Literal["pretrain", "teacher", "label", "finetune"]
 Arm = Literal["scratch", "ssl", "token-labels", "both"]
 STAGES: tuple[Stage, ...] = ("pretrain", "teacher", "label", "finetune")
 SHARED = ("seed", "data", "model", "runtime", "log")
+PATHS = ("data.path", "label.teacher", "finetune.init", "finetune.score_maps")
+OF_NAMED_DATA = ("dataset", "path", "image_column", "label_column", "hflip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +179,7 @@ def find_recipe(name: str) -> Path:
 
 
 def read_layer(path: Path) -> Layer:
-    """Read a recipe file as one layer of settings.
+    """Read a recipe file as one layer of settings; its relative paths start at its folder.
 
     Raises:
         ConfigError: If it is no YAML mapping.
@@ -190,7 +193,20 @@ def read_layer(path: Path) -> Layer:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, got {values!r}")
-    return Layer(source=str(path), values=values)
+    return Layer(source=str(path), values=_absolute(values, path.parent))
+
+
+def _absolute(values: Mapping[str, Any], folder: Path, prefix: str = "") -> dict[str, Any]:
+    """Make a recipe's paths absolute, from its own folder: its runs must run again from any."""
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            plain[key] = _absolute(value, folder, f"{prefix}{key}.")
+        elif f"{prefix}{key}" in PATHS and isinstance(value, str) and value != "scratch":
+            plain[key] = str(places.absolute(folder / Path(value).expanduser()))
+        else:
+            plain[key] = value
+    return plain
 
 
 def load_recipe(
@@ -218,8 +234,8 @@ def load_recipe(
     given = overrides.get("data") or {}
     named = given.get("path") is not None or given.get("dataset") is not None
     if named and isinstance(data, Mapping):
-        # Naming data replaces the recipe's data, whichever way it was named there.
-        data = {key: value for key, value in data.items() if key not in ("path", "dataset")}
+        # Naming data replaces the recipe's, whichever way it was named, and what is said of it.
+        data = {key: value for key, value in data.items() if key not in OF_NAMED_DATA}
         layer = Layer(source=layer.source, values={**layer.values, "data": data})
     label = str(path)
     if _is_shipped(path):

@@ -40,6 +40,7 @@ from smallvit.models.tokens import AbstractBackbone
 from smallvit.models.vit import VitBackbone, use_fused_attention
 from smallvit.pretrain.dino import DinoObjective
 from smallvit.run.data import load_dataset, require_labels
+from smallvit.run.provenance import join_extra_data, other_data
 from smallvit.run.recipe import Recipe, Stage, differences, stage_values
 from smallvit.teachers.score_maps import check_score_maps, read_score_maps
 
@@ -219,31 +220,6 @@ def recorded(folder: Path, facts: dict[str, Any], resumed: bool) -> Iterator[dic
         write_json(path, {**base, **record, "status": status})
 
 
-def refuse_other_split(run: Run, dataset: Dataset, option: str) -> str:
-    """Refuse a run that may have seen this dataset's validation or test images.
-
-    Returns:
-        What the run was trained on beside this dataset: ``"none"``, or another dataset's name.
-    """
-    env = run.env
-    name = str(env["dataset"]["name"])
-    if env["dataset"]["fingerprint"] != dataset.fingerprint:
-        if name == dataset.name:
-            raise ConfigError(
-                f"{option} {run.path} was trained on other images that are also called {name} "
-                "(another folder, image size or version), so their splits cannot be compared: "
-                "rename one folder, or train it again on these"
-            )
-        return name
-    for split in ("val", "test"):
-        if env["split_hashes"][split] != dataset.split_hashes[split]:
-            raise ConfigError(
-                f"{option} {run.path} was trained on another split of these images and may have "
-                f"seen this {split} split: use the same data.split_seed and fractions"
-            )
-    return "none"
-
-
 def _refuse_changes(recipe: Recipe, stage: Stage, folder: Path) -> None:
     if not (folder / "recipe.yaml").is_file() or not (folder / "result.json").is_file():
         raise ConfigError(f"--resume {folder}: no run there")
@@ -318,8 +294,8 @@ def _prepare_supervised(
     if stage == "finetune":
         if recipe.finetune.init not in (None, "scratch"):
             init = open_run(Path(recipe.finetune.init))
-            facts["extra_data"] = _joined(
-                refuse_other_split(init, dataset, "--init"), init.result.get("extra_data", "none")
+            facts["extra_data"] = join_extra_data(
+                other_data(init, dataset, "--init"), init.result.get("extra_data", "none")
             )
             fresh = initialise_from(backbone, init.path / "export")
             logger.info("weights of %s; fresh: %s", init.path, ", ".join(fresh))
@@ -357,10 +333,18 @@ def _prepare_supervised(
                     "extra_data": header.extra_data,
                 },
             }
-            facts["extra_data"] = _joined(facts["extra_data"], header.extra_data)
+            facts["extra_data"] = join_extra_data(facts["extra_data"], header.extra_data)
             label_run = Run(path.parent)
             if (path.parent / "result.json").is_file():
                 upstream |= label_run.result.get("upstream", {}) | {"label": _cost(label_run)}
+    if config.augment.repeats > max(config.schedule.epochs, 1):
+        logger.warning(
+            "with augment.repeats %d, schedule.epochs %g sees only %.0f %% of the images: an epoch "
+            "counts samples",
+            config.augment.repeats,
+            config.schedule.epochs,
+            100 * config.schedule.epochs / config.augment.repeats,
+        )
     torch.manual_seed(rng.step_seed(recipe.seed, -2))
     objective = FinetuneObjective(
         backbone, num_classes=dataset.num_classes, config=config.method, token_weight=token_weight
@@ -414,12 +398,6 @@ def score_knn(backbone: AbstractBackbone, dataset: Dataset, split: str, runtime:
         for part in (bank, dataset.splits[split])
     ]
     return knn_top1(*sides[0], *sides[1], num_classes=dataset.num_classes)
-
-
-def _joined(*sources: str) -> str:
-    """Join what several runs were trained on beside this dataset."""
-    names = {name for source in sources for name in source.split(", ")} - {"none"}
-    return ", ".join(sorted(names)) or "none"
 
 
 def _cost(run: Run) -> dict[str, float]:

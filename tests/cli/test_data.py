@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from smallvit.cli.app import main
+from smallvit.data.loader import DataConfig, Dataset
 from smallvit.data.registry import DATASETS
 from smallvit.data.splits import split_hash
+from smallvit.run.data import load_dataset
 
 NUM = {"train": 60, "t10k": 20}
 
@@ -67,6 +69,7 @@ def photos(tmp_path: Path) -> Path:
 def test_known_datasets_are_listed_with_size_licence_and_status(capsys, data_dir, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     (data_dir / "cifar-10-batches-py").mkdir(parents=True)
+    (data_dir / "cifar-10-batches-py" / "test_batch").touch()
     assert main(["data", "ls"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line for line in lines if line and line.split()[0] in DATASETS}
@@ -189,13 +192,23 @@ def test_counts_that_are_not_the_official_ones_are_refused_with_both(capsys, arc
     monkeypatch.setitem(DATASETS, "fashion-mnist", replace(spec, num_test=21, num_classes=11))
     assert main(["data", "get", "fashion-mnist", "--from", str(archives)]) == 3
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "fashion-mnist has 20 test images here and 21 officially" in line
-    assert "10 classes here and 11 officially" in line
+    assert "10 classes here, 11 officially; 20 test images here, 21 officially" in line
     assert "run `smallvit data get fashion-mnist`" in line
     assert main(["data", "check", "fashion-mnist"]) == 3
     captured = capsys.readouterr()
-    assert "wrong  fashion-mnist has 20 test images here and 21 officially" in captured.out
-    assert captured.err.splitlines()[-1] == "smallvit: fashion-mnist: 2 problems, named above"
+    assert "wrong  fashion-mnist: 10 classes here, 11 officially; 20 test" in captured.out
+    assert captured.err.splitlines()[-1] == "smallvit: fashion-mnist: 1 problem, named above"
+
+
+def test_official_files_that_cannot_be_decoded_are_refused(capsys, archives, monkeypatch):
+    def load(config: DataConfig) -> Dataset:
+        return replace(load_dataset(config), broken=("test/00003 (cut short)",))
+
+    monkeypatch.setattr("smallvit.cli.data_command.load_dataset", load)
+    assert main(["data", "get", "fashion-mnist", "--from", str(archives)]) == 3
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "images that cannot be decoded: 1, first: test/00003 (cut short): remove " in line
+    assert line.endswith("run `smallvit data get fashion-mnist`")
 
 
 def test_without_files_and_offline_a_dataset_is_told_how_to_be_had(capsys):
@@ -341,6 +354,7 @@ def test_sheets_that_cannot_be_drawn_are_refused(arguments, message, capsys):
 
 def test_the_doctor_names_the_data_sets_that_are_here(capsys, data_dir):
     (data_dir / "cifar-100-python").mkdir(parents=True)
+    (data_dir / "cifar-100-python" / "meta").touch()
     assert main(["doctor"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "data sets here" in line)
     assert "digits, cifar100 " in line

@@ -45,7 +45,7 @@ CASES = {
     ),
     "token labels of nothing": (["finetune", "--token-label"], 2, "or run smallvit pretrain"),
     "a file as folder": (["pretrain", "--data", __file__], 3, "is another kind of file"),
-    "no class folders": (["pretrain", "--data", "."], 3, "at least 2 are needed"),
+    "no class folders": (["pretrain", "--data", "."], 3, "has no images: give a folder"),
     "label options alone": (
         ["finetune", "--dataset", "digits", "--token-label.token-weight", "1"],
         2,

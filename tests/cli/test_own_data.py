@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from smallvit.cli.app import main
@@ -34,9 +35,10 @@ def result(run: Path) -> dict:
     return json.loads((run / "result.json").read_text())
 
 
-def test_images_without_labels_are_enough_for_stage_1(tiny, tmp_path, pictures):
+def test_images_without_labels_are_enough_for_stage_1(tiny, tmp_path, pictures, capsys):
     arguments = ["--recipe", tiny, "--data", str(pictures), "--data.label-fraction", "1"]
     assert main(["pretrain", *arguments, "--out", str(tmp_path / "run"), "--epochs", "2"]) == 0
+    assert "--data IMAGES-WITH-LABELS" in capsys.readouterr().err
     assert result(tmp_path / "run")["status"] == "completed"
     assert result(tmp_path / "run")["metrics"] == {}
     env = json.loads((tmp_path / "run" / "env.json").read_text())
@@ -51,13 +53,17 @@ def test_what_needs_labels_refuses_images_without(tiny, pictures, capsys, stage)
     assert f"pictures has no labels, and `smallvit {stage}` needs them: put the images" in line
 
 
-def test_stage_2_of_a_table_continues_from_stage_1_of_its_images(tiny, tmp_path, pictures, table):
+def test_stage_2_of_a_table_continues_from_stage_1_of_its_images(
+    tiny, tmp_path, pictures, table, capsys
+):
     ssl = ["pretrain", "--recipe", tiny, "--data", str(pictures), "--out", str(tmp_path / "ssl")]
     assert main([*ssl, "--epochs", "1"]) == 0
     tune = ["finetune", "--recipe", tiny, "--data", str(table), "--init", str(tmp_path / "ssl")]
     more = ["--data.label-fraction", "1", "--augment.policy", "trivialaugment", "--epochs", "30"]
     assert main([*tune, "--out", str(tmp_path / "run"), *more]) == 0
-    assert result(tmp_path / "run")["extra_data"] == "pictures"
+    said = "pictures (with 4 of the 4 val images and 12 of the 12 test images)"
+    assert result(tmp_path / "run")["extra_data"] == said
+    assert "the accuracy may be too high" in capsys.readouterr().err
     assert result(tmp_path / "run")["metrics"]["val/top1"] > 0.9
     assert main(["eval", str(tmp_path / "run"), "--split", "test"]) == 0
 
@@ -100,3 +106,48 @@ def test_a_table_given_to_python_is_found_again_from_another_folder(
 def test_a_data_set_of_the_hub_needs_its_commit(tiny, capsys, words):
     assert main(["pretrain", "--recipe", tiny, *words]) == 2
     assert "hf:a/b@main" in capsys.readouterr().err
+
+
+def test_relative_paths_of_a_recipe_start_at_its_folder(tiny, tmp_path, table, monkeypatch):
+    recipe = yaml.safe_load(Path(tiny).read_text()) | {"data": {"path": "table.csv"}}
+    (tmp_path / "relative.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.chdir("/")
+    run = tmp_path / "run"
+    words = ["finetune", "--recipe", str(tmp_path / "relative.yaml"), "--epochs", "1"]
+    assert main([*words, "--out", str(run)]) == 0
+    assert main(["eval", str(run), "--split", "test"]) == 0
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["data"]["path"] == str(table)
+
+
+def test_other_data_takes_nothing_that_the_recipe_says_of_its_own(tiny, tmp_path, table):
+    recipe = yaml.safe_load(Path(tiny).read_text())
+    recipe["data"] = {"path": str(table), "image_column": "image_path", "hflip": True}
+    path = tmp_path / "columns.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert main(["pretrain", "--recipe", str(path), "--dataset", "digits", "--dry-run"]) == 0
+
+
+def test_repeats_beyond_the_epochs_are_said(tiny, tmp_path, capsys):
+    words = ["finetune", "--recipe", tiny, "--augment.repeats", "4", "--epochs", "1", "--dry-run"]
+    assert main(words) == 0
+    assert "sees only 25 % of the images" in capsys.readouterr().err
+
+
+def test_a_run_that_saw_labels_of_held_out_images_is_refused(tiny, tmp_path, table, capsys):
+    first = ["finetune", "--recipe", tiny, "--data", str(table), "--epochs", "1"]
+    assert main([*first, "--out", str(tmp_path / "first")]) == 0
+    renamed = tmp_path / "renamed.csv"  # the same pictures but one, under another name
+    renamed.write_text(table.read_text().rpartition("\n")[0])
+    again = [
+        "finetune",
+        "--recipe",
+        tiny,
+        "--data",
+        str(renamed),
+        "--init",
+        str(tmp_path / "first"),
+    ]
+    assert main(again) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "was trained on other images, called table, which hold" in line
+    assert "val images of this data: train it again on these images" in line

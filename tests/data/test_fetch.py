@@ -303,7 +303,6 @@ def test_without_a_length_the_checksum_tells(server, tmp_path):
     ("answer", "why"),
     [
         (status_answer(404), "HTTP 404 Not Found"),
-        (status_answer(503), "HTTP 503 Service Unavailable"),
         (status_answer(204), "HTTP 204 No Content"),
         (file_answer(CONTENT[:-1]), "199,999 bytes, expected 200,000"),
         (file_answer(bytes(200_000)), f"md5 {hashlib.md5(bytes(200_000)).hexdigest()}, expected"),
@@ -328,10 +327,28 @@ def test_the_next_address_is_taken_and_a_lone_one_is_explained(server, tmp_path,
 
 
 def test_addresses_are_tried_in_order_and_all_reasons_are_given(server, tmp_path):
-    urls = [server.serve(f"/{code}", status_answer(code)) for code in (404, 403, 500)]
-    with pytest.raises(DataError, match=r"/404: HTTP 404.*; .*/403: HTTP 403.*; .*/500: HTTP 500"):
+    urls = [server.serve(f"/{code}", status_answer(code)) for code in (404, 403, 501)]
+    with pytest.raises(DataError, match=r"/404: HTTP 404.*; .*/403: HTTP 403.*; .*/501: HTTP 501"):
         download(remote(*urls), tmp_path)
-    assert server.paths() == ["/404", "/403", "/500"]
+    assert server.paths() == ["/404", "/403", "/501"]
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_busy_server_is_asked_again_and_its_part_kept(server, tmp_path, status):
+    (tmp_path / "x.bin.part").write_bytes(CONTENT[:50_000])
+    answers = [status_answer(status), status_answer(status), file_answer(CONTENT)]
+    url = server.serve("/x", lambda handler: answers.pop(0)(handler))
+    assert download(remote(url), tmp_path).read_bytes() == CONTENT
+    assert server.ranges() == ["bytes=50000-"] * 3
+
+
+def test_a_server_that_stays_busy_is_given_up_for_the_next(server, tmp_path):
+    busy = server.serve("/busy", status_answer(503))
+    good = server.serve("/good", file_answer(CONTENT))
+    with pytest.raises(DataError, match="/busy: HTTP 503 Service Unavailable"):
+        download(remote(busy), tmp_path)
+    assert download(remote(busy, good), tmp_path).read_bytes() == CONTENT
+    assert server.paths() == ["/busy"] * 8 + ["/good"]
 
 
 def test_an_html_page_does_not_cost_the_part_that_is_there(server, tmp_path):
@@ -385,11 +402,37 @@ def test_a_dataset_is_downloaded_unpacked_and_its_archive_kept(pets, server, tmp
 
 
 def test_what_is_there_is_left_alone_even_where_nothing_can_be_written(pets, server, tmp_path):
-    (tmp_path / "data" / "pets").mkdir(parents=True)
+    make_unpacked(tmp_path / "data" / "pets")
     fetch_dataset(pets, tmp_path / "data", offline=True)
     fetch_dataset(pets, tmp_path / "data")
     assert names(tmp_path / "data") == ["pets"]
     assert server.requests == []
+
+
+def test_an_empty_folder_in_the_place_of_a_dataset_is_replaced(pets, tmp_path):
+    (tmp_path / "data" / "pets").mkdir(parents=True)
+    assert not is_present(pets, tmp_path / "data")
+    assert "pets.zip" in manual_steps(pets, tmp_path / "data")
+    with pytest.raises(DataError, match="pets is missing and downloads are off"):
+        fetch_dataset(pets, tmp_path / "data", offline=True)
+    fetch_dataset(pets, tmp_path / "data")
+    assert visible(tmp_path / "data") == ["pets", "pets.zip"]
+    assert (tmp_path / "data" / "pets" / "a" / "1.png").read_text() == "1"
+
+
+def test_an_empty_folder_is_replaced_by_the_data_of_the_users(tmp_path):
+    (tmp_path / "data" / "pets").mkdir(parents=True)
+    mine = make_unpacked(tmp_path / "mine" / "pets")
+    spec = dataset(remote(name="pets.zip", target="pets"))
+    fetch_dataset(spec, tmp_path / "data", origin=mine, offline=True)
+    assert (tmp_path / "data" / "pets" / "a" / "1.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("origin", [".", "pets"])
+def test_an_empty_folder_of_the_users_is_refused(pets, tmp_path, origin):
+    (tmp_path / "mine" / "pets").mkdir(parents=True)
+    with pytest.raises(DataError, match="holds nothing that is missing of pets"):
+        fetch_dataset(pets, tmp_path / "data", origin=tmp_path / "mine" / origin, offline=True)
 
 
 def test_a_file_that_is_used_as_it_is_is_not_unpacked(server, tmp_path):
@@ -551,6 +594,45 @@ def test_links_in_unpacked_data_become_files(tmp_path):
     assert (tmp_path / "data" / "pets" / "a" / "2.png").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("link", "why"), [("/gone", "No such file"), ("2.png", "[Ss]ymbolic link|many levels")]
+)
+def test_a_link_of_the_users_that_leads_nowhere_is_named_as_theirs(tmp_path, link, why):
+    mine = make_unpacked(tmp_path / "mine" / "pets")
+    (mine / "2.png").symlink_to(link)
+    spec = dataset(remote(name="pets.zip", target="pets"))
+    with pytest.raises(DataError, match=rf"cannot read {mine}/2\.png in --from .*{why}") as caught:
+        fetch_dataset(spec, tmp_path / "data", origin=tmp_path / "mine")
+    assert "SMALLVIT_DATA_DIR" not in str(caught.value)
+    assert visible(tmp_path / "data") == []
+
+
+@pytest.mark.parametrize("link", [".", ".."])
+def test_a_folder_of_the_users_that_links_to_itself_is_refused(tmp_path, link):
+    mine = make_unpacked(tmp_path / "mine" / "pets")
+    (mine / "a" / "again").symlink_to(link)
+    spec = dataset(remote(name="pets.zip", target="pets"))
+    with pytest.raises(DataError, match=rf"{mine}/a/again in --from is a link to a folder that"):
+        fetch_dataset(spec, tmp_path / "data", origin=mine)
+    assert visible(tmp_path / "data") == []
+
+
+def test_a_folder_linked_twice_is_copied_twice(tmp_path):
+    mine = make_unpacked(tmp_path / "mine" / "pets")
+    (mine / "b").symlink_to("a")
+    fetch_dataset(dataset(remote(name="pets.zip", target="pets")), tmp_path / "data", origin=mine)
+    assert (tmp_path / "data" / "pets" / "b" / "1.png").read_text() == "mine"
+
+
+def test_a_data_folder_that_cannot_be_written_is_not_blamed_on_the_users(tmp_path):
+    make_unpacked(tmp_path / "pets")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / ".pets.partial").symlink_to("/gone")
+    spec = dataset(remote(name="pets.zip", target="pets"))
+    with pytest.raises(DataError, match=r"cannot bring pets to .*SMALLVIT_DATA_DIR"):
+        fetch_dataset(spec, tmp_path / "data", origin=tmp_path)
+
+
 def test_modes_of_unpacked_data_are_not_copied(tmp_path):
     mine = make_unpacked(tmp_path / "mine" / "pets")
     expected = mine.stat().st_mode
@@ -605,6 +687,7 @@ def test_a_dataset_of_the_hub_is_fetched_once(tmp_path, monkeypatch):
     def fetch_hub(reference: str, folder: Path, *, offline: bool) -> None:
         calls.append((reference, folder, offline))
         folder.mkdir()
+        (folder / "train.parquet").touch()
 
     monkeypatch.setitem(sys.modules, "smallvit.data.hub", SimpleNamespace(fetch_hub=fetch_hub))
     for _ in range(2):

@@ -320,6 +320,22 @@ def test_a_size_found_once_is_remembered_and_a_broken_note_of_it_mended(tmp_path
     assert len(calls) == 3  # sizing and packing share one
 
 
+def test_data_in_a_cache_that_cannot_be_written_is_split_as_in_one_that_can(tmp_path, monkeypatch):
+    source = make_source(image_size=None, train=noise(60))
+    dataset = load(tmp_path, source)
+    for path in (*dataset.store_path.glob("splits-*"), *(tmp_path / "packed").glob("*.size")):
+        path.unlink()
+
+    def fail(path: Path, *arguments: object, **options: object) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    for name in ("smallvit.data.store.FileLock", "pathlib.Path.write_text", "pathlib.Path.mkdir"):
+        monkeypatch.setattr(name, fail)
+    again = load(tmp_path, source)
+    assert (again.split_hashes, again.image_size) == (dataset.split_hashes, dataset.image_size)
+    assert (again.mean, again.std) == (dataset.mean, dataset.std)
+
+
 def test_images_none_of_which_decodes_are_refused():
     def fail(i: int) -> Image.Image:
         raise OSError

@@ -2,6 +2,7 @@ import hashlib
 import os
 import pickle
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,25 @@ TRAIN_BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
 CIFAR_PIXELS = RNG.integers(0, 256, (6, 20, 3, 32, 32), dtype=np.uint8)
 SVHN_PIXELS = RNG.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
 FASHION_PIXELS = RNG.integers(0, 256, (10, 28, 28), dtype=np.uint8)
+SMALL = {  # what the fixtures hold
+    "cifar10": {"num_train": 100, "num_test": 20},
+    "cifar100": {"num_train": 20, "num_test": 20},
+    "svhn": {"num_train": 12, "num_test": 12},
+    "fashion-mnist": {"num_train": 10, "num_test": 10},
+    "tiny-imagenet": {"num_classes": 3, "num_train": 6, "num_test": 6},
+    "cinic10": {"num_train": 11, "num_val": 10, "num_test": 10},
+    "aircraft": {"num_classes": 3, "num_train": 3, "num_val": 3, "num_test": 3},
+    "cars": {"num_classes": 3, "num_train": 3, "num_test": 1},
+}
 
 
-def open_in(data_dir: Path, name: str) -> Source:
-    return open_named(get_dataset_spec(name), data_dir=data_dir)
+def open_in(data_dir: Path, name: str, **counts: int) -> Source:
+    spec = replace(get_dataset_spec(name), **SMALL.get(name, {}) | counts)
+    return open_named(spec, data_dir=data_dir)
 
 
-def list_in(data_dir: Path, name: str) -> Listing:
-    return open_in(data_dir, name).list_images()
+def list_in(data_dir: Path, name: str, **counts: int) -> Listing:
+    return open_in(data_dir, name, **counts).list_images()
 
 
 def pixels(split: SourceSplit, i: int) -> np.ndarray:
@@ -287,6 +299,31 @@ def arrange_val(data_dir: Path, folder: str) -> None:
     (val / "val_annotations.txt").unlink()
 
 
+def test_a_dataset_copied_in_part_is_refused_with_both_numbers(tiny):
+    source = open_named(get_dataset_spec("tiny-imagenet"), data_dir=tiny)
+    match = (
+        "^tiny-imagenet: 3 classes here, 200 officially; 6 train images here, 100,000 officially; "
+        "6 test images here, 10,000 officially: mend it, or remove .*tiny-imagenet-200 and run "
+        "`smallvit data get tiny-imagenet`$"
+    )
+    with pytest.raises(DataError, match=match):
+        source.list_images()
+
+
+@pytest.mark.parametrize("folder", ["n02", "n01"])
+def test_a_training_image_that_is_missing_is_noticed(tiny, folder):
+    (tiny / "tiny-imagenet-200" / "train" / folder / "images" / f"{folder}_1.JPEG").unlink()
+    source = open_in(tiny, "tiny-imagenet")
+    with pytest.raises(DataError, match=r"imagenet: 5 train images here, 6 officially: mend it"):
+        source.list_images()
+
+
+def test_images_of_a_split_that_is_not_official_are_refused(cinic):
+    source = open_in(cinic, "cinic10", num_val=0)
+    with pytest.raises(DataError, match="cinic10: 10 val images here, 0 officially"):
+        source.list_images()
+
+
 def test_tiny_imagenet_is_labelled_by_sorted_ids_and_named_by_words(tiny):
     listing = list_in(tiny, "tiny-imagenet")
     assert listing.class_names == ("crane (n01)", "goldfish", "crane (n03)")
@@ -536,7 +573,7 @@ def test_cars_are_read_from_a_parquet_copy_without_its_other_splits(tmp_path, tr
     save_parquet(root / f"{train}.parquet", [10, 11, 12])
     save_parquet(root / f"{test}.parquet", [21, 20])
     save_parquet(root / f"{other}.parquet", [31])
-    splits = list_in(tmp_path, "cars").splits
+    splits = list_in(tmp_path, "cars", num_classes=2, num_train=3, num_test=2).splits
     assert {name: split.labels.tolist() for name, split in splits.items()} == {
         "train": [0, 1, 0],
         "test": [1, 0],

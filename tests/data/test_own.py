@@ -113,21 +113,91 @@ def test_two_folders_of_one_split_are_refused(tmp_path):
 
 
 def test_fewer_than_two_classes_are_refused(tmp_path):
-    with pytest.raises(DataError, match="has 1 class folder with images; at least 2"):
+    expected = "has 1 class folder with images; at least 2 are needed, one folder a class; or give "
+    expected += r"the sub-folder itself, .*/a, for images without labels"
+    with pytest.raises(DataError, match=expected):
         open_path(folder(tmp_path, "a/1.png"))
 
 
 def test_a_folder_without_images_names_the_table_beside(tmp_path):
     (tmp_path / "labels.csv").touch()
-    with pytest.raises(DataError, match=r"has 0 class folders .*--data .*labels\.csv"):
+    with pytest.raises(DataError, match=r"has no images but .*--data .*labels\.csv"):
         open_path(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "a/b"])
+def test_a_folder_without_images_says_so(tmp_path, name):
+    (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(DataError, match="has no images: give a folder with a folder of images for"):
+        open_path(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["heic", "JP2", "dng", "svg"])
+def test_images_in_a_format_that_is_not_read_are_refused(tmp_path, suffix):
+    folder(tmp_path, "a/1.png", "b/1.png", "a/.hidden.png")
+    for name in ("a/2", "b/2"):
+        (tmp_path / f"{name}.{suffix}").touch()
+    expected = (
+        rf"has 2 images in a format that is not read \(such as a/2\.{suffix}\): convert to PNG"
+    )
+    with pytest.raises(DataError, match=expected):
+        open_path(tmp_path)
+
+
+def test_drawings_beside_parquet_files_are_passed_over(tmp_path):
+    for name in ("x.parquet", "logo.svg"):
+        (tmp_path / name).touch()
+    assert open_path(tmp_path).name == tmp_path.name
+
+
+@pytest.mark.parametrize("name", ["a/0.png", "a/x", "c"])
+def test_links_to_nothing_are_refused_with_a_count(tmp_path, name):
+    folder(tmp_path, "a/1.png", "b/1.png")
+    for link in (name, "b/9.png"):
+        (tmp_path / link).symlink_to(tmp_path / "gone")
+    expected = rf"has links to nothing \(2; the first: {min(name, 'b/9.png')}\): bring back"
+    with pytest.raises(DataError, match=expected):
+        open_path(tmp_path)
+
+
+def test_links_to_images_and_folders_are_followed(tmp_path):
+    folder(tmp_path / "far", "1.png")
+    folder(tmp_path / "near", "a/1.png")
+    (tmp_path / "near" / "a" / "2.png").symlink_to(tmp_path / "far" / "1.png")
+    for name in ("b", "c"):
+        (tmp_path / "near" / name).symlink_to(tmp_path / "far")
+    names = list(listed(tmp_path / "near").splits["train"].names)
+    assert names == ["a/1.png", "a/2.png", "b/1.png", "c/1.png"]
+
+
+@pytest.mark.parametrize("target", [".", "..", "../.."])
+def test_a_link_to_a_folder_that_holds_it_is_refused(tmp_path, target):
+    top = folder(tmp_path / "top", "a/1.png", "b/1.png")
+    (top / "a" / "link").symlink_to(target)
+    with pytest.raises(DataError, match=r"a/link.* is a link to a folder that holds it: remove it"):
+        open_path(tmp_path)
+
+
+def test_names_that_are_not_utf8_are_read_and_can_be_printed(tmp_path):
+    top = tmp_path / os.fsdecode(b"root\xff")
+    folder(top, os.fsdecode(b"a\xfe/1\xe9.png"), "b/1.png")
+    source = open_path(top)
+    listing = source.list_images()
+    printed = (source.name, *listing.class_names, *listing.splits["train"].names)
+    assert printed == ("root\ufffd", "a\ufffd", "b", "a\ufffd/1\ufffd.png", "b/1.png")
+    assert listing.splits["train"].read(0).size == (8, 8)
+
+
+def test_the_name_of_a_table_that_is_not_utf8_can_be_printed(tmp_path):
+    text = "image_path,label\n1.png,a\n2.png,b\n"
+    assert open_path(table(tmp_path, text, name=os.fsdecode(b"t\xe9.csv"))).name == "t\ufffd"
 
 
 def test_an_empty_class_folder_names_class_split_and_remedy(tmp_path):
     folder(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png")
     (tmp_path / "test" / "b").mkdir()
-    (tmp_path / "test" / "b" / "1.heic").touch()
-    expected = r"test: class folder 'b' has no image but files that are not read \(\.heic\): add .*"
+    (tmp_path / "test" / "b" / "1.npy").touch()
+    expected = r"test: class folder 'b' has no image but files that are not read \(\.npy\): add .*"
     with pytest.raises(DataError, match=expected + "'b' to test, or remove that folder from every"):
         open_path(tmp_path)
 
@@ -199,6 +269,16 @@ def test_a_csv_lists_its_images_in_order(tmp_path):
     assert list(listing.splits["train"].names) == ["2.png", "1.png", "3.png"]
     assert listing.splits["train"].labels.tolist() == [1, 0, 1]
     assert listing.splits["train"].read(0).size == (8, 8)
+
+
+@pytest.mark.parametrize("more", [",,", ",foo,foo", ",label ,x"])
+def test_repeated_columns_of_a_csv_that_are_not_used_do_no_harm(tmp_path, more):
+    path = table(tmp_path, f"image_path,kind{more}\n1.png,a,,\n2.png,b,,\n")
+    columns = {"label_column": "kind"}
+    assert listed(path, **columns).class_names == ("a", "b")
+    path.write_text(f"image_path,kind{more}\n1.png,a,\n")
+    with pytest.raises(DataError, match="line 2: 3 cells under 4 columns"):
+        listed(path, **columns)
 
 
 def test_a_csv_may_name_absolute_paths(tmp_path):

@@ -1,5 +1,7 @@
 import json
 import logging
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -149,10 +151,25 @@ def test_another_key_or_image_size_is_another_store(tmp_path):
     assert stores[2].images["train"].shape == (6, 3, 16, 16)
 
 
-@pytest.mark.parametrize("name", ["hf:owner/name", "../up", ".hidden", "a b", "x" * 300])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf:owner/name",
+        "../up",
+        "..",
+        "",
+        ".hidden",
+        "a b",
+        "a\nb",
+        "root\ufffd",
+        os.fsdecode(b"root\xff"),
+        "x" * 300,
+    ],
+)
 def test_any_name_of_a_dataset_makes_a_folder_in_the_cache(tmp_path, name):
     store = pack(tmp_path, make_source(name=name, train=make_split(noise(6))))
     assert store.path.parent == tmp_path / "packed"
+    assert re.fullmatch(r"[\w-][\w.-]*", store.path.name, re.ASCII)
     assert store.manifest.name == name
 
 
@@ -389,6 +406,20 @@ def test_a_cache_that_cannot_be_written_is_explained(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot write the cache .*file.*SMALLVIT_CACHE_DIR"):
         pack(tmp_path / "file")
+
+
+def test_a_whole_store_is_opened_in_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    manifest = pack(tmp_path).manifest
+
+    def fail(path: Path) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr("smallvit.data.store.FileLock", fail)
+    store = pack(tmp_path)
+    assert (store.manifest, verify_store(store)) == (manifest, [])
+    (only_store(tmp_path) / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"cannot write the cache .* \(Read-only file system\)"):
+        pack(tmp_path)
 
 
 def test_a_full_disk_is_explained(tmp_path, monkeypatch):

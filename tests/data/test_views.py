@@ -284,7 +284,7 @@ def test_a_policy_is_applied_to_the_cropped_image():
 
 
 def test_autoaugment_takes_the_policy_of_the_dataset():
-    named = Dataset(**(vars(noise_dataset()) | {"name": "svhn"}))
+    named = Dataset(**(vars(noise_dataset()) | {"autoaugment": "svhn"}))
     assert labelled_batches(named, policy="autoaugment").policy == "autoaugment-svhn"
     assert labelled_batches(noise_dataset(), policy="autoaugment").policy == "autoaugment-imagenet"
 
