@@ -89,8 +89,8 @@ def check_bounds(name: str, bounds: tuple[float, float]) -> None:
 
 
 def to_float(images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-    """Scale bytes to [0, 1], laid out in memory as (B, H, 3, W), which resampling works on."""
-    return images.transpose(1, 2).contiguous().float().div_(255).transpose(1, 2)
+    """Scale bytes to [0, 1]."""
+    return images.float().div_(255)
 
 
 def normalise(
@@ -125,14 +125,16 @@ def change_chosen_(
     Args:
         images: The batch, which is overwritten.
         chosen: Which images to change.
-        change: Takes images and, for each image, ``parameters``; returns new images.
+        change: Takes images and, for each image, ``parameters``; may overwrite the images, and
+            returns them or new ones.
         parameters: One entry an image.
 
     Returns:
         The batch.
     """
     if images.is_cuda:
-        return images.copy_(torch.where(_each(chosen), change(images, *parameters), images))
+        changed = change(images.clone(), *parameters)
+        return images.copy_(torch.where(_each(chosen), changed, images))
     index = chosen.nonzero()[:, 0]
     if len(index) == 0:
         return images
@@ -146,26 +148,27 @@ def grey(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
     return (red * LUMINANCE[0]).add_(green, alpha=LUMINANCE[1]).add_(blue, alpha=LUMINANCE[2])
 
 
-def adjust_brightness(
+def adjust_brightness_(
     images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Blend with black: 0 is black, 1 the image, more is brighter."""
-    return (images * _each(factor)).clamp_(0, 1)
+    """Blend with black, in place: 0 is black, 1 the image, more is brighter."""
+    return images.mul_(_each(factor)).clamp_(0, 1)
 
 
-def adjust_contrast(
+def adjust_contrast_(
     images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Blend with the mean luminance: 0 is an even grey, 1 the image."""
+    """Blend with the mean luminance, in place: 0 is an even grey, 1 the image."""
     centre = images.mean(dim=(2, 3)) @ constant(LUMINANCE, images.device)
-    return (images * _each(factor)).add_(_each(centre * (1 - factor))).clamp_(0, 1)
+    return images.mul_(_each(factor)).add_(_each(centre * (1 - factor))).clamp_(0, 1)
 
 
-def adjust_saturation(
+def adjust_saturation_(
     images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Blend with the luminance: 0 is grey, 1 the image."""
-    return (images * _each(factor)).add_(grey(images).mul_(_each(1 - factor))).clamp_(0, 1)
+    """Blend with the luminance, in place: 0 is grey, 1 the image."""
+    luminance = grey(images).mul_(_each(1 - factor))
+    return images.mul_(_each(factor)).add_(luminance).clamp_(0, 1)
 
 
 def turn_hue(
@@ -230,11 +233,11 @@ def jitter_color_(
 
     def jitter(part: Tensor, change: Tensor) -> Tensor:
         if strength[0]:
-            part = adjust_brightness(part, 1 + change[:, 0])
+            part = adjust_brightness_(part, 1 + change[:, 0])
         if strength[1]:
-            part = adjust_contrast(part, 1 + change[:, 1])
+            part = adjust_contrast_(part, 1 + change[:, 1])
         if strength[2]:
-            part = adjust_saturation(part, 1 + change[:, 2])
+            part = adjust_saturation_(part, 1 + change[:, 2])
         if strength[3]:
             part = turn_hue(part, change[:, 3], limit=strength[3])
         return part

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 Kernel = Literal["bicubic", "bilinear"]
@@ -130,21 +130,45 @@ def resample(
         fill: What lies outside the map: black, or the nearest cell.
     """
     batch, channels, height, width = maps.shape
+    if geometry.margin and geometry.whole == height == width and size == (height, width):
+        return shift(maps, geometry, fill=fill)
+    rows = _box_weights(
+        geometry.top, geometry.height, None, geometry, height, size[0], kernel, fill
+    )
     columns = _box_weights(
         geometry.left, geometry.width, geometry.hflip, geometry, width, size[1], kernel, fill
     )
     # One product an image and axis for all channels: (B, h, H) x (B, H, C W), then
     # (B, h C, W) x (B, W, w).
-    out = maps.transpose(1, 2).reshape(batch, height, channels * width)
-    if geometry.margin and geometry.whole == height == size[0]:
-        out = _shift_rows(out, (geometry.top * height).round().long(), fill)
-    else:
-        rows = _box_weights(
-            geometry.top, geometry.height, None, geometry, height, size[0], kernel, fill
-        )
-        out = rows @ out
+    out = rows @ maps.transpose(1, 2).reshape(batch, height, channels * width)
     out = out.reshape(batch, size[0] * channels, width) @ columns.mT
     return out.reshape(batch, size[0], channels, size[1]).transpose(1, 2)
+
+
+def shift(
+    maps: Shaped[Tensor, "B C H W"], geometry: Geometry, *, fill: Fill
+) -> Shaped[Tensor, "B C H W"]:
+    """Move maps by whole cells and mirror them where told; values are copied, not computed.
+
+    Args:
+        maps: Images, as bytes or not.
+        geometry: Boxes as large as the image, at whole pixels of it, as ``sample_padded_crop``
+            returns them.
+        fill: What lies outside the map: black, or the nearest cell.
+    """
+    channels, height, width = maps.shape[1:]
+    row = torch.arange(height, device=maps.device)
+    column = torch.arange(width, device=maps.device)
+    rows = row + (geometry.top * height).round().long()[:, None]
+    columns = torch.where(geometry.hflip[:, None], column.flip(0), column)
+    columns = columns + (geometry.left * width).round().long()[:, None]
+    near_rows, near_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    index = (near_rows[:, :, None] * width + near_columns[:, None]).flatten(1)
+    out = maps.flatten(2).gather(2, index[:, None].expand(-1, channels, -1))
+    out = out.unflatten(2, (height, width))
+    if fill == "zero":
+        out.mul_(((rows == near_rows)[:, :, None] & (columns == near_columns)[:, None])[:, None])
+    return out
 
 
 def warp(
@@ -191,18 +215,6 @@ def compose(outer: Float[Tensor, "B 2 3"], inner: Float[Tensor, "B 2 3"]) -> Flo
     return torch.cat([linear, shift], dim=2)
 
 
-def _shift_rows(
-    rows: Float[Tensor, "B H X"], shift: Int[Tensor, " B"], fill: Fill
-) -> Float[Tensor, "B H X"]:
-    """Take row ``i + shift`` of each image as its row ``i``: copying is faster than a product."""
-    batch, height, _ = rows.shape
-    place = torch.arange(height, device=rows.device) + shift[:, None]
-    inside = place.clamp(0, height - 1)
-    number = inside + height * torch.arange(batch, device=rows.device)[:, None]
-    out = rows.flatten(0, 1).index_select(0, number.flatten()).reshape(rows.shape)
-    return out if fill == "edge" else out.mul_((place == inside)[:, :, None])
-
-
 def _box_weights(
     start: Float[Tensor, " B"],
     extent: Float[Tensor, " B"],
@@ -214,15 +226,14 @@ def _box_weights(
     fill: Fill,
 ) -> Float[Tensor, "B out in"]:
     """Weights of one axis: looked up for small images cut at whole pixels, else computed."""
-    if geometry.whole != in_size or in_size > MOST_TABLED:
+    if geometry.whole != in_size or geometry.margin or in_size > MOST_TABLED:
         weights = _axis_weights(start, extent, in_size, out_size, geometry.margin, kernel, fill)
         if mirrored is None:
             return weights
         return torch.where(mirrored[:, None, None], weights.flip(1), weights)
-    pad = round(geometry.margin * in_size)
-    table = _weight_table(in_size, out_size, pad, kernel, fill, start.device)
+    table = _weight_table(in_size, out_size, kernel, start.device)
     first, length = (start * in_size).round().long(), (extent * in_size).round().long()
-    number = first + pad if pad else _box_number(first, length, in_size)
+    number = _box_number(first, length, in_size)
     if mirrored is not None:
         number = number + mirrored * (len(table) // 2)
     return table.index_select(0, number)
@@ -230,21 +241,12 @@ def _box_weights(
 
 @lru_cache(maxsize=16)
 def _weight_table(
-    in_size: int, out_size: int, pad: int, kernel: Kernel, fill: Fill, device: torch.device
+    in_size: int, out_size: int, kernel: Kernel, device: torch.device
 ) -> Float[Tensor, "boxes out in"]:
-    """Weights along one axis of every box of whole pixels, or of every shift by up to ``pad``.
-
-    The second half of the table is the first one mirrored.
-    """
-    if pad:
-        first = torch.arange(-pad, pad + 1, device=device)
-        length = torch.full_like(first, in_size)
-    else:
-        boxes = [(i, n) for n in range(1, in_size + 1) for i in range(in_size - n + 1)]
-        first, length = torch.tensor(boxes, device=device).unbind(1)
-    weights = _axis_weights(
-        first / in_size, length / in_size, in_size, out_size, pad / in_size, kernel, fill
-    )
+    """Weights along one axis of every box of whole pixels, then of every one mirrored."""
+    boxes = [(i, n) for n in range(1, in_size + 1) for i in range(in_size - n + 1)]
+    first, length = (torch.tensor(boxes, device=device) / in_size).unbind(1)
+    weights = _axis_weights(first, length, in_size, out_size, 0.0, kernel, "zero")
     return torch.cat([weights, weights.flip(1)])
 
 

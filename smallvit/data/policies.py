@@ -177,41 +177,43 @@ def sample_operations(
     )
 
 
-def apply_operations_(images: Float[Tensor, "B 3 H W"], operations: Operations) -> None:
-    """Put each image through its operations, in place.
+def apply_operations(
+    images: Float[Tensor, "B 3 H W"], operations: Operations
+) -> Float[Tensor, "B 3 H W"]:
+    """Put each image through its operations.
 
     Args:
-        images: Colours in [0, 1], which are overwritten.
+        images: Colours in [0, 1], which may be overwritten.
         operations: What to do to each.
     """
-    for code, value in zip(operations.code.T, operations.magnitude.T, strict=True):
-        if images.is_cuda:
+    if images.is_cuda:
+        for code, value in zip(operations.code.T, operations.magnitude.T, strict=True):
             _apply_to_all_(images, code, value, operations.possible)
-        else:
-            _apply_to_drawn_(images, code, value)
+        return images
+    # Sorted by operation, the images of each are neighbours in memory. They are put back at the
+    # end only.
+    order = torch.arange(len(images))
+    for code, value in zip(operations.code.T, operations.magnitude.T, strict=True):
+        code, by_code = code[order].sort()
+        order = order[by_code]
+        images = images.index_select(0, by_code)
+        _apply_to_sorted_(images, code, value[order])
+    return images.index_select(0, order.argsort())
 
 
-def _apply_to_drawn_(
+def _apply_to_sorted_(
     images: Float[Tensor, "B 3 H W"], code: Int[Tensor, " B"], value: Float[Tensor, " B"]
 ) -> None:
-    """Sort the images by operation, so that each one works on neighbours in memory."""
-    code, order = code.sort()
     counts = torch.bincount(code, minlength=len(OPERATIONS)).tolist()
-    same, moving = counts[0], sum(counts[1 : 1 + len(GEOMETRIC)])
-    if same == len(code):
-        return
-    order = order[same:]
-    part, value = images.index_select(0, order), value[order]
+    moving = sum(counts[1 : 1 + len(GEOMETRIC)])
+    sizes = [counts[0], moving, *counts[1 + len(GEOMETRIC) :]]  # those that stay come first
+    parts, values = images.split(sizes), value.split(sizes)
     if moving:
-        affine = affine_of(code[same : same + moving], value[:moving])
-        part[:moving] = geometry.warp(part[:moving], affine, nearest=True, fill="zero")
-    start = moving
-    for name, change in CHANGES.items():
-        stop = start + counts[CODE[name]]
-        if stop > start:
-            part[start:stop] = change(part[start:stop], value[start:stop])
-        start = stop
-    images.index_copy_(0, order, part)
+        affine = affine_of(code.split(sizes)[1], values[1])
+        parts[1].copy_(geometry.warp(parts[1], affine, nearest=True, fill="zero"))
+    for change, part, own in zip(CHANGES.values(), parts[2:], values[2:], strict=True):
+        if len(part) and (changed := change(part, own)) is not part:
+            part.copy_(changed)
 
 
 def _apply_to_all_(
@@ -298,35 +300,35 @@ def _neighbours(size: int, device: torch.device) -> Float[Tensor, "size inner"]:
     return ((place[:, None] - place[1:-1]).abs() <= 1).float()
 
 
-def posterize(
+def posterize_(
     images: Float[Tensor, "B 3 H W"], bits: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Keep the upper bits of each level."""
+    """Keep the upper bits of each level, in place."""
     step = torch.exp2(8 - bits)[:, None, None, None]
-    return _levels(images).div_(step).floor_().mul_(step).div_(LEVELS)
+    return images.mul_(LEVELS).round_().div_(step).floor_().mul_(step).div_(LEVELS)
 
 
-def solarize_above(
+def solarize_above_(
     images: Float[Tensor, "B 3 H W"], level: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Invert the pixels at or above a level in [0, 255]."""
+    """Invert the pixels at or above a level in [0, 255], in place."""
     # Half a level lower: a level of exactly the threshold must not depend on rounding.
     threshold = (level.ceil() - 0.5).div_(LEVELS)[:, None, None, None]
-    return torch.where(images >= threshold, 1 - images, images)
+    return images.sub_(images.clone().ge_(threshold)).abs_()  # |x - 1| where inverted
 
 
-def autocontrast(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-    """Stretch each channel to the whole range; an even channel stays as it is."""
+def autocontrast_(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Stretch each channel to the whole range, in place; an even channel stays as it is."""
     low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
     even = high <= low
     low, spread = torch.where(even, 0.0, low), torch.where(even, 1.0, high - low)
-    return ((images - low) / spread).clamp_(0, 1)
+    return images.sub_(low).div_(spread).clamp_(0, 1)
 
 
 def equalize(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
     """Flatten each channel's histogram by PIL's integer rule; one or two levels may stay."""
     pixels = images.shape[2] * images.shape[3]
-    levels = _levels(images).flatten(2).long()  # (B, 3, H W)
+    levels = (images * LEVELS).round_().flatten(2).long()  # (B, 3, H W)
     # Whole numbers below 2**24, which float32 holds and divides exactly enough to round down.
     histogram = images.new_zeros(*levels.shape[:2], LEVELS + 1)
     histogram.scatter_add_(2, levels, images.new_ones(1).expand(levels.shape))
@@ -339,24 +341,20 @@ def equalize(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
     return table.gather(2, levels).reshape(images.shape)
 
 
-# In the order of ``OPERATIONS``.
+# In the order of ``OPERATIONS``; each may overwrite the images that it is given.
 CHANGES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "brightness": lambda images, change: augment.adjust_brightness(images, 1 + change),
-    "color": lambda images, change: augment.adjust_saturation(images, 1 + change),
-    "contrast": lambda images, change: augment.adjust_contrast(images, 1 + change),
+    "brightness": lambda images, change: augment.adjust_brightness_(images, 1 + change),
+    "color": lambda images, change: augment.adjust_saturation_(images, 1 + change),
+    "contrast": lambda images, change: augment.adjust_contrast_(images, 1 + change),
     "sharpness": lambda images, change: adjust_sharpness(images, 1 + change),
-    "posterize": posterize,
-    "solarize": solarize_above,
-    "autocontrast": lambda images, _: autocontrast(images),
+    "posterize": posterize_,
+    "solarize": solarize_above_,
+    "autocontrast": lambda images, _: autocontrast_(images),
     "equalize": lambda images, _: equalize(images),
-    "invert": lambda images, _: 1 - images,
+    "invert": lambda images, _: images.neg_().add_(1),
     "grey": lambda images, _: augment.grey(images).expand_as(images),
     "blur": augment.blur,
 }
-
-
-def _levels(images: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    return (images * LEVELS).round_()
 
 
 def _choose(draws: Float[Tensor, "*shape"], num: int) -> Int[Tensor, "*shape"]:

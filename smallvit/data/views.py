@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from smallvit.core import rng
@@ -24,6 +24,8 @@ from smallvit.data.batches import LabelledBatch, TokenBox, ViewBatch
 from smallvit.data.loader import Dataset, Draw, Order, Split, channel_tensors
 
 DRAWS = 5 + 5 + 4  # uniform numbers of a view: crop and flip, colours, grey and blur and solarize
+FIXED_DRAWS = 5 + 5 + 5 + mix.NUM_DRAWS  # of stage 2, before those of the policy
+BLOCK_PIXELS = 2**19  # of stage 2's images made together: 512 of 32 px
 ScoreMapReader = Callable[[Tensor], Tensor]
 
 
@@ -94,7 +96,9 @@ class ViewBatches:
     def __call__(self, step: int) -> ViewBatch:
         """Make the views of one step."""
         draw = self.order.draw(step)
-        images = augment.to_float(self.split.take(draw.position))
+        # In memory as (B, H, 3, W), which resampling works on: converted once for all views.
+        images = self.split.take(draw.position).transpose(1, 2).contiguous().transpose(1, 2)
+        images = augment.to_float(images)
         num_local, side = self.config.num_local, self.dataset.image_size
         local_side = round(side * self.config.local_size)
         global_views = images.new_empty(2, len(images), 3, side, side)
@@ -207,37 +211,19 @@ class LabelledBatches:
         self.policy: Policy = policies.choose_autoaugment(config.policy, dataset.autoaugment)
         self.policy_draws = policies.num_draws(self.policy, config.randaugment_ops)
         self.mean, self.std = channel_tensors(dataset, order.device)
+        self.block_steps = max(1, BLOCK_PIXELS // (order.batch_size * dataset.image_size**2))
+        self._block: tuple[int, Tensor, Tensor] | None = None
 
     def __call__(self, step: int) -> LabelledBatch:
         """Make the batch of one step."""
         draw = self.order.draw(step)
         config, side = self.config, self.dataset.image_size
-        crop_draws, color_draws, erase_draws, mix_draws, policy_draws = self._draws(draw)
-        images = augment.to_float(self.split.take(draw.position))
-        where = self._geometry(crop_draws, len(images), side)
-        if config.crop != "none" or self.dataset.hflip:
-            images = geometry.resample(images, where, (side, side), kernel="bicubic", fill="zero")
-            images = images.contiguous()
-            if config.crop == "resized":  # the kernel overshoots
-                images.clamp_(0, 1)
-        operations = None
-        if self.policy != "none":
-            operations = policies.sample_operations(
-                self.policy,
-                policy_draws,
-                num_ops=config.randaugment_ops,
-                magnitude=config.randaugment_magnitude,
-                image_size=side,
-            )
-            policies.apply_operations_(images, operations)
-        images = augment.jitter_color_(images, color_draws, strength=config.color_jitter, prob=1.0)
-        images = augment.normalise(images, self.mean, self.std)
-        images = augment.erase_(images, erase_draws, prob=config.erasing_prob)
-        maps = None if self.score_maps is None else self._maps(draw, where, operations)
+        images, draws = self._augmented(step)
+        maps = None if self.score_maps is None else self._maps(draw, draws)
         share = None
         if config.mix_prob and (config.cutmix_alpha or config.mixup_alpha):
             mask = mix.sample_mask(
-                mix_draws,
+                self._split(draws)[3],
                 cutmix_alpha=config.cutmix_alpha,
                 mixup_alpha=config.mixup_alpha,
                 prob=config.mix_prob,
@@ -257,29 +243,73 @@ class LabelledBatches:
 
     def where(self, step: int) -> geometry.Geometry:
         """Return where in its image the crop of each sample of a step lies, before the policy."""
-        draw = self.order.draw(step)
-        return self._geometry(self._draws(draw)[0], len(draw.position), self.dataset.image_size)
+        return self._geometry(self._augmented(step)[1])
 
-    def _draws(self, draw: Draw) -> tuple[Float[Tensor, "B _"], ...]:
-        return rng.uniform(
-            self.order.seed, "augment", draw.epoch, draw.position, 20 + self.policy_draws
-        ).split([5, 5, 5, mix.NUM_DRAWS, self.policy_draws], dim=1)
+    def _augmented(self, step: int) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B n"]]:
+        """Return a step's augmented images and the uniform numbers that they were made with.
 
-    def _maps(
-        self, draw: Draw, where: geometry.Geometry, operations: policies.Operations | None
-    ) -> Float[Tensor, "B C h w"]:
+        Those of a few neighbouring steps are made together, since many small operations cost more
+        than fewer large ones; no image depends on the others.
+        """
+        block, place = divmod(step, self.block_steps)
+        if self._block is None or self._block[0] != block:
+            first = block * self.block_steps
+            steps = [self.order.draw(first + i) for i in range(self.block_steps)]
+            position = torch.cat([draw.position for draw in steps])
+            epoch = torch.cat([draw.epoch for draw in steps])
+            num = FIXED_DRAWS + self.policy_draws
+            draws = rng.uniform(self.order.seed, "augment", epoch, position, num)
+            self._block = (block, self._augment(self.split.take(position), draws), draws)
+        part = slice(place * self.order.batch_size, (place + 1) * self.order.batch_size)
+        return self._block[1][part], self._block[2][part]
+
+    def _augment(
+        self, images: UInt8[Tensor, "B 3 H W"], draws: Float[Tensor, "B n"]
+    ) -> Float[Tensor, "B 3 H W"]:
+        config, side = self.config, self.dataset.image_size
+        _, color_draws, erase_draws, *_ = self._split(draws)
+        where = self._geometry(draws)
+        if config.crop == "resized":
+            out = augment.to_float(images)
+            out = geometry.resample(out, where, (side, side), kernel="bicubic", fill="zero")
+            out = out.contiguous().clamp_(0, 1)  # the kernel overshoots
+        else:
+            out = augment.to_float(geometry.shift(images, where, fill="zero"))
+        if self.policy != "none":
+            out = policies.apply_operations(out, self._operations(draws))
+        augment.jitter_color_(out, color_draws, strength=config.color_jitter, prob=1.0)
+        out = augment.normalise(out, self.mean, self.std)
+        return augment.erase_(out, erase_draws, prob=config.erasing_prob)
+
+    def _split(self, draws: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B _"], ...]:
+        """Share the numbers out: crop, colours, erasing, mixing, policy."""
+        return draws.split([5, 5, 5, mix.NUM_DRAWS, self.policy_draws], dim=1)
+
+    def _operations(self, draws: Float[Tensor, "B n"]) -> policies.Operations:
+        return policies.sample_operations(
+            self.policy,
+            self._split(draws)[4],
+            num_ops=self.config.randaugment_ops,
+            magnitude=self.config.randaugment_magnitude,
+            image_size=self.dataset.image_size,
+        )
+
+    def _maps(self, draw: Draw, draws: Float[Tensor, "B n"]) -> Float[Tensor, "B C h w"]:
         """Move the score maps as their images were moved."""
         assert self.score_maps is not None
         maps = geometry.resample(
-            self.score_maps(draw.position), where, self.grid, kernel="bilinear", fill="edge"
+            self.score_maps(draw.position),
+            self._geometry(draws),
+            self.grid,
+            kernel="bilinear",
+            fill="edge",
         )
-        moved = None if operations is None else policies.total_move(operations)
+        moved = None if self.policy == "none" else policies.total_move(self._operations(draws))
         return maps if moved is None else geometry.warp(maps, moved, nearest=False, fill="edge")
 
-    def _geometry(
-        self, draws: Float[Tensor, "B 5"], batch_size: int, side: int
-    ) -> geometry.Geometry:
-        config, hflip = self.config, self.dataset.hflip
+    def _geometry(self, draws: Float[Tensor, "B n"]) -> geometry.Geometry:
+        config, hflip, side = self.config, self.dataset.hflip, self.dataset.image_size
+        draws = self._split(draws)[0]
         if config.crop == "resized":
             return geometry.sample_resized_crop(
                 draws, scale=config.scale, ratio=config.ratio, hflip=hflip, image_size=side
@@ -318,4 +348,4 @@ def eval_batches(
     mean, std = channel_tensors(dataset, device)
     for position in torch.arange(len(split), device=device).split(batch_size):
         images = augment.normalise(augment.to_float(split.take(position)), mean, std)
-        yield images.contiguous(), split.labels[split.index[position]]
+        yield images, split.labels[split.index[position]]

@@ -32,9 +32,7 @@ def apply(name: str, magnitude: float, images: torch.Tensor) -> torch.Tensor:
         magnitude=torch.full((len(images), 1), float(magnitude)),
         possible=(name,),
     )
-    found = images.float() / 255
-    policies.apply_operations_(found, operations)
-    return (found * 255).round()
+    return (policies.apply_operations(images.float() / 255, operations) * 255).round()
 
 
 def torchvision(name: str, magnitude: float, images: torch.Tensor) -> torch.Tensor:
@@ -212,14 +210,12 @@ def test_one_image_a_time_gives_what_the_batch_gave():
     images = photographs().float() / 255
     draws = torch.rand(len(images), 6, generator=torch.Generator().manual_seed(1))
     settings = {"num_ops": 3, "magnitude": 12, "image_size": 32}
-    together = images.clone()
-    policies.apply_operations_(
-        together, policies.sample_operations("randaugment", draws, **settings)
+    together = policies.apply_operations(
+        images.clone(), policies.sample_operations("randaugment", draws, **settings)
     )
     for i in range(len(images)):
-        alone = images[i : i + 1].clone()
         operations = policies.sample_operations("randaugment", draws[i : i + 1], **settings)
-        policies.apply_operations_(alone, operations)
+        alone = policies.apply_operations(images[i : i + 1].clone(), operations)
         torch.testing.assert_close(alone[0], together[i])
 
 
@@ -228,8 +224,8 @@ def test_computing_all_images_gives_what_computing_the_chosen_ones_gives():
     code = torch.tensor([CODE[name] for name in ("rotate", "equalize", "identity", "invert")])
     code = code.repeat(2)[: len(images)]
     value = torch.full((len(images),), 20.0)
-    drawn, everything = images.clone(), images.clone()
-    policies._apply_to_drawn_(drawn, code, value)
+    operations = Operations(code=code[:, None], magnitude=value[:, None], possible=OPERATIONS)
+    drawn, everything = policies.apply_operations(images.clone(), operations), images.clone()
     policies._apply_to_all_(everything, code, value, ("rotate", "equalize", "identity", "invert"))
     torch.testing.assert_close(drawn, everything)
 
@@ -242,8 +238,8 @@ def test_two_moves_come_to_one_transform():
     )
     spot = torch.zeros(1, 3, 8, 8)
     spot[..., 2:4, 1:3] = 1
-    images, moved = spot.clone(), policies.total_move(operations)
-    policies.apply_operations_(images, operations)
+    moved = policies.total_move(operations)
+    images = policies.apply_operations(spot.clone(), operations)
     assert moved is not None
     torch.testing.assert_close(geometry.warp(spot, moved, nearest=True, fill="zero"), images)
     assert images.sum() == spot.sum()

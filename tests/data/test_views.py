@@ -124,6 +124,22 @@ def test_labelled_batch_of_a_step_is_the_same_when_made_twice_and_by_a_fresh_obj
     assert equal(fresh(3), first)
 
 
+def test_making_steps_together_changes_no_image():
+    data = noise_dataset(24)
+    options = {
+        "policy": "autoaugment-imagenet",
+        "color_jitter": (0.4, 0.4, 0.4, 0.1),
+        "erasing_prob": 0.5,
+        "cutmix_alpha": 1.0,
+        "repeats": 2,
+    }
+    together, alone = (labelled_batches(data, **options) for _ in range(2))
+    alone.block_steps = 1
+    assert together.block_steps > 4
+    for step in (3, 0, 4):
+        assert equal(together(step), alone(step))
+
+
 def test_seed_and_step_change_the_views():
     first = view_batches(noise_dataset())(0).global_views
     assert not torch.equal(first, view_batches(noise_dataset(), seed=1)(0).global_views)
@@ -278,8 +294,8 @@ def test_a_policy_is_applied_to_the_cropped_image():
     data = noise_dataset()
     batches = labelled_batches(data, crop="none", policy="randaugment")
     batch, draw = batches(0), batches.order.draw(0)
-    expected = labelled_batches(data, crop="none")(0).images
-    policies.apply_operations_(expected, drawn_operations(batches, draw))
+    images = labelled_batches(data, crop="none")(0).images
+    expected = policies.apply_operations(images, drawn_operations(batches, draw))
     torch.testing.assert_close(batch.images, expected)
 
 
