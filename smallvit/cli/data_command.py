@@ -22,7 +22,7 @@ from smallvit.models.registry import create_backbone
 from smallvit.run.data import load_dataset, open_here, pack, require_labels, show_progress
 from smallvit.run.data_check import check_dataset, packed_counts, start_again
 from smallvit.run.recipe import load_recipe
-from smallvit.teachers.score_maps import check_score_maps, read_score_maps
+from smallvit.teachers.score_maps import open_score_maps
 
 MOST_CLASSES = 30  # rows of a table
 MOST_DRAWN = 512
@@ -222,7 +222,8 @@ def show(
     reader: dict[str, Any] | None = None
     if score_maps is not None:
         require_labels(dataset, "--score-maps")
-        reader = _score_maps(score_maps, dataset)
+        maps, header = open_score_maps(score_maps, dataset)
+        reader = {"score_maps": maps.dense, "teacher": header.teacher}
         backbone = create_backbone(
             resolved.model, num_classes=dataset.num_classes, image_size=dataset.image_size
         )
@@ -357,21 +358,6 @@ def _print_counts(console: Console, dataset: Dataset, most: int) -> None:
         counts.add_section()
     counts.add_row("all", *(f"{len(split):,}" for split in dataset.splits.values()))
     console.print(counts)
-
-
-def _score_maps(path: Path, dataset: Dataset) -> dict[str, Any]:
-    """Open score maps of this dataset for drawing."""
-    maps, header = read_score_maps(path)
-    check_score_maps(
-        path,
-        maps,
-        header,
-        fingerprint=dataset.fingerprint,
-        split_hash=dataset.split_hashes["labelled"],
-        class_names=dataset.class_names,
-        count=len(dataset.splits["labelled"]),
-    )
-    return {"score_maps": maps.dense, "teacher": header.teacher}
 
 
 def _say(console: Console, text: str) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 Kernel = Literal["bicubic", "bilinear"]
@@ -34,8 +34,8 @@ class Geometry:
         hflip: Whether the box is mirrored left to right after it was cut out.
         margin: Largest overhang of any box over the image, as a fraction of its side; where it is
             not 0, every box is as large as the image.
-        whole: Side in pixels of the images in which every box covers whole pixels; 0 where boxes
-            lie anywhere.
+        steps: Steps into which each side of the image is divided where all boxes begin and end at
+            a step; 0 where they lie anywhere.
     """
 
     top: Float[Tensor, " B"]
@@ -44,7 +44,7 @@ class Geometry:
     width: Float[Tensor, " B"]
     hflip: Bool[Tensor, " B"]
     margin: float = 0.0
-    whole: int = 0
+    steps: int = 0
 
 
 def identity(batch_size: int, device: torch.device) -> Geometry:
@@ -62,11 +62,13 @@ def sample_resized_crop(
     hflip: bool,
     image_size: int,
 ) -> Geometry:
-    """Turn uniform numbers into random resized crops of square images, in whole pixels.
+    """Turn uniform numbers into random resized crops of square images.
 
-    Area and logarithm of the aspect ratio are uniform, sides are rounded, and every place of the
-    box is equally likely, as in torchvision; a side longer than the image's is cut to it, where
-    torchvision draws again.
+    Area and logarithm of the aspect ratio are uniform, and every place of the box is equally
+    likely; a side longer than the image's is cut to it, where torchvision draws again. Boxes of
+    images up to 64 pixels lie on a grid of 64 steps a side or a little more, so that their
+    weights can be looked up; torchvision rounds to whole pixels, which on 8 pixels costs stage 1
+    much of its accuracy (docs/log.md). Those of larger images lie anywhere.
 
     Args:
         draws: Uniform numbers in [0, 1).
@@ -75,18 +77,24 @@ def sample_resized_crop(
         hflip: Whether half of the boxes are mirrored.
         image_size: Side of the images, in pixels.
     """
-    area = (scale[0] + (scale[1] - scale[0]) * draws[:, 0]) * image_size**2
+    area = scale[0] + (scale[1] - scale[0]) * draws[:, 0]
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = torch.exp(low + (high - low) * draws[:, 1])
-    height = (area / aspect).sqrt().round().clamp(1, image_size)
-    width = (area * aspect).sqrt().round().clamp(1, image_size)
+    height = (area / aspect).sqrt().clamp(max=1.0)
+    width = (area * aspect).sqrt().clamp(max=1.0)
+    hflips = (draws[:, 4] < 0.5) & hflip
+    if image_size > MOST_TABLED:
+        top, left = draws[:, 2] * (1 - height), draws[:, 3] * (1 - width)
+        return Geometry(top=top, left=left, height=height, width=width, hflip=hflips)
+    steps = image_size * math.ceil(MOST_TABLED / image_size)
+    height, width = ((side * steps).round().clamp(1, steps) for side in (height, width))
     return Geometry(
-        top=(draws[:, 2] * (image_size - height + 1)).floor() / image_size,
-        left=(draws[:, 3] * (image_size - width + 1)).floor() / image_size,
-        height=height / image_size,
-        width=width / image_size,
-        hflip=(draws[:, 4] < 0.5) & hflip,
-        whole=image_size,
+        top=(draws[:, 2] * (steps - height + 1)).floor() / steps,
+        left=(draws[:, 3] * (steps - width + 1)).floor() / steps,
+        height=height / steps,
+        width=width / steps,
+        hflip=hflips,
+        steps=steps,
     )
 
 
@@ -103,7 +111,7 @@ def sample_padded_crop(
         width=one,
         hflip=(draws[:, 2] < 0.5) & hflip,
         margin=padding_px / image_size,
-        whole=image_size,
+        steps=image_size,
     )
 
 
@@ -130,7 +138,7 @@ def resample(
         fill: What lies outside the map: black, or the nearest cell.
     """
     batch, channels, height, width = maps.shape
-    if geometry.margin and geometry.whole == height == width and size == (height, width):
+    if geometry.margin and geometry.steps == height == width and size == (height, width):
         return shift(maps, geometry, fill=fill)
     rows = _box_weights(
         geometry.top, geometry.height, None, geometry, height, size[0], kernel, fill
@@ -225,15 +233,17 @@ def _box_weights(
     kernel: Kernel,
     fill: Fill,
 ) -> Float[Tensor, "B out in"]:
-    """Weights of one axis: looked up for small images cut at whole pixels, else computed."""
-    if geometry.whole != in_size or geometry.margin or in_size > MOST_TABLED:
+    """Weights of one axis: looked up for small images cut at whole steps, else computed."""
+    steps = geometry.steps
+    if not steps or geometry.margin or in_size > MOST_TABLED:
         weights = _axis_weights(start, extent, in_size, out_size, geometry.margin, kernel, fill)
         if mirrored is None:
             return weights
         return torch.where(mirrored[:, None, None], weights.flip(1), weights)
-    table = _weight_table(in_size, out_size, kernel, start.device)
-    first, length = (start * in_size).round().long(), (extent * in_size).round().long()
-    number = _box_number(first, length, in_size)
+    table = _weight_table(in_size, out_size, steps, kernel, start.device)
+    first, length = (start * steps).round().long(), (extent * steps).round().long()
+    # The place of a box in the table: after all shorter ones, which have more places each.
+    number = (length - 1) * (steps + 1) - length * (length - 1) // 2 + first
     if mirrored is not None:
         number = number + mirrored * (len(table) // 2)
     return table.index_select(0, number)
@@ -241,20 +251,13 @@ def _box_weights(
 
 @lru_cache(maxsize=16)
 def _weight_table(
-    in_size: int, out_size: int, kernel: Kernel, device: torch.device
+    in_size: int, out_size: int, steps: int, kernel: Kernel, device: torch.device
 ) -> Float[Tensor, "boxes out in"]:
-    """Weights along one axis of every box of whole pixels, then of every one mirrored."""
-    boxes = [(i, n) for n in range(1, in_size + 1) for i in range(in_size - n + 1)]
-    first, length = (torch.tensor(boxes, device=device) / in_size).unbind(1)
+    """Weights along one axis of every box on the grid of steps, then of every one mirrored."""
+    boxes = [(i, n) for n in range(1, steps + 1) for i in range(steps - n + 1)]
+    first, length = (torch.tensor(boxes, device=device) / steps).unbind(1)
     weights = _axis_weights(first, length, in_size, out_size, 0.0, kernel, "zero")
     return torch.cat([weights, weights.flip(1)])
-
-
-def _box_number(
-    first: Int[Tensor, " B"], length: Int[Tensor, " B"], in_size: int
-) -> Int[Tensor, " B"]:
-    """Place of a box in the table: after all shorter ones, which have more places each."""
-    return (length - 1) * (in_size + 1) - length * (length - 1) // 2 + first
 
 
 def _axis_weights(

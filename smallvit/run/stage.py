@@ -42,7 +42,7 @@ from smallvit.pretrain.dino import DinoObjective
 from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.provenance import join_extra_data, other_data
 from smallvit.run.recipe import Recipe, Stage, differences, stage_values
-from smallvit.teachers.score_maps import check_score_maps, read_score_maps
+from smallvit.teachers.score_maps import open_score_maps
 
 logger = logging.getLogger("smallvit")
 EVAL_BATCH = 512
@@ -306,17 +306,7 @@ def _prepare_supervised(
             path = recipe.finetune.score_maps
             if path is None:
                 raise ConfigError("token labeling needs --score-maps FILE or --teacher RUN")
-            maps, header = read_score_maps(path)
-            labelled = dataset.splits["labelled"]
-            check_score_maps(
-                path,
-                maps,
-                header,
-                fingerprint=dataset.fingerprint,
-                split_hash=dataset.split_hashes["labelled"],
-                class_names=dataset.class_names,
-                count=len(labelled),
-            )
+            maps, header = open_score_maps(path, dataset)
             if not isinstance(backbone, VitBackbone) and token_label.mix_token:
                 raise ConfigError(
                     f"{model.name} has no patch embedding to mix tokens after: set "

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from smallvit.core.errors import DataError
+from smallvit.data.loader import Dataset
 
 FORMAT_VERSION = 1
 
@@ -154,6 +155,25 @@ def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
         raise DataError(f"{path} holds values that are no probabilities: write it again")
     if bool((maps.index < 0).any()) or bool((maps.index >= maps.num_classes).any()):
         raise DataError(f"{path} lists classes outside 0 to {maps.num_classes - 1}: write it again")
+    return maps, header
+
+
+def open_score_maps(path: Path, dataset: Dataset) -> tuple[ScoreMaps, ScoreMapHeader]:
+    """Read a file of score maps and check that it was written for this data.
+
+    Raises:
+        DataError: If it is missing, broken or of other data.
+    """
+    maps, header = read_score_maps(path)
+    check_score_maps(
+        path,
+        maps,
+        header,
+        fingerprint=dataset.fingerprint,
+        split_hash=dataset.split_hashes["labelled"],
+        class_names=dataset.class_names,
+        count=len(dataset.splits["labelled"]),
+    )
     return maps, header
 
 

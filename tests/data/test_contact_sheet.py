@@ -22,7 +22,7 @@ from smallvit.data.contact_sheet import (
 from smallvit.data.loader import Dataset, Split
 from smallvit.data.views import ViewsConfig
 
-SIDE = 16
+SIDE = 64  # where boxes lie at whole pixels
 UNCHANGED = ViewsConfig(
     num_local=3,
     color_jitter_prob=0.0,
@@ -97,7 +97,7 @@ def test_each_class_is_chosen_once_where_there_are_more_than_images_wanted():
 def test_the_boxes_of_a_sheet_are_where_its_views_come_from():
     data = noise()
     sheet = sample_views(data, UNCHANGED, num=6, seed=3)
-    assert [view.shape[-1] for view in sheet.views] == [16, 16, 8, 8, 8]
+    assert [view.shape[-1] for view in sheet.views] == [64, 64, 32, 32, 32]
     assert {box.mirrored for boxes in sheet.boxes for box in boxes} == {True, False}
     for view, boxes in zip(sheet.views, sheet.boxes, strict=True):
         for i, box in enumerate(boxes):

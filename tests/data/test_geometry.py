@@ -202,26 +202,30 @@ def test_resized_crops_lie_inside_the_image_with_area_and_ratio_in_bounds():
     assert ratio.log().mean().item() == pytest.approx(0, abs=0.02)
 
 
-def test_boxes_are_whole_pixels_and_reach_both_borders():
+@pytest.mark.parametrize(("size", "steps"), [(8, 64), (28, 84), (32, 64), (64, 64)])
+def test_boxes_of_small_images_lie_on_steps_and_reach_both_borders(size, steps):
     crop = sample_resized_crop(
-        noise(2000, 5), scale=(0.2, 0.5), ratio=(0.75, 4 / 3), hflip=True, image_size=32
+        noise(4000, 5), scale=(0.2, 0.5), ratio=(0.75, 4 / 3), hflip=True, image_size=size
     )
+    assert crop.steps == steps
     for value in (crop.top, crop.left, crop.height, crop.width):
-        torch.testing.assert_close((value * 32).round() / 32, value, rtol=0, atol=0)
-    assert crop.whole == 32
+        torch.testing.assert_close((value * steps).round() / steps, value, rtol=0, atol=1e-7)
     assert (crop.top == 0).any()
     assert (crop.top + crop.height == 1).any()
+    assert len(crop.height.unique()) > 15
 
 
 def test_draws_map_to_area_ratio_and_place_in_closed_form():
     draws = torch.tensor([[0.5, 1.0, 0.5, 0.25, 0.9]])
-    crop = sample_resized_crop(
-        draws, scale=(0.0, 0.25), ratio=(0.5, 2.0), hflip=True, image_size=100
-    )
-    # Area 1250 px at aspect 2 is 25 by 50; one of 76 rows and one of 51 columns is drawn.
-    found = [x.item() * 100 for x in (crop.height, crop.width, crop.top, crop.left)]
-    assert found == pytest.approx([25, 50, 38, 12])
+    settings = {"scale": (0.0, 0.25), "ratio": (0.5, 2.0), "hflip": True}
+    crop = sample_resized_crop(draws, image_size=100, **settings)
+    found = [x.item() for x in (crop.height, crop.width, crop.top, crop.left)]
+    assert found == pytest.approx([0.25, 0.5, 0.5 * 0.75, 0.25 * 0.5])
     assert not crop.hflip.item()
+    # On 64 steps, 16 by 32 of them: one of 49 rows and one of 33 columns is drawn.
+    crop = sample_resized_crop(draws, image_size=32, **settings)
+    found = [x.item() * 64 for x in (crop.height, crop.width, crop.top, crop.left)]
+    assert found == pytest.approx([16, 32, 24, 8])
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 16)])
@@ -234,7 +238,7 @@ def test_tabled_weights_equal_computed_ones(size, kernel):
     ]
     for crop in crops:
         tabled = resample(image, crop, size, kernel=kernel, fill="edge")
-        computed = resample(image, replace(crop, whole=0), size, kernel=kernel, fill="edge")
+        computed = resample(image, replace(crop, steps=0), size, kernel=kernel, fill="edge")
         torch.testing.assert_close(tabled, computed, rtol=0, atol=1e-6)
 
 
