@@ -22,7 +22,8 @@ from smallvit.data.contact_sheet import (
 from smallvit.data.loader import Dataset, Split
 from smallvit.data.views import ViewsConfig
 
-SIDE = 64  # where boxes lie at whole pixels
+SIDE = 16
+WHOLE = 64  # where boxes lie at whole pixels
 UNCHANGED = ViewsConfig(
     num_local=3,
     color_jitter_prob=0.0,
@@ -51,9 +52,11 @@ def dataset(images: torch.Tensor, labels: list[int], class_names: tuple[str, ...
     )
 
 
-def noise(num: int = 12, num_classes: int = 3, *, labelled: bool = True) -> Dataset:
+def noise(
+    num: int = 12, num_classes: int = 3, *, labelled: bool = True, side: int = SIDE
+) -> Dataset:
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (num, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (num, 3, side, side), generator=generator, dtype=torch.uint8)
     labels = [i % num_classes for i in range(num)] if labelled else [-1] * num
     names = tuple(f"class {i}" for i in range(num_classes)) if labelled else ()
     return dataset(pixels, labels, names)
@@ -95,23 +98,23 @@ def test_each_class_is_chosen_once_where_there_are_more_than_images_wanted():
 
 
 def test_the_boxes_of_a_sheet_are_where_its_views_come_from():
-    data = noise()
+    data = noise(side=WHOLE)
     sheet = sample_views(data, UNCHANGED, num=6, seed=3)
     assert [view.shape[-1] for view in sheet.views] == [64, 64, 32, 32, 32]
     assert {box.mirrored for boxes in sheet.boxes for box in boxes} == {True, False}
     for view, boxes in zip(sheet.views, sheet.boxes, strict=True):
         for i, box in enumerate(boxes):
-            assert 0 <= box.left <= SIDE - box.width
-            assert 0 <= box.top <= SIDE - box.height
+            assert 0 <= box.left <= WHOLE - box.width
+            assert 0 <= box.top <= WHOLE - box.height
             off = cut_out(sheet.images[i], box, view.shape[-1]) - view[i].float()
             assert off.abs().max() <= 1  # rounding
 
 
 def test_the_box_of_a_batch_is_where_its_crop_comes_from():
-    sheet = sample_batch(noise(), AugmentConfig(crop="resized"), num=6, seed=3)
+    sheet = sample_batch(noise(side=WHOLE), AugmentConfig(crop="resized"), num=6, seed=3)
     for image, crop, box in zip(sheet.images, sheet.augmented, sheet.boxes, strict=True):
-        assert box.width < SIDE or box.height < SIDE
-        assert (cut_out(image, box, SIDE) - crop.float()).abs().max() <= 1  # rounding
+        assert box.width < WHOLE or box.height < WHOLE
+        assert (cut_out(image, box, WHOLE) - crop.float()).abs().max() <= 1  # rounding
 
 
 def test_a_batch_is_shown_without_normalisation_and_with_its_partners():
