@@ -66,9 +66,9 @@ def sample_resized_crop(
 
     Area and logarithm of the aspect ratio are uniform, and every place of the box is equally
     likely; a side longer than the image's is cut to it, where torchvision draws again. Boxes of
-    images up to 64 pixels lie on a grid of 64 steps a side or a little more, so that their
-    weights can be looked up; torchvision rounds to whole pixels, which on 8 pixels costs stage 1
-    much of its accuracy (docs/log.md). Those of larger images lie anywhere.
+    images up to 64 pixels lie on a grid of about 64 steps a side, whole parts of pixels, so that
+    their weights can be looked up; torchvision rounds to whole pixels, which on 8 pixels costs
+    stage 1 much of its accuracy (docs/log.md). Those of larger images lie anywhere.
 
     Args:
         draws: Uniform numbers in [0, 1).
@@ -86,7 +86,7 @@ def sample_resized_crop(
     if image_size > MOST_TABLED:
         top, left = draws[:, 2] * (1 - height), draws[:, 3] * (1 - width)
         return Geometry(top=top, left=left, height=height, width=width, hflip=hflips)
-    steps = image_size * math.ceil(MOST_TABLED / image_size)
+    steps = image_size * round(MOST_TABLED / image_size)
     height, width = ((side * steps).round().clamp(1, steps) for side in (height, width))
     return Geometry(
         top=(draws[:, 2] * (steps - height + 1)).floor() / steps,
