@@ -1,6 +1,7 @@
 """Data of the user's own through the command line: tables, images without labels, mistakes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,23 @@ def test_a_run_that_saw_labels_of_held_out_images_is_refused(tiny, tmp_path, tab
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "was trained on other images, called table, which hold" in line
     assert "val images of this data: train it again on these images" in line
+
+
+def test_a_start_whose_images_are_gone_is_taken_with_a_warning(tiny, tmp_path, pictures, capsys):
+    ssl = ["pretrain", "--recipe", tiny, "--data", str(pictures), "--out", str(tmp_path / "ssl")]
+    assert main([*ssl, "--epochs", "0.5"]) == 0
+    shutil.rmtree(pictures)
+    tune = ["finetune", "--recipe", tiny, "--init", str(tmp_path / "ssl"), "--epochs", "0.2"]
+    assert main([*tune, "--dataset", "digits", "--out", str(tmp_path / "run")]) == 0
+    assert "which is not here any more: whether it holds" in capsys.readouterr().err
+    assert result(tmp_path / "run")["extra_data"] == "pictures"
+
+
+def test_a_start_of_other_images_is_named_and_no_more(tiny, tmp_path, pictures, capsys):
+    ssl = ["pretrain", "--recipe", tiny, "--data", str(pictures), "--out", str(tmp_path / "ssl")]
+    assert main([*ssl, "--epochs", "0.5"]) == 0
+    capsys.readouterr()
+    tune = ["finetune", "--recipe", tiny, "--init", str(tmp_path / "ssl"), "--epochs", "0.2"]
+    assert main([*tune, "--dataset", "digits", "--out", str(tmp_path / "run")]) == 0
+    assert "which holds" not in capsys.readouterr().err
+    assert result(tmp_path / "run")["extra_data"] == "pictures"

@@ -276,3 +276,14 @@ def test_a_data_folder_that_cannot_be_written_is_one_line(hub, tmp_path):
     (tmp_path / "hub").touch()
     with pytest.raises(DataError, match=r"cannot use the data folder .*SMALLVIT_DATA_DIR"):
         open_hub(REFERENCE, data_dir=tmp_path, offline=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "hflip", "policy"), [("svhn", False, "svhn"), ("cats", True, "imagenet")]
+)
+def test_a_copy_of_a_known_dataset_is_mirrored_and_augmented_like_it(tmp_path, name, hflip, policy):
+    path = tmp_path / "hub" / f"owner--{name}" / COMMIT / "train.parquet"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(parquet([0, 1]))
+    source = open_hub(f"hf:owner/{name}@{COMMIT}", data_dir=tmp_path, offline=True)
+    assert (source.hflip, source.autoaugment) == (hflip, policy)
