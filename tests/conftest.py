@@ -1,7 +1,9 @@
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
@@ -27,3 +29,13 @@ def small_vit() -> Callable[..., Any]:
         return backbone
 
     return build
+
+
+@pytest.fixture
+def without_shape_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switch the shape checks of the tests off: they are no code that torch.compile can trace."""
+    from smallvit.models.tokens import Tokens
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    monkeypatch.setattr(Tokens, "__init__", inspect.unwrap(Tokens.__init__))
+    torch._dynamo.reset()

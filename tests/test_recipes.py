@@ -115,4 +115,4 @@ def test_a_network_that_cannot_be_built_is_a_fault(tmp_path):
     path = tmp_path / "faulty.yaml"
     path.write_text("data:\n  dataset: digits\nmodel:\n  patch_size: 3\n")
     (error,) = check_recipe(path)
-    assert "model.patch_size (3) must divide data.image_size (8)" in error
+    assert "model.patch_size (3) must divide images of 8 x 8 px" in error

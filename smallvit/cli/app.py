@@ -15,6 +15,8 @@ from smallvit.core.errors import SmallViTError
 COMMANDS = {
     "quickstart": "Run the whole pipeline on embedded digits, offline on the CPU, in 3 minutes.",
     "data": "List, describe, fetch, check or draw data sets and images of your own.",
+    "models": "List models with parameters, multiply-adds and token grid.",
+    "convert": "Turn the public weights of a paper into an export that --init reads.",
     "recipes": "List, show and check recipes.",
     "pretrain": "Stage 1: pretrain on the target images, without labels.",
     "teacher": "Train the annotator of stage 2 on the same training split.",

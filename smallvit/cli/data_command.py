@@ -227,7 +227,7 @@ def show(
         backbone = create_backbone(
             resolved.model, num_classes=dataset.num_classes, image_size=dataset.image_size
         )
-        reader["grid"] = backbone.eval().grid(dataset.image_size)
+        reader["grid"] = backbone.grid(dataset.image_size)
     folder = out or Path("contact-sheets") / file_stem(dataset.name)
     paths = []
 

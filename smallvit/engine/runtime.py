@@ -16,10 +16,13 @@ class RuntimeConfig:
     Attributes:
         device: ``auto`` takes a CUDA device where there is one.
         precision: ``auto`` is bf16 on a CUDA device that has it, else fp32.
+        grad_checkpointing: Compute the network's blocks again in the backward pass: less memory
+            for about a third more time.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    grad_checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +32,12 @@ class Runtime:
     Attributes:
         device: Where tensors live.
         autocast_dtype: Dtype of matrix products in the forward pass; ``None`` is float32.
+        grad_checkpointing: Whether networks compute their blocks again in the backward pass.
     """
 
     device: torch.device
     autocast_dtype: torch.dtype | None
-
-    @property
-    def fused_attention(self) -> bool:
-        """Whether torch's fused attention is the faster one here."""
-        return self.device.type == "cuda"
+    grad_checkpointing: bool = False
 
     def autocast(self) -> torch.autocast:
         """Return the context of every forward pass."""
@@ -61,7 +61,11 @@ def open_runtime(config: RuntimeConfig) -> Runtime:
     bf16 = config.precision == "bf16" or (
         config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
-    return Runtime(device=device, autocast_dtype=torch.bfloat16 if bf16 else None)
+    return Runtime(
+        device=device,
+        autocast_dtype=torch.bfloat16 if bf16 else None,
+        grad_checkpointing=config.grad_checkpointing,
+    )
 
 
 def _keep_freed_memory() -> None:

@@ -26,7 +26,7 @@ def predict_logits(
     logits, labels = [], []
     for images, batch_labels in batches:
         with autocast():
-            logits.append(backbone.classify(backbone(images).pooled).float())
+            logits.append(backbone.logits(backbone(images)).float())
         labels.append(batch_labels)
     return torch.cat(logits), torch.cat(labels)
 

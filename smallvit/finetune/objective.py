@@ -41,8 +41,8 @@ class SupervisedConfig:
 class FinetuneObjective(AbstractObjective[LabelledBatch]):
     """Cross-entropy on the image label plus, where batches carry score maps, token labeling.
 
-    The token head is a classifier of its own, used in training alone, so the exported network is
-    the plain one.
+    The token head is the network's own where it has one (LV-ViT). Else it is a classifier used in
+    training alone, so that the exported network is the plain one.
 
     Args:
         backbone: The network.
@@ -67,6 +67,7 @@ class FinetuneObjective(AbstractObjective[LabelledBatch]):
         self.token_head: nn.Linear | None = None
         if token_weight is not None:
             self.criterion = TokenLabelingLoss(token_weight=token_weight)
+        if token_weight is not None and backbone.token_head is None:
             self.token_head = nn.Linear(backbone.embed_dim, num_classes)
             nn.init.trunc_normal_(self.token_head.weight, std=0.02)
             nn.init.zeros_(self.token_head.bias)
@@ -83,15 +84,16 @@ class FinetuneObjective(AbstractObjective[LabelledBatch]):
             labels = torch.lerp(labels, labels.flip(0), batch.partner_share[:, None])
         if batch.mix_box is not None:
             labels = mix_labels(labels, batch.mix_box, tokens.grid)
-        if self.criterion is None or self.token_head is None:
+        if self.criterion is None:
             loss, metrics = soft_cross_entropy(cls_logits, labels).mean(), {}
         else:
             assert batch.score_maps is not None, "token labeling needs score maps in its batches"
             score_maps = batch.score_maps
             if batch.mix_box is not None:
                 score_maps = mix_tokens(score_maps.movedim(1, -1), batch.mix_box).movedim(-1, 1)
+            read_tokens = self.token_head or self.student.classify_tokens
             loss, metrics = self.criterion(
-                cls_logits, self.token_head(tokens.patch), labels, token_labels_from(score_maps)
+                cls_logits, read_tokens(tokens.patch), labels, token_labels_from(score_maps)
             )
         top1 = (cls_logits.argmax(dim=1) == labels.argmax(dim=1)).float().mean()
         return StepOutput(loss=loss, metrics={**metrics, "train/top1": top1})

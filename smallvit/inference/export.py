@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from timm.models._hub import save_for_hf
 
 from smallvit.core.errors import ConfigError, DataError
+from smallvit.models.convert import adapt, position_grid
 from smallvit.models.registry import create_exported
 from smallvit.models.tokens import AbstractBackbone
 
@@ -78,43 +79,38 @@ def read_export(folder: Path) -> AbstractBackbone:
     return backbone
 
 
-def initialise_from(backbone: AbstractBackbone, folder: Path) -> list[str]:
-    """Copy an export's weights into a fresh network, by name; the classifier stays fresh.
+def initialise_from(
+    backbone: AbstractBackbone, folder: Path, class_names: tuple[str, ...]
+) -> list[str]:
+    """Copy an export's weights into a fresh network, by name.
+
+    Weights for another image, patch or window size are resampled; a classifier of other classes
+    stays fresh.
 
     Args:
         backbone: Network to fill.
         folder: Export to take the weights from.
+        class_names: What the network is to classify, in the order of its logits.
 
     Returns:
-        Names of the parameters that the export does not have: those of the classifier.
+        One line for each weight that was resampled or not loaded.
 
     Raises:
-        ConfigError: If anything but a classifier differs, by name and shape.
+        ConfigError: If anything else differs, by name and shape.
     """
     source = read_export(folder).model
-    head = ("head.", "fc.")  # timm's names for the classifier of a ViT and of a ResNet
-    theirs = {
-        name: value for name, value in source.state_dict().items() if not name.startswith(head)
-    }
-    ours = {
-        name: value
-        for name, value in backbone.model.state_dict().items()
-        if not name.startswith(head)
-    }
-    wrong = [f"{name} is not in the model" for name in theirs.keys() - ours.keys()]
-    wrong += [f"{name} is not in the weights" for name in ours.keys() - theirs.keys()]
-    wrong += [
-        f"{name} is {tuple(theirs[name].shape)}, needed {tuple(ours[name].shape)}"
-        for name in theirs.keys() & ours.keys()
-        if theirs[name].shape != ours[name].shape
-    ]
-    if wrong:
-        listed = "; ".join(sorted(wrong)[:8]) + (
-            f"; {len(wrong) - 8} more" if len(wrong) > 8 else ""
+    config = json.loads((folder / "config.json").read_text())
+    try:
+        weights, notes = adapt(
+            source.state_dict(),
+            backbone.model,
+            grid=position_grid(source),
+            same_classes=config.get("label_names") == list(class_names),
         )
-        raise ConfigError(f"--init {folder.parent} does not fit model.*: {listed}")
-    backbone.model.load_state_dict(theirs, strict=False)
-    return sorted(backbone.model.state_dict().keys() - theirs.keys())
+    except ConfigError as error:
+        raise ConfigError(f"--init {folder}: {error}") from error
+    backbone.model.load_state_dict(weights, strict=False)
+    return notes
 
 
 def weights_hash(model: torch.nn.Module) -> str:

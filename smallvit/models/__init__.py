@@ -1,5 +1,25 @@
 """Networks behind one token interface; importing this package registers its models with timm."""
 
-from smallvit.models import resnet
+from smallvit.models import (
+    cct,
+    convnext,
+    gani,
+    locality,
+    lvvit,
+    resnet,
+    small_vit,
+    t2t_vit,
+    wide_resnet,
+)
 
-__all__ = ["resnet"]
+__all__ = [
+    "cct",
+    "convnext",
+    "gani",
+    "locality",
+    "lvvit",
+    "resnet",
+    "small_vit",
+    "t2t_vit",
+    "wide_resnet",
+]

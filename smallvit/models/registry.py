@@ -1,21 +1,53 @@
 """Building a model from its config, by timm's names and arguments."""
 
+import math
+import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import timm
+from timm.models.cait import Cait
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError, UnknownNameError
-from smallvit.models.resnet import ResNetBackbone, SmallResNet
+from smallvit.models import architecture
+from smallvit.models.architecture import default_patch, sides
+from smallvit.models.attention import choose_attention
+from smallvit.models.cait import CaitBackbone
+from smallvit.models.convnext import convnext_architecture
+from smallvit.models.gani import PRESETS, gani_architecture
+from smallvit.models.initialise import WeightInit, initialise
+from smallvit.models.resnet import ResNetBackbone, SmallResNet, stage_strides
+from smallvit.models.swin import SwinBackbone
+from smallvit.models.timm_model import TimmBackbone
 from smallvit.models.tokens import AbstractBackbone
+from smallvit.models.transformer import SmallTransformer, TransformerBackbone
 from smallvit.models.vit import VitBackbone
 
 # The toolkit's own names for timm architectures; exports carry timm's name.
 ALIASES = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
 SMALL_RESNETS = ("resnet8_small", "resnet14_small", "resnet20_small", "resnet56_small")
+CNNS = (*SMALL_RESNETS, "resnet18_small", "wrn_16_8", "wrn_28_10", "convnext_atto_small")
+# A transformer with fewer patch tokens has nothing to attend to.
+LEAST_TOKENS = 5
+
+TRANSFORMER = frozenset(
+    {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate"}
+)
+WINDOWS = frozenset({"patch_size", "embed_dim", "mlp_ratio", "drop_path_rate", "window_size"})
+SETTINGS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(SMALL_RESNETS, frozenset({"depth", "width", "stride"})),
+    "resnet18_small": frozenset({"width", "stride"}),
+    **dict.fromkeys(("wrn_16_8", "wrn_28_10"), frozenset()),
+    "convnext_atto_small": frozenset({"patch_size", "drop_path_rate"}),
+    "gani_swin": WINDOWS,
+    "sl_swin": WINDOWS,
+    "t2t_vit_dense": frozenset({"patch_size", "drop_path_rate"}),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +55,19 @@ class ModelConfig:
     """Which network, and where it departs from its defaults; null keeps the architecture's own.
 
     Attributes:
-        name: ``vit_tiny``, ``vit_small``, ``resnet8_small`` to ``resnet56_small``, or any timm
-            vision transformer (``vit_*``) with a class token.
-        patch_size: Side of a patch in pixels; null is an eighth of the image's side, at least 2.
-        embed_dim: Width of a transformer.
+        name: One of those that ``smallvit models`` lists, or any timm model.
+        patch_size: Side of a patch in pixels; null is an eighth of the image's side, at least 2
+            and at most 16; half of that for Swin and CCT.
+        embed_dim: Width of a transformer, in its first stage.
         depth: Blocks of a transformer, or layers of a ResNet (8, 14, 20, ...).
         num_heads: Attention heads; they must divide the width.
         mlp_ratio: Hidden width of an MLP over ``embed_dim``.
         drop_path_rate: Stochastic depth of the last block; earlier blocks have less.
+        window_size: Side of an attention window of a Swin, in patches.
         width: Channels of a ResNet's first stage.
-        stride: Pixels a cell of a ResNet's feature map: 1, 2 or 4.
+        stride: Pixels a cell of a ResNet's feature map: 1, 2 or 4; also 8 with four stages.
+        weight_init: ``trunc_normal`` is the architecture's own; ``mimetic`` and ``impulse`` start
+            from attention that looks near.
     """
 
     name: str = "vit_tiny"
@@ -42,20 +77,17 @@ class ModelConfig:
     num_heads: Annotated[int | None, Range(ge=1)] = None
     mlp_ratio: Annotated[float | None, Range(gt=0)] = None
     drop_path_rate: Annotated[float | None, Range(ge=0, lt=1)] = None
+    window_size: Annotated[int | None, Range(ge=2)] = None
     width: Annotated[int | None, Range(ge=4)] = None
-    stride: Annotated[int | None, Range(ge=1, le=4)] = None
+    stride: Annotated[int | None, Range(ge=1, le=8)] = None
+    weight_init: WeightInit = "trunc_normal"
 
     def __post_init__(self) -> None:
-        known = known_models()
-        if self.name not in known:
-            raise UnknownNameError("model", self.name, known)
-        cnn_only = {"width": self.width, "stride": self.stride}
-        vit_only = {
-            key: getattr(self, key)
-            for key in ("patch_size", "embed_dim", "num_heads", "mlp_ratio", "drop_path_rate")
-        }
-        for key, value in (vit_only if self.name in SMALL_RESNETS else cnn_only).items():
-            if value is not None:
+        if self.name not in own_models() and not timm.is_model(self.name):
+            raise UnknownNameError("model", self.name, [*own_models(), *timm.list_models()])
+        takes = settings_of(self.name)
+        for key, value in self.given().items():
+            if key not in takes:
                 raise ConfigError(
                     f"model.{key} ({value}) is no setting of {self.name}: leave it out"
                 )
@@ -65,78 +97,228 @@ class ModelConfig:
             )
         if self.name in SMALL_RESNETS and self.depth is not None and (self.depth - 2) % 6:
             raise ConfigError(f"model.depth must be 8, 14, 20, ... for a ResNet, got {self.depth}")
-        if self.stride == 3:
-            raise ConfigError("model.stride must be 1, 2 or 4, got 3")
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings of the architecture that are not null."""
+        keys = sorted(TRANSFORMER | {"window_size", "width", "stride"})
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
 
-def known_models() -> list[str]:
-    """List the names that a config takes."""
-    transformers = timm.list_models("vit_*", module="vision_transformer")
-    return [*ALIASES, *SMALL_RESNETS, *transformers]
+def own_models() -> list[str]:
+    """List the toolkit's names, the default first."""
+    return [*ALIASES, *sorted(architecture.NAMES, key=_natural)]
+
+
+def settings_of(name: str) -> frozenset[str]:
+    """Return the settings of ``ModelConfig`` that a model takes."""
+    if name in SETTINGS:
+        return SETTINGS[name]
+    return TRANSFORMER if name in own_models() else TRANSFORMER | {"window_size"}
 
 
 def model_arguments(
-    config: ModelConfig, *, num_classes: int, image_size: int
+    config: ModelConfig, *, num_classes: int, image_size: int | Sequence[int]
 ) -> tuple[str, dict[str, Any]]:
     """Return timm's name and all arguments of a model, as an export records them.
 
+    Args:
+        config: Which one.
+        num_classes: Classes of its head.
+        image_size: Side, or height and width, of the images it is made for, in pixels.
+
     Raises:
-        ConfigError: If the patch does not divide the image or leaves fewer than 4 tokens.
+        ConfigError: If the patch does not divide the image or leaves too few tokens.
     """
+    given = config.given()
+    size = image_size if isinstance(image_size, int) else sides(image_size)
     name = ALIASES.get(config.name, config.name)
-    if config.name in SMALL_RESNETS:
-        strides = {1: (1, 1, 1), 2: (1, 2, 1), 4: (1, 2, 2), None: (1, 2, 2)}[config.stride]
-        given: dict[str, Any] = {"depth": config.depth, "width": config.width, "strides": strides}
-        if image_size // (strides[1] * strides[2]) < 2:
-            raise ConfigError(f"model.stride ({config.stride}) leaves one cell of {image_size} px")
+    if config.stride is not None:
+        num_stages = 4 if config.name == "resnet18_small" else 3
+        given["strides"] = stage_strides(given.pop("stride"), num_stages)
+    if config.name in PRESETS:
+        name, arguments = gani_architecture(
+            config.name, img_size=size, patch_size=config.patch_size
+        )
+    elif config.name == "convnext_atto_small":
+        name, arguments = convnext_architecture(size)
+    elif config.name in architecture.NAMES:
+        arguments: dict[str, Any] = {"img_size": size}
     else:
-        patch_size = config.patch_size or max(2, image_size // 8)
-        if image_size % patch_size or image_size // patch_size < 2:
-            fits = [p for p in range(1, image_size // 2 + 1) if image_size % p == 0]
-            raise ConfigError(
-                f"model.patch_size ({patch_size}) must divide data.image_size ({image_size}) into "
-                f"at least 4 tokens; {', '.join(map(str, fits))} would"
-            )
-        if patch_size > max(2, image_size // 8):
-            warnings.warn(
-                f"patches of {patch_size} px are larger than an eighth of a {image_size} px image; "
-                f"small images want {max(2, image_size // 8)} px or less",
-                stacklevel=2,
-            )
-        keys = ("embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate")
-        given = {key: getattr(config, key) for key in keys}
-        given |= {"img_size": image_size, "patch_size": patch_size, "dynamic_img_size": True}
-    given = {key: value for key, value in given.items() if value is not None}
-    return name, given | {"num_classes": num_classes}
+        arguments = _timm_arguments(name, config, size)
+    arguments |= given
+    if "patch_size" in arguments and config.name not in CNNS:
+        _check_patch(arguments["patch_size"], size)
+    return name, arguments | {"num_classes": num_classes}
 
 
-def create_backbone(config: ModelConfig, *, num_classes: int, image_size: int) -> AbstractBackbone:
+def create_backbone(
+    config: ModelConfig, *, num_classes: int, image_size: int | Sequence[int]
+) -> AbstractBackbone:
     """Build a model with fresh weights.
 
     Args:
         config: Which one.
         num_classes: Classes of its head.
-        image_size: Side of the square images it is made for, in pixels.
+        image_size: Side, or height and width, of the images it is made for, in pixels.
 
     Raises:
         ConfigError: If the settings do not go together.
     """
     name, arguments = model_arguments(config, num_classes=num_classes, image_size=image_size)
-    return create_exported(name, arguments)
+    backbone = create_exported(name, arguments)
+    check_fit(backbone, config.name, image_size)
+    initialise(backbone, config.weight_init)
+    return backbone
 
 
 def create_exported(name: str, arguments: dict[str, Any]) -> AbstractBackbone:
     """Build a model from timm's name and arguments, as an export records them.
 
     Raises:
-        ConfigError: If timm refuses them, or the architecture has no token adapter.
+        ConfigError: If timm refuses them, or the architecture cannot be seen as tokens.
     """
     try:
         model = timm.create_model(name, **arguments)
-    except AssertionError as error:
-        raise ConfigError(f"{name} cannot be built: {error}") from error
-    if isinstance(model, SmallResNet):
-        return ResNetBackbone(model)
-    if not isinstance(model, VisionTransformer) or model.cls_token is None:
-        raise ConfigError(f"{name} has no class token and no adapter; try vit_tiny")
-    return VitBackbone(model)
+    except ConfigError:
+        raise
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is not None and unknown[1] == "img_size":
+            return create_exported(
+                name, {key: value for key, value in arguments.items() if key != "img_size"}
+            )
+        what = (
+            f"{unknown[1]} is no setting of it: leave model.{unknown[1]} out"
+            if unknown is not None
+            else " ".join(str(error).split()) or type(error).__name__
+        )
+        raise ConfigError(f"{name} cannot be built: {what}") from error
+    # A distilled DeiT is a VisionTransformer with a second classifier.
+    adapters = [] if hasattr(model, "head_dist") else ADAPTERS
+    adapter = next((adapter for kind, adapter in adapters if isinstance(model, kind)), TimmBackbone)
+    backbone = adapter(model)
+    choose_attention(backbone)
+    return backbone
+
+
+# Token adapter of each class of model; any other has the one of timm's common interface.
+ADAPTERS: tuple[tuple[type, Any], ...] = (
+    (SmallTransformer, TransformerBackbone),
+    (VisionTransformer, VitBackbone),
+    (Cait, CaitBackbone),
+    (SwinTransformer, SwinBackbone),
+    (SmallResNet, ResNetBackbone),
+)
+
+
+def check_fit(backbone: AbstractBackbone, name: str, image_size: int | Sequence[int]) -> None:
+    """Refuse a network that images of this size leave too little to attend to.
+
+    Raises:
+        ConfigError: If a Swin stage is smaller than its window, or 4 tokens or fewer are left.
+    """
+    height, width = sides(image_size)
+    if isinstance(backbone, SwinBackbone):
+        _check_windows(backbone, name, (height, width))
+    try:
+        grid = backbone.grid(image_size)
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"{name} takes no images of {height} x {width} px: {' '.join(str(error).split())}"
+        ) from error
+    if grid[0] * grid[1] < (2 if name in CNNS else LEAST_TOKENS):
+        advice = "take larger images (--data.image-size) or a model for small ones, such as "
+        advice += "resnet18_small or convnext_atto_small" if name not in own_models() else ""
+        fits = _fitting_patches((height, width), backbone, grid)
+        if fits:
+            advice = f"model.patch_size {' or '.join(map(str, fits))} would leave more"
+        raise ConfigError(
+            f"{name} leaves {grid[0]} x {grid[1]} tokens of {height} x {width} px: {advice}"
+        )
+    patch = max(backbone.patch_size)
+    eighth = max(2, min(height, width) // 8)
+    if patch > eighth:
+        warnings.warn(
+            f"patches of {patch} px are larger than an eighth of a {min(height, width)} px image; "
+            f"small images want {eighth} px or less",
+            stacklevel=2,
+        )
+
+
+def _timm_arguments(name: str, config: ModelConfig, size: int | tuple[int, int]) -> dict[str, Any]:
+    """Return what a timm model is built with for small images."""
+    arguments: dict[str, Any] = {"img_size": size}
+    if timm.models.is_model_in_modules(name, ["vision_transformer", "deit"]):
+        patch = config.patch_size or default_patch(size)
+        return arguments | {"patch_size": patch, "dynamic_img_size": True}
+    if timm.models.is_model_in_modules(name, ["cait"]):
+        return arguments | {"patch_size": config.patch_size or default_patch(size)}
+    if timm.models.is_model_in_modules(name, ["swin_transformer"]):
+        patch = config.patch_size or default_patch(size, tokens=16)
+        return arguments | {"patch_size": patch, "dynamic_img_size": True}
+    # Views of other sizes, where the architecture can take them.
+    if timm.models.is_model_in_modules(name, ["eva"]):
+        arguments["dynamic_img_size"] = True
+    if timm.models.is_model_in_modules(name, ["swin_transformer_v2"]):
+        arguments["strict_img_size"] = False
+    return arguments
+
+
+def _check_patch(patch_size: int, image_size: int | tuple[int, int]) -> None:
+    """Refuse a patch that does not divide the image, or leaves too few tokens."""
+    height, width = sides(image_size)
+    common = math.gcd(height, width)
+    fits = [
+        p
+        for p in range(1, common + 1)
+        if common % p == 0 and (height // p) * (width // p) >= LEAST_TOKENS
+    ]
+    if patch_size not in fits:
+        raise ConfigError(
+            f"model.patch_size ({patch_size}) must divide images of {height} x {width} px into at "
+            f"least {LEAST_TOKENS} tokens; {', '.join(map(str, fits))} would"
+        )
+
+
+def _check_windows(backbone: SwinBackbone, name: str, size: tuple[int, int]) -> None:
+    """Refuse a Swin one of whose stages is smaller than the window asked for."""
+    layers: list[Any] = list(backbone.model.layers)
+    # timm shrinks windows to stages that are smaller: the largest one is what was asked for.
+    window = max(max(block.window_size) for stage in layers for block in stage.blocks)
+    stages = [stage.blocks[0].input_resolution for stage in layers]
+    for number, stage in enumerate(stages, start=1):
+        if min(stage) >= window:
+            continue
+        shrunk = 2 ** (len(stages) - 1)
+        common = math.gcd(*size)
+        fits = [
+            f"model.patch_size {p}"
+            for p in range(1, max(backbone.patch_size))
+            if common % p == 0 and min(size) // p // shrunk >= window
+        ][-1:]
+        last = min(stages[-1])
+        fits += [f"model.window_size {last}"] if last > 2 else []
+        advice = " or ".join(fits) or f"images of {window * shrunk * max(backbone.patch_size)} px"
+        raise ConfigError(
+            f"{name}: stage {number} has {stage[0]} x {stage[1]} patches of images of {size[0]} x "
+            f"{size[1]} px, smaller than its window of {window}: {advice} would fit"
+        )
+
+
+def _fitting_patches(
+    size: tuple[int, int], backbone: AbstractBackbone, grid: tuple[int, int]
+) -> list[int]:
+    """List smaller patches that would leave enough tokens, where the model has a patch at all."""
+    patch = max(backbone.patch_size)
+    shrunk = size[0] // patch // max(grid[0], 1)
+    common = math.gcd(*size)
+    return [
+        p
+        for p in range(1, patch)
+        if common % p == 0 and (size[0] // p // shrunk) * (size[1] // p // shrunk) >= LEAST_TOKENS
+    ]
+
+
+def _natural(name: str) -> list[int | str]:
+    """Sort t2t_vit_7 before t2t_vit_10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -3,18 +3,26 @@
 Shapes in this file:
     B    images
     N    patch tokens, row-major over the token grid (N = h * w)
-    D    embed dim
+    D    embed dim of the final tokens
+    E    embed dim of the patches, before the network
     C    classes
     H W  image in pixels
     h w  token grid
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+# Part of the best token's logits that a network with a token head adds to the class logits:
+# zihangJiang/TokenLabeling@9dbfd59, tlt/models/lvvit.py:208-211.
+TOKEN_READOUT = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +31,8 @@ class Tokens:
 
     Attributes:
         patch: Normalised patch tokens.
-        cls: Class token, or ``None`` where an architecture has none.
+        cls: Class token, or the vector that the architecture's own pooling makes; ``None`` where
+            that is the mean of the patch tokens.
         grid: Token grid (h, w).
     """
 
@@ -46,17 +55,25 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
     Attributes:
         model: The plain timm model that is trained and exported; its classifier reads ``pooled``.
         embed_dim: D.
+        patch_size: Pixels (height, width) of a cell that ``embed`` makes; images and views are
+            multiples of it.
     """
 
     model: ModelT
     embed_dim: int
+    patch_size: tuple[int, int]
+
+    @property
+    def token_head(self) -> nn.Module | None:
+        """The model's own classifier of patch tokens (LV-ViT); most have none."""
+        return None
 
     @abstractmethod
-    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w E"]:
         """Embed the patches, before any position or class token is added."""
 
     @abstractmethod
-    def encode(self, patches: Float[Tensor, "B h w D"]) -> Tokens:
+    def encode(self, patches: Float[Tensor, "B h w E"]) -> Tokens:
         """Run embedded patches through the network."""
 
     @abstractmethod
@@ -67,6 +84,43 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
         """Return the tokens of images of any size that the architecture can divide."""
         return self.encode(self.embed(images))
 
-    def grid(self, image_size: int) -> tuple[int, int]:
-        """Return the token grid of square images."""
-        return self(next(self.parameters()).new_zeros(1, 3, image_size, image_size)).grid
+    def classify_tokens(self, patch: Float[Tensor, "B N D"]) -> Float[Tensor, "B N C"]:
+        """Return dense logits: those of the token head, else of the classifier at every place."""
+        return self.classify(patch) if self.token_head is None else self.token_head(patch)
+
+    def logits(self, tokens: Tokens) -> Float[Tensor, "B C"]:
+        """Return the image logits that ``model`` itself returns for these tokens."""
+        logits = self.classify(tokens.pooled)
+        if self.token_head is None:
+            return logits
+        return logits + TOKEN_READOUT * self.token_head(tokens.patch).amax(dim=1)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Choose whether blocks are computed again in the backward pass, to save memory."""
+        self.model.set_grad_checkpointing(enable)  # pyright: ignore[reportCallIssue]
+
+    def grid(self, image_size: int | Sequence[int]) -> tuple[int, int]:
+        """Return the token grid of images of a side, or of a height and width, in pixels."""
+        with self._probing():
+            return self(self._blank(image_size)).grid
+
+    def embed_grid(self, image_size: int | Sequence[int]) -> tuple[int, int]:
+        """Return the grid that ``embed`` makes of images of a size, in pixels."""
+        with self._probing():
+            patches = self.embed(self._blank(image_size))
+        return (patches.shape[1], patches.shape[2])
+
+    def _blank(self, image_size: int | Sequence[int]) -> Float[Tensor, "1 3 H W"]:
+        height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+        return next(self.parameters()).new_zeros(1, 3, height, width)
+
+    @contextmanager
+    def _probing(self) -> Iterator[None]:
+        """Leave no trace of a forward pass, such as running statistics."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.train(training)

@@ -9,9 +9,11 @@ Shapes in this file:
     h w  token grid
 """
 
+import torch
 from jaxtyping import Float
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from smallvit.models.tokens import AbstractBackbone, Tokens
 
@@ -30,6 +32,7 @@ class VitBackbone(AbstractBackbone[VisionTransformer]):
         super().__init__()
         self.model = model
         self.embed_dim = model.embed_dim
+        self.patch_size = model.patch_embed.patch_size
 
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """Embed the patches, before any position or class token is added."""
@@ -39,22 +42,15 @@ class VitBackbone(AbstractBackbone[VisionTransformer]):
         """Run embedded patches through the transformer and its last norm."""
         model, grid = self.model, (patches.shape[1], patches.shape[2])
         x = model.norm_pre(model.patch_drop(model._pos_embed(patches)))
-        x = model.norm(model.blocks(x))
-        prefix = model.num_prefix_tokens
-        cls = x[:, 0] if model.cls_token is not None else None
-        return Tokens(patch=x[:, prefix:], cls=cls, grid=grid)
+        if model.grad_checkpointing and torch.is_grad_enabled():
+            x = checkpoint_seq(model.blocks, x)
+        else:
+            x = model.blocks(x)
+        x = model.norm(x)
+        plain_mean = model.global_pool == "avg" and not model.pool_include_prefix
+        cls = None if plain_mean else model.pool(x)
+        return Tokens(patch=x[:, model.num_prefix_tokens :], cls=cls, grid=grid)
 
     def classify(self, pooled: Float[Tensor, "... D"]) -> Float[Tensor, "... C"]:
         """Apply the model's own classifier."""
         return self.model.head(self.model.head_drop(self.model.fc_norm(pooled)))
-
-
-def use_fused_attention(model: nn.Module, enabled: bool) -> None:
-    """Choose between torch's fused attention and plain matrix products in every block.
-
-    On a CPU the fused backward in bfloat16 is slow for short sequences: a training step of a
-    1.08 M ViT (128 wide, 8 deep, 65 tokens, batch 256) took 2.8 times as long on two Zen 5 cores.
-    """
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = enabled  # pyright: ignore[reportArgumentType]

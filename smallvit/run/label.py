@@ -20,7 +20,6 @@ from smallvit.core.run_folder import (
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import open_runtime
 from smallvit.inference.export import read_export, weights_hash
-from smallvit.models.vit import use_fused_attention
 from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.provenance import other_data
 from smallvit.run.recipe import Recipe, stage_values
@@ -82,7 +81,6 @@ def run_label(
             f"than {dataset.name} at {dataset.image_size} px: train one with smallvit teacher"
         )
     backbone = read_export(run.path / "export").to(runtime.device)
-    use_fused_attention(backbone, runtime.fused_attention)
     teacher = Teacher(backbone)
     if dry_run:
         logger.info("dry run of label: settings, data and teacher are fine")

@@ -13,7 +13,6 @@ from smallvit.evaluate.knn import extract_features
 from smallvit.evaluate.linear_probe import linear_top1
 from smallvit.inference.export import read_export
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.models.vit import use_fused_attention
 from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.recipe import Recipe
 from smallvit.run.stage import EVAL_BATCH, score_classifier, score_knn
@@ -40,7 +39,6 @@ def open_scored(run: Run, runtime: Runtime) -> tuple[AbstractBackbone, Dataset]:
             "train it again"
         )
     backbone = read_export(run.path / "export").to(runtime.device)
-    use_fused_attention(backbone, runtime.fused_attention)
     return backbone, dataset.to(runtime.device)
 
 

@@ -37,7 +37,6 @@ from smallvit.finetune.objective import FinetuneObjective
 from smallvit.inference.export import initialise_from, write_export
 from smallvit.models.registry import ModelConfig, create_backbone, model_arguments
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.models.vit import VitBackbone, use_fused_attention
 from smallvit.pretrain.dino import DinoObjective
 from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.provenance import join_extra_data, other_data
@@ -161,7 +160,13 @@ def prepare_backbone(
     """Build a network with weights that depend on the seed alone, on the device."""
     torch.manual_seed(rng.step_seed(seed, -1))
     backbone = create_backbone(config, num_classes=num_classes, image_size=dataset.image_size)
-    use_fused_attention(backbone, runtime.fused_attention)
+    if runtime.grad_checkpointing:
+        try:
+            backbone.set_grad_checkpointing()
+        except (AssertionError, AttributeError) as error:
+            raise ConfigError(
+                f"runtime.grad_checkpointing is not supported by {config.name}: leave it out"
+            ) from error
     return backbone.to(runtime.device)
 
 
@@ -247,14 +252,8 @@ def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Pre
     backbone = prepare_backbone(
         recipe.model, num_classes=0, dataset=dataset, runtime=runtime, seed=recipe.seed
     )
-    if isinstance(backbone, VitBackbone):
-        patch = backbone.model.patch_embed.patch_size[0]
-        local = round(dataset.image_size * config.method.views.local_size)
-        if config.method.views.num_local and local % patch:
-            raise ConfigError(
-                f"pretrain.method.views.local_size ({config.method.views.local_size}) makes views "
-                f"of {local} px, which patches of {patch} px do not divide"
-            )
+    if config.method.views.num_local:
+        _check_views(backbone, config.method.views.local_size, dataset.image_size)
     objective = DinoObjective(backbone, config.method).to(runtime.device)
     train = dataset.splits["train"]
     order = Order(len(train), config.optim.batch_size, recipe.seed, runtime.device)
@@ -278,6 +277,47 @@ def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Pre
     )
 
 
+def _initialise(
+    backbone: AbstractBackbone, init: Path, dataset: Dataset
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """Start from a run's weights, or from an export; return facts and what they cost."""
+    if (init / "config.json").is_file() and not (init / "result.json").is_file():
+        facts = {"init": "weights", "extra_data": f"unknown (weights of {init.name})"}
+        cost: dict[str, dict[str, float]] = {}
+        export = init
+        logger.warning("%s does not say what it was trained on: extra_data is unknown", init)
+    else:
+        run = open_run(init)
+        stage = run.result["stage"]
+        extra = join_extra_data(
+            other_data(run, dataset, "--init"), run.result.get("extra_data", "none")
+        )
+        facts = {"init": stage, "extra_data": extra}
+        cost = run.result.get("upstream", {}) | {stage: _cost(run)}
+        export = run.path / "export"
+    notes = initialise_from(backbone, export, dataset.class_names)
+    logger.info("weights of %s", init)
+    for note in notes:
+        logger.info("  %s", note)
+    return facts, cost
+
+
+def _check_views(backbone: AbstractBackbone, local_size: float, image_size: int) -> None:
+    """Refuse local views of a size that the network does not take."""
+    local = round(image_size * local_size)
+    what = f"pretrain.method.views.local_size ({local_size}) makes views of {local} px"
+    patch = max(backbone.patch_size)
+    if local % patch:
+        raise ConfigError(f"{what}, which patches of {patch} px do not divide")
+    try:
+        backbone.grid(local)
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"{what}, but this network was built for {image_size} px alone "
+            f"({' '.join(str(error).split())[:80]}): set pretrain.method.views.local_size 1"
+        ) from error
+
+
 def _prepare_supervised(
     recipe: Recipe, stage: Stage, dataset: Dataset, runtime: Runtime
 ) -> Prepared:
@@ -290,27 +330,22 @@ def _prepare_supervised(
     facts: dict[str, Any] = {"init": "scratch", "token_labels": False, "extra_data": "none"}
     upstream: dict[str, dict[str, float]] = {}
     reader, token_weight, mix_token = None, None, False
-    grid = backbone.eval().grid(dataset.image_size)
+    grid = backbone.grid(dataset.image_size)
     if stage == "finetune":
         if recipe.finetune.init not in (None, "scratch"):
-            init = open_run(Path(recipe.finetune.init))
-            facts["extra_data"] = join_extra_data(
-                other_data(init, dataset, "--init"), init.result.get("extra_data", "none")
-            )
-            fresh = initialise_from(backbone, init.path / "export")
-            logger.info("weights of %s; fresh: %s", init.path, ", ".join(fresh))
-            facts["init"] = init.result["stage"]
-            upstream |= init.result.get("upstream", {}) | {init.result["stage"]: _cost(init)}
+            init_facts, init_cost = _initialise(backbone, Path(recipe.finetune.init), dataset)
+            facts |= init_facts
+            upstream |= init_cost
         token_label = recipe.finetune.token_label
         if token_label.enabled:
             path = recipe.finetune.score_maps
             if path is None:
                 raise ConfigError("token labeling needs --score-maps FILE or --teacher RUN")
             maps, header = open_score_maps(path, dataset)
-            if not isinstance(backbone, VitBackbone) and token_label.mix_token:
+            if token_label.mix_token and backbone.embed_grid(dataset.image_size) != grid:
                 raise ConfigError(
-                    f"{model.name} has no patch embedding to mix tokens after: set "
-                    "finetune.token_label.mix_token false"
+                    f"{model.name} turns a grid of patches into another one of tokens, so boxes of "
+                    "mixed tokens do not keep: set finetune.token_label.mix_token false"
                 )
             reader = maps.to(runtime.device).dense
             token_weight, mix_token = token_label.token_weight, token_label.mix_token

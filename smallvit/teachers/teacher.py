@@ -34,5 +34,5 @@ class Teacher(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         """Return probabilities at every place; the channel axis sums to 1."""
         tokens = self.backbone(images)
-        logits = self.backbone.classify(tokens.patch).float()  # (B, N, C)
+        logits = self.backbone.classify_tokens(tokens.patch).float()  # (B, N, C)
         return logits.softmax(dim=-1).mT.unflatten(2, tokens.grid)

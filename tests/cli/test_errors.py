@@ -127,14 +127,36 @@ def test_divergence_ends_with_exit_4_and_says_so(tiny, tmp_path, capsys):
     assert "NaN" in result["error"]
 
 
-def test_weights_of_another_shape_are_listed_by_name(tiny, tmp_path, capsys):
+def test_weights_of_another_width_are_listed_by_name(tiny, tmp_path, capsys):
+    run = tmp_path / "pretrain"
+    assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
+    finetune = ["finetune", "--recipe", tiny, "--init", str(run), "--model.embed-dim", "32"]
+    assert main(finetune) == 2
+    line = capsys.readouterr().err
+    assert "patch_embed.proj.weight is (16, 3, 2, 2), needed (32, 3, 2, 2)" in line
+    assert "pos_embed" in line
+
+
+def test_weights_of_another_patch_are_resampled_and_that_is_said(tiny, tmp_path, capsys):
     run = tmp_path / "pretrain"
     assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
     finetune = ["finetune", "--recipe", tiny, "--init", str(run), "--model.patch-size", "1"]
-    assert main(finetune) == 2
-    line = capsys.readouterr().err
-    assert "patch_embed.proj.weight is (16, 3, 2, 2), needed (16, 3, 1, 1)" in line
-    assert "pos_embed" in line
+    assert main([*finetune, "--epochs", "0.1"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "patch_embed.proj.weight resampled from 2 x 2 to 1 x 1" in said
+    assert "pos_embed resampled from 4 x 4 to 8 x 8" in said
+    assert "head.weight not loaded: not in the weights" in said
+
+
+def test_an_exported_folder_is_a_start_of_unknown_origin(tiny, tmp_path, capsys):
+    run, again = tmp_path / "pretrain", tmp_path / "again"
+    assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
+    start = ["finetune", "--recipe", tiny, "--init", str(run / "export"), "--epochs", "0.1"]
+    assert main([*start, "--out", str(again)]) == 0
+    assert "extra_data is unknown" in " ".join(capsys.readouterr().err.split())
+    result = json.loads((again / "result.json").read_text())
+    assert result["init"] == "weights"
+    assert result["extra_data"] == "unknown (weights of export)"
 
 
 def test_a_start_that_saw_the_test_images_is_refused(tiny, tmp_path, capsys):

@@ -6,8 +6,8 @@ from smallvit.models.registry import (
     ModelConfig,
     create_backbone,
     create_exported,
-    known_models,
     model_arguments,
+    own_models,
 )
 
 
@@ -33,10 +33,10 @@ def test_export_arguments_rebuild_the_model(small_vit):
     assert shapes["head.weight"] == torch.Size([7, 16])
 
 
-def test_our_names_come_first():
-    assert known_models()[:3] == ["vit_tiny", "vit_small", "resnet8_small"]
-
-    assert "vit_base_patch16_224" in known_models()
+def test_our_names_come_first_and_sort_by_number():
+    names = own_models()
+    assert names[:2] == ["vit_tiny", "vit_small"]
+    assert names.index("t2t_vit_7") < names.index("t2t_vit_10")
 
 
 def test_unknown_model_is_answered_with_the_nearest():
@@ -46,11 +46,37 @@ def test_unknown_model_is_answered_with_the_nearest():
         ModelConfig(name="vit_tinny")
 
 
-@pytest.mark.parametrize("patch_size", [3, 16, 32])
-def test_patch_must_divide_the_image_into_tokens(patch_size):
+@pytest.mark.parametrize("patch_size", [3, 8, 16, 32])
+def test_patch_must_divide_the_image_into_five_tokens_or_more(patch_size):
     config = ModelConfig(patch_size=patch_size)
-    with pytest.raises(ConfigError, match=rf"\({patch_size}\) must divide .* 1, 2, 4, 8 would"):
+    with pytest.raises(ConfigError, match=rf"\({patch_size}\) must divide .* 5 tokens; 1, 2, 4 wo"):
         create_backbone(config, num_classes=5, image_size=16)
+
+
+@pytest.mark.parametrize(("height", "patch_size"), [(16, 2), (24, 3), (32, 4)])
+def test_patches_of_non_square_images_fit_both_sides(height, patch_size):
+    arguments = model_arguments(ModelConfig(), num_classes=5, image_size=(height, 48))[1]
+    assert arguments["img_size"] == (height, 48)
+    assert arguments["patch_size"] == patch_size
+
+
+def test_swin_stage_smaller_than_its_window_is_refused():
+    config = ModelConfig(name="gani_swin", embed_dim=24)
+    with pytest.raises(
+        ConfigError, match=r"stage 3 has 2 x 2 patches .* window of 4: model.patch_size 1 would fit"
+    ):
+        create_backbone(config, num_classes=5, image_size=16)
+
+
+def test_original_tokens_to_token_is_refused_at_32_px():
+    config = ModelConfig(name="t2t_vit_7", patch_size=16, embed_dim=16, depth=1, num_heads=2)
+    with pytest.raises(ConfigError, match=r"must divide images of 32 x 32 px .*; 1, 2, 4, 8 would"):
+        create_backbone(config, num_classes=5, image_size=32)
+
+
+def test_timm_network_for_large_images_is_refused_with_one_for_small_ones():
+    with pytest.raises(ConfigError, match=r"leaves 1 x 1 tokens .* resnet18_small or convnext"):
+        create_backbone(ModelConfig(name="resnet18"), num_classes=5, image_size=32)
 
 
 def test_heads_must_divide_the_width():
@@ -85,26 +111,28 @@ def test_cnn_settings_are_refused_on_a_vit(setting):
         ModelConfig(**setting)
 
 
+def test_setting_that_timm_does_not_know_is_named():
+    with pytest.raises(ConfigError, match="cannot be built: window_size is no setting of it"):
+        create_backbone(
+            ModelConfig(name="deit_tiny_patch16_224", window_size=4), num_classes=5, image_size=32
+        )
+
+
 def test_resnet_depth_is_six_times_blocks_plus_two():
     with pytest.raises(ConfigError, match=r"depth must be 8, 14, 20, \.\.\. for a ResNet, got 9"):
         ModelConfig(name="resnet8_small", depth=9)
 
 
 def test_stride_of_three_is_refused():
-    with pytest.raises(ConfigError, match="stride must be 1, 2 or 4, got 3"):
-        ModelConfig(name="resnet8_small", stride=3)
+    config = ModelConfig(name="resnet8_small", stride=3)
+    with pytest.raises(ConfigError, match="cannot make cells of 3 px; 1, 2, 4 would do"):
+        create_backbone(config, num_classes=5, image_size=16)
 
 
 def test_stride_must_leave_more_than_one_cell():
     config = ModelConfig(name="resnet8_small", stride=4)
-    with pytest.raises(ConfigError, match=r"stride \(4\) leaves one cell of 4 px"):
+    with pytest.raises(ConfigError, match="cells of 4 px are too large for images of 4 x 4 px"):
         create_backbone(config, num_classes=5, image_size=4)
-
-
-def test_architecture_without_class_token_is_refused():
-    config = ModelConfig(name="vit_base_patch16_rpn_224", embed_dim=16, depth=1, num_heads=2)
-    with pytest.raises(ConfigError, match="no class token and no adapter"):
-        create_backbone(config, num_classes=5, image_size=32)
 
 
 def test_patch_larger_than_an_eighth_is_warned_of():

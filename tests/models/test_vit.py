@@ -2,8 +2,6 @@ import pytest
 import torch
 from timm.layers import resample_abs_pos_embed
 
-from smallvit.models.vit import use_fused_attention
-
 
 def images(height: int = 16, width: int = 16) -> torch.Tensor:
     return torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(1))
@@ -54,18 +52,6 @@ def test_classify_of_pooled_is_the_model(small_vit):
     torch.testing.assert_close(
         backbone.classify(backbone(images()).pooled), backbone.model(images())
     )
-
-
-def test_fused_and_plain_attention_agree(small_vit):
-    results = []
-    for enabled in (False, True):
-        backbone = small_vit()
-        use_fused_attention(backbone, enabled)
-        assert all(block.attn.fused_attn is enabled for block in backbone.model.blocks)
-        out = backbone(images()).patch
-        out.square().mean().backward()
-        results.append((out, backbone.model.blocks[0].attn.qkv.weight.grad))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
 
 
 def test_grid_counts_patches(small_vit):

@@ -45,7 +45,7 @@ def test_a_wide_image_gives_a_wide_map(resnet):
 def test_grids_start_at_two_by_two(resnet, small_vit):
     """The published code needs a map of at least six columns."""
     assert resnet(images(8)).shape == (2, 5, 2, 2)
-    assert Teacher(small_vit(image_size=8))(images(8)).shape == (2, 5, 2, 2)
+    assert Teacher(small_vit(image_size=16))(images(8)).shape == (2, 5, 2, 2)
 
 
 def test_it_is_frozen_and_in_evaluation_mode(small_vit):

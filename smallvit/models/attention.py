@@ -1,0 +1,57 @@
+"""Which implementation of attention is the fast one, by device, dtype and length.
+
+Shapes in this file:
+    B    images
+    T    tokens, class token included
+    D    embed dim
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+# Tokens from which torch's fused attention is the faster one on a CPU, forward and backward;
+# benchmarks/attention.py measures it. Below, plain matrix products are 1.4 (float32, 65 tokens) to
+# 9 times (bfloat16, 65 tokens) as fast.
+CPU_FUSED_TOKENS = {torch.float32: 128, torch.bfloat16: 768}
+
+
+def prefers_fused(device_type: str, dtype: torch.dtype, num_tokens: int) -> bool:
+    """Tell whether torch's fused attention beats plain matrix products.
+
+    Args:
+        device_type: ``cpu``, ``cuda``, ...; anything but a CPU has fast fused kernels.
+        dtype: Of queries, keys and values.
+        num_tokens: Length of the sequence.
+    """
+    if device_type != "cpu":
+        return True
+    return num_tokens >= CPU_FUSED_TOKENS.get(dtype, 0)
+
+
+def choose_attention(model: nn.Module) -> None:
+    """Let every attention of a model choose its implementation at each call.
+
+    timm's attentions, and those of this package, read their flag ``fused_attn`` at each call; a
+    hook sets it from the input's device, the dtype that autocast gives and the length, so that
+    short local views and long images each take the faster way. Both are equal but for rounding.
+    """
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.register_forward_pre_hook(_choose)
+
+
+def _choose(module: Any, inputs: tuple[Any, ...]) -> None:
+    x = inputs[0]
+    # Plain products on the meta device: that is what is counted as a model's cost.
+    module.fused_attn = not x.is_meta and prefers_fused(
+        x.device.type, _dtype(x), math.prod(x.shape[1:-1])
+    )
+
+
+def _dtype(x: torch.Tensor) -> torch.dtype:
+    device_type = x.device.type
+    autocast = torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if autocast else x.dtype

@@ -1,0 +1,156 @@
+"""Transformer blocks of the architectures that timm lacks; each takes tokens and their grid.
+
+Shapes in this file:
+    B    images
+    T    all tokens: class token, if any, then patch tokens
+    N    patch tokens, row-major over the token grid (N = h * w)
+    D    embed dim
+    h w  token grid
+"""
+
+import torch
+from jaxtyping import Float
+from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+
+from smallvit.core.errors import ConfigError
+
+
+class Mlp(nn.Module):
+    """Two linear layers and a GELU, with a depth-wise convolution over the grid if asked for.
+
+    The convolution mixes each hidden channel with its eight neighbours; prefix tokens pass it by.
+    It adds to what it reads, so a convolution of zeros leaves the plain MLP.
+
+    Args:
+        embed_dim: D.
+        hidden_dim: Width between the layers.
+        depthwise: Whether to convolve the hidden channels over the grid.
+        drop: Dropout after each layer.
+
+    Source:
+        Li et al., 2021, LocalViT, https://arxiv.org/abs/2104.05707; Lu et al., 2022, Bridging the
+        Gap Between Vision Transformers and Convolutional Neural Networks on Small Datasets
+        (DHVT), https://arxiv.org/abs/2210.05958, section 3.2 (without its re-weighting of the
+        class token).
+    """
+
+    def __init__(
+        self, *, embed_dim: int, hidden_dim: int, depthwise: bool = False, drop: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, hidden_dim)
+        self.dwconv = (
+            nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+            if depthwise
+            else None
+        )
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(drop)
+        self.fc2 = nn.Linear(hidden_dim, embed_dim)
+
+    def forward(self, x: Float[Tensor, "B T D"], grid: tuple[int, int]) -> Float[Tensor, "B T D"]:
+        """Transform each token, over the grid if the MLP convolves."""
+        x = self.act(self.fc1(x))
+        if self.dwconv is not None:
+            num_prefix = x.shape[1] - grid[0] * grid[1]
+            prefix, patch = x[:, :num_prefix], x[:, num_prefix:]
+            image = patch.mT.unflatten(2, grid)  # (B, N, D) -> (B, D, h, w)
+            patch = patch + self.act(self.dwconv(image)).flatten(2).mT
+            x = torch.cat([prefix, patch], dim=1)
+        return self.drop(self.fc2(self.drop(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block whose two branches are given.
+
+    Args:
+        embed_dim: D.
+        attn: Attention, tokens in and out.
+        mlp: An ``Mlp``, or anything that takes tokens and grid.
+        drop_path: Stochastic depth of both branches.
+        residual_scale: What each branch is divided by (LV-ViT).
+        norm_eps: Added to the variance in both norms.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        attn: nn.Module,
+        mlp: nn.Module,
+        drop_path: float = 0.0,
+        residual_scale: float = 1.0,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.mlp = mlp
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.residual_scale = residual_scale
+
+    def forward(self, x: Float[Tensor, "B T D"], grid: tuple[int, int]) -> Float[Tensor, "B T D"]:
+        """Add attention, then the MLP."""
+        x = x + self.drop_path(self.attn(self.norm1(x))) / self.residual_scale
+        return x + self.drop_path(self.mlp(self.norm2(x), grid)) / self.residual_scale
+
+
+def vit_blocks(
+    *,
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    mlp_ratio: float,
+    qkv_bias: bool,
+    depthwise: bool = False,
+    drop_path_rate: float = 0.0,
+    residual_scale: float = 1.0,
+    norm_eps: float = 1e-6,
+) -> list[Block]:
+    """Build equal blocks whose stochastic depth rises linearly from 0.
+
+    Args:
+        embed_dim: Width.
+        depth: Blocks.
+        num_heads: Attention heads; they must divide the width.
+        mlp_ratio: Hidden width of an MLP over ``embed_dim``.
+        qkv_bias: Whether queries, keys and values have a bias.
+        depthwise: Whether each MLP convolves its hidden channels over the grid.
+        drop_path_rate: Stochastic depth of the last block.
+        residual_scale: What each branch is divided by.
+        norm_eps: Added to the variance in the norms.
+
+    Raises:
+        ConfigError: If the heads do not divide the width.
+    """
+    check_heads(embed_dim, num_heads)
+    return [
+        Block(
+            embed_dim=embed_dim,
+            attn=Attention(embed_dim, num_heads, qkv_bias=qkv_bias),
+            mlp=Mlp(
+                embed_dim=embed_dim, hidden_dim=int(embed_dim * mlp_ratio), depthwise=depthwise
+            ),
+            drop_path=drop_path_rate * i / max(1, depth - 1),
+            residual_scale=residual_scale,
+            norm_eps=norm_eps,
+        )
+        for i in range(depth)
+    ]
+
+
+def check_heads(embed_dim: int, num_heads: int) -> None:
+    """Refuse a number of attention heads that does not divide the width.
+
+    Raises:
+        ConfigError: With the numbers that would.
+    """
+    if embed_dim % num_heads:
+        fits = [n for n in range(1, min(embed_dim, 2 * num_heads) + 1) if embed_dim % n == 0]
+        raise ConfigError(
+            f"num_heads ({num_heads}) must divide embed_dim ({embed_dim}); "
+            f"{', '.join(map(str, fits))} would"
+        )

@@ -1,0 +1,52 @@
+"""timm's ConvNeXt-Atto for small images: ``convnext_atto_small``."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from torch import nn
+
+from smallvit.models.architecture import register_architecture, sides
+
+# Not 2: timm's ConvNeXt answers a patch of 2 px with a stride in its first stage, so its cells
+# are as large as with 4.
+PATCH_SIZES = (4, 3, 1)
+
+
+def convnext_architecture(img_size: int | Sequence[int]) -> tuple[str, dict[str, Any]]:
+    """Return timm's name and arguments of a ConvNeXt-Atto for images of a size.
+
+    The first stage sees the image at 32 to 64 cells a side, the last one at an eighth of that. The
+    norm stands before the pooling, so that the mean of the dense logits is the image's logit.
+
+    Args:
+        img_size: Side, or height and width, in pixels.
+    """
+    height, width = sides(img_size)
+    most = max(1, min(height, width) // 32)
+    common = math.gcd(height, width)
+    patch_size = next(p for p in PATCH_SIZES if p <= most and common % p == 0)
+    return "convnext_atto", {"patch_size": patch_size, "head_norm_first": True}
+
+
+def create_small_convnext(*, img_size: int | Sequence[int] = 32, **arguments: Any) -> nn.Module:
+    """Build a ConvNeXt-Atto with a stem that fits the image.
+
+    Args:
+        img_size: Side, or height and width, in pixels; it chooses the patch and nothing else.
+        arguments: Others of timm's ConvNeXt; they override the chosen ones.
+    """
+    name, chosen = convnext_architecture(img_size)
+    return timm.create_model(name, **{**chosen, **arguments})
+
+
+register_architecture(
+    "convnext_atto_small",
+    create_small_convnext,
+    "ConvNeXt-Atto whose stem keeps small images at full size.",
+    img_size=32,
+    num_classes=10,
+    classifier="head.fc",
+    first_conv="stem.0",
+)

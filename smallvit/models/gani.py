@@ -1,0 +1,129 @@
+"""The three networks of Gani et al. for small images, as arguments of timm's own architectures.
+
+``gani_vit``, ``gani_cait`` and ``gani_swin`` are names for timm's VisionTransformer, Cait and
+SwinTransformer with the paper's sizes, so that an export loads with timm alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+from torch import nn
+
+from smallvit.core.errors import UnknownNameError
+from smallvit.models.architecture import default_patch, image_sides, register_architecture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A timm architecture and where the paper's network departs from it.
+
+    Attributes:
+        architecture: timm's name.
+        doc: What it is, in one line.
+        tokens: Patches along a side at least, unless a patch size is given.
+        most: Largest patch unless one is given, in pixels.
+        arguments: timm's arguments.
+    """
+
+    architecture: str
+    doc: str
+    tokens: int
+    most: int
+    arguments: dict[str, Any]
+
+
+PRESETS = {
+    "gani_vit": Preset(
+        architecture="vit_tiny_patch16_224",
+        doc="ViT of Gani et al., 2.7 M parameters: 9 blocks, 192 wide, 12 heads.",
+        tokens=8,
+        most=16,
+        arguments={
+            "embed_dim": 192,
+            "depth": 9,
+            "num_heads": 12,
+            "mlp_ratio": 2.0,
+            "drop_path_rate": 0.1,
+            "dynamic_img_size": True,
+        },
+    ),
+    "gani_cait": Preset(
+        architecture="cait_xxs24_224",
+        doc="CaiT of Gani et al., 8.1 M parameters: 24 + 2 blocks, 192 wide, 4 heads.",
+        tokens=8,
+        most=16,
+        arguments={
+            "embed_dim": 192,
+            "depth": 24,
+            "num_heads": 4,
+            "mlp_ratio": 2.0,
+            "init_values": 1e-5,
+            "drop_path_rate": 0.1,
+        },
+    ),
+    "gani_swin": Preset(
+        architecture="swin_tiny_patch4_window7_224",
+        doc="Swin of Gani et al., 7.0 M parameters: 2 + 6 + 4 blocks, 96 to 384 wide, window 4.",
+        tokens=16,
+        most=4,
+        arguments={
+            "embed_dim": 96,
+            "depths": (2, 6, 4),
+            "num_heads": (3, 6, 12),
+            "window_size": 4,
+            "mlp_ratio": 2.0,
+            "drop_path_rate": 0.1,
+            "dynamic_img_size": True,
+        },
+    ),
+}
+
+
+def gani_architecture(
+    name: str, *, img_size: int | Sequence[int], patch_size: int | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Return timm's name and arguments of one of the paper's networks.
+
+    At 32, 64 and 224 px the patches are of 4, 8 and 16 px, and of 2, 4 and 4 px for Swin, which
+    starts on a finer grid and halves it twice.
+
+    Args:
+        name: ``gani_vit``, ``gani_cait`` or ``gani_swin``.
+        img_size: Side, or height and width, in pixels.
+        patch_size: Side of a patch in pixels; ``None`` goes by the image.
+
+    Raises:
+        UnknownNameError: If it is none of the three.
+        ConfigError: If the patch does not divide the image.
+
+    Source:
+        Gani et al., 2022, How to Train Vision Transformer on Small-scale Datasets?,
+        https://arxiv.org/abs/2210.07240. hananshafi/vits-for-small-scale-datasets@43a7493,
+        train_ssl.py:196-248; the class-attention blocks of CaiT keep an MLP ratio of 4 there and
+        here (models/cait.py:184). Swin's layer norms add 1e-5 to the variance as timm's do, where
+        theirs add 1e-6.
+    """
+    if name not in PRESETS:
+        raise UnknownNameError("preset", name, PRESETS)
+    preset = PRESETS[name]
+    if patch_size is None:
+        patch_size = default_patch(img_size, tokens=preset.tokens, most=preset.most)
+    image_sides(img_size, patch_size)
+    arguments = {"img_size": img_size, "patch_size": patch_size, **preset.arguments}
+    return preset.architecture, arguments
+
+
+def _register(name: str, doc: str) -> None:
+    def build(
+        *, img_size: int | Sequence[int], patch_size: int | None = None, **given: Any
+    ) -> nn.Module:
+        architecture, arguments = gani_architecture(name, img_size=img_size, patch_size=patch_size)
+        return timm.create_model(architecture, **{**arguments, **given})
+
+    register_architecture(name, build, doc, img_size=32, num_classes=10)
+
+
+for _name, _preset in PRESETS.items():
+    _register(_name, _preset.doc)

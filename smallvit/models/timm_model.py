@@ -1,0 +1,179 @@
+"""Any other timm model behind the token interface.
+
+Shapes in this file:
+    B    images
+    N    patch tokens, row-major over the token grid (N = h * w)
+    D    width of what the classifier reads
+    C    classes
+    H W  image in pixels
+    h w  token grid
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from timm.models import get_model_input_config
+from timm.models.volo import VOLO
+from torch import Tensor, nn
+
+from smallvit.core.errors import ConfigError
+from smallvit.models.tokens import AbstractBackbone, Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureLayout:
+    """Where the patch tokens lie in what a model's ``forward_features`` returns.
+
+    Attributes:
+        axes: timm's letters for the order of the axes.
+        num_prefix: Tokens in front of the patches; 0 in a feature map.
+        img_size: Height and width of the image that was looked at, in pixels.
+        grid_size: Token grid of that image.
+    """
+
+    axes: Literal["NCHW", "NHWC", "NLC"]
+    num_prefix: int
+    img_size: tuple[int, int]
+    grid_size: tuple[int, int]
+
+    def grid(self, height: int, width: int, num_patches: int) -> tuple[int, int]:
+        """Return the token grid of an image, sides in pixels, that has so many tokens.
+
+        Raises:
+            ConfigError: If no grid of such cells has that many.
+        """
+        rows, columns = height * self.grid_size[0], width * self.grid_size[1]
+        down = (rows // self.img_size[0], columns // self.img_size[1])
+        up = (-(-rows // self.img_size[0]), -(-columns // self.img_size[1]))
+        for grid in (down, up):
+            if grid[0] * grid[1] == num_patches:
+                return grid
+        raise ConfigError(
+            f"{num_patches} tokens of {height} x {width} px make no grid: give the model images "
+            "whose sides are multiples of its patches"
+        )
+
+
+class TimmBackbone(AbstractBackbone[Any]):
+    """Wrap a timm model of which only ``forward_features``, head and classifier are known.
+
+    Such models share no place between patches and network. ``embed`` therefore returns the
+    pixels: what mixes patches mixes pixels here, and a patch is one pixel. The layout of the
+    features is found once, on one image of the size that the model was built for (of timm's own
+    size where none is built in); so is whether tokens, pooling and classifier together give the
+    model's own logits. Other sizes go through the model as they are, and it takes or refuses them.
+
+    The model's own head brings patch tokens into the space that the classifier reads: it is shown
+    each of them as the features of an image that has no other.
+
+    Args:
+        model: The timm model; it keeps its own class and parameter names.
+
+    Raises:
+        ConfigError: If it does not run at its own size, gives no patch tokens, or has no single
+            classifier that reads them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.patch_size = (1, 1)
+        name = type(model).__name__
+        classifier = self.model.get_classifier()
+        if not isinstance(classifier, nn.Module):
+            raise ConfigError(
+                f"{name} has more than one classifier: give distilled=False, or try vit_tiny"
+            )
+        if isinstance(classifier, nn.Conv2d):
+            raise ConfigError(
+                f"{name} has a convolution for a classifier: try resnet18 or vit_tiny"
+            )
+        height, width = get_model_input_config(model)["input_size"][1:]
+        images = _noise(height, width, like=next(model.parameters()))
+        try:
+            with self._probing():
+                expected, features = self.model(images), self.model.forward_features(images)
+                self.layout = _find_layout(model, images, features)
+                self.embed_dim = self.model.forward_head(features, pre_logits=True).shape[-1]
+                logits = self.logits(self(images))
+        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"{name} does not run on images of {height} x {width} px ({reason}): try larger "
+                "ones, or vit_tiny"
+            ) from error
+        if not images.is_meta and not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3):
+            raise ConfigError(f"{name} makes its logits of more than pooled tokens: try vit_tiny")
+
+    @property
+    def token_head(self) -> nn.Module | None:
+        """VOLO's classifier of patch tokens; no other timm model has one."""
+        return self.model.aux_head if isinstance(self.model, VOLO) else None
+
+    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B H W 3"]:
+        """Return the pixels, channels last."""
+        return images.movedim(1, -1)
+
+    def encode(self, patches: Float[Tensor, "B H W 3"]) -> Tokens:
+        """Run pixels through the model, and its head over the whole and over each token."""
+        features = self.model.forward_features(patches.movedim(-1, 1))
+        cls = self.model.forward_head(features, pre_logits=True)
+        if self.layout.axes == "NLC":
+            num_prefix = self.layout.num_prefix
+            num_patches = features.shape[1] - num_prefix
+            grid = self.layout.grid(patches.shape[1], patches.shape[2], num_patches)
+            # A copy in every place of a prefix token: pooling by class token finds it there.
+            cells = features[:, num_prefix:].flatten(0, 1)[:, None].expand(-1, num_prefix + 1, -1)
+        else:
+            channels_last = features if self.layout.axes == "NHWC" else features.movedim(1, -1)
+            grid = (channels_last.shape[1], channels_last.shape[2])
+            cells = channels_last.flatten(0, 2)[:, None, None]  # (B * N, 1, 1, D)
+            cells = cells if self.layout.axes == "NHWC" else cells.movedim(-1, 1)
+        patch = self.model.forward_head(cells, pre_logits=True)
+        return Tokens(patch=patch.unflatten(0, (cls.shape[0], -1)), cls=cls, grid=grid)
+
+    def classify(self, pooled: Float[Tensor, "... D"]) -> Float[Tensor, "... C"]:
+        """Apply the model's own classifier."""
+        # Flat: LeViT's classifier opens with a batch norm, which takes (images, channels) only.
+        logits = self.model.get_classifier()(pooled.flatten(0, -2))
+        return logits.unflatten(0, pooled.shape[:-1])
+
+
+def _noise(height: int, width: int, *, like: Tensor) -> Float[Tensor, "1 3 H W"]:
+    images = torch.empty(1, 3, height, width, device=like.device, dtype=like.dtype)
+    if images.is_meta:
+        return images
+    # A generator of its own: building a model must not move the random numbers of a run.
+    return images.normal_(generator=torch.Generator(like.device).manual_seed(0))
+
+
+def _find_layout(model: Any, images: Float[Tensor, "1 3 H W"], features: Any) -> FeatureLayout:
+    """Find the patch tokens of one image.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    size = height, width = images.shape[2], images.shape[3]
+    shape = tuple(features.shape) if isinstance(features, Tensor) else ()
+    if len(shape) == 4:
+        channels_last = getattr(model, "output_fmt", None) == "NHWC"
+        channels_last = channels_last or shape[1] != model.num_features == shape[3]
+        axes, grid = ("NHWC", shape[1:3]) if channels_last else ("NCHW", shape[2:])
+        return FeatureLayout(axes=axes, num_prefix=0, img_size=size, grid_size=grid)
+    if len(shape) == 3:
+        has_class_token = getattr(model, "cls_token", None) is not None
+        num_prefix = getattr(model, "num_prefix_tokens", int(has_class_token))
+        num_patches = shape[1] - num_prefix
+        grid = (
+            round(math.sqrt(num_patches * height / width)),
+            round(math.sqrt(num_patches * width / height)),
+        )
+        if num_patches and grid[0] * grid[1] == num_patches:
+            return FeatureLayout(axes="NLC", num_prefix=num_prefix, img_size=size, grid_size=grid)
+    raise ConfigError(
+        f"{type(model).__name__} gives no grid of patch tokens (features {list(shape)} of "
+        f"{height} x {width} px): try swinv2_tiny_window8_256, cait_xxs24_224 or vit_tiny"
+    )
