@@ -19,6 +19,7 @@ from timm.layers.attention import Attention
 from torch import nn
 
 from smallvit.core.run_folder import environment
+from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.models.attention import choose_attention, prefers_fused
 
 TOKENS_A_BATCH = 8192
@@ -63,6 +64,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     lengths, rounds = (LENGTHS[:2], 3) if quick else (LENGTHS, 7)
     env = environment(())
+    open_runtime(RuntimeConfig(device="cpu"))  # as in a run, freed memory is kept
     print(f"{'dtype':9} heads x dim  tokens   plain   fused  chosen   plain   fused   (ms)")
     print(f"{'':31}train: forward + backward   forward alone")
     claims = []

@@ -47,7 +47,7 @@ def convert_command(
         out,
         converted.backbone,
         arguments=converted.arguments,
-        class_names=tuple(str(i) for i in range(num_classes)),
+        class_names=tuple(f"class {i}" for i in range(num_classes)),
         image_size=sides(converted.arguments["img_size"])[0],
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,

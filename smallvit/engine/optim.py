@@ -12,7 +12,7 @@ from smallvit.core.errors import ConfigError
 from smallvit.core.schedule import cosine
 
 # Learned positions and prefix tokens are not weights of a product; decay would only shrink them.
-UNDECAYED = ("pos_embed", "cls_token", "reg_token")
+UNDECAYED = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-# Tokens from which torch's fused attention is the faster one on a CPU, forward and backward;
-# benchmarks/attention.py measures it. Below, plain matrix products are 1.4 (float32, 65 tokens) to
-# 9 times (bfloat16, 65 tokens) as fast.
+# Tokens from which torch's fused attention is the faster one on a CPU, forward and backward. Below,
+# plain matrix products are as fast in float32 and 2 to 7 times as fast in bfloat16, where the fused
+# backward pass is slow; above, fused is up to 8 times as fast. benchmarks/attention.py measures it.
 CPU_FUSED_TOKENS = {torch.float32: 128, torch.bfloat16: 768}
 
 
