@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from smallvit.models.registry import ModelConfig
 from smallvit.run.label import SCORE_MAPS, run_label
 from smallvit.run.recipe import (
     Recipe,
@@ -116,3 +117,16 @@ def test_a_network_that_cannot_be_built_is_a_fault(tmp_path):
     path.write_text("data:\n  dataset: digits\nmodel:\n  patch_size: 3\n")
     (error,) = check_recipe(path)
     assert "model.patch_size (3) must divide images of 8 x 8 px" in error
+
+
+def test_another_model_does_not_get_the_sizes_of_the_recipes_own():
+    recipe, _ = load_recipe("generic/32px", {"model": {"name": "gani_swin", "window_size": 2}})
+    assert recipe.model == ModelConfig(name="gani_swin", window_size=2)
+    same, _ = load_recipe("generic/32px", {"model": {"name": "vit_tiny", "depth": 3}})
+    assert (same.model.embed_dim, same.model.depth) == (192, 3)
+
+
+def test_another_teacher_does_not_get_the_sizes_of_the_recipes_own():
+    recipe, _ = load_recipe("generic/32px", {"teacher": {"model": {"name": "wrn_16_8"}}})
+    assert recipe.teacher.model == ModelConfig(name="wrn_16_8")
+    assert recipe.model.embed_dim == 192

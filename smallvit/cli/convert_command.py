@@ -36,7 +36,8 @@ def convert_command(
         overwrite: Replace an earlier export in that folder.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        earlier = (out / "config.json").is_file()
+        # The export of a run is its result, and stays.
+        earlier = (out / "config.json").is_file() and not (out.parent / "result.json").is_file()
         if not (overwrite and earlier):
             remedy = "; or pass --overwrite" if earlier else ""
             raise ConfigError(f"{out} exists and is not empty: name another --out{remedy}")
@@ -61,7 +62,7 @@ def convert_command(
         *converted.notes,
         "mean and std are written as ImageNet's, classes as numbers: weights tell neither",
         f"export: {out}",
-        f"next: smallvit finetune --init {out}",
+        f"next: smallvit finetune --dataset NAME --init {out}",
     ]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 

@@ -3,6 +3,7 @@
 import fnmatch
 import json as json_format
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -11,9 +12,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from smallvit.core.errors import ConfigError, UnknownNameError
+from smallvit.core.errors import ConfigError
 from smallvit.models.measure import build_on_meta, measure
-from smallvit.models.registry import ModelConfig, create_backbone, own_models
+from smallvit.models.registry import (
+    ModelConfig,
+    check_fit,
+    create_exported,
+    model_arguments,
+    own_models,
+    unknown_model,
+)
 
 MOST_LISTED = 200
 
@@ -41,27 +49,37 @@ def models_command(
     if json:
         print(json_format.dumps(rows, indent=2))  # noqa: T201
         return
-    title = f"images of {img_size} px, {num_classes} classes"
+    console = Console()
+    fitting = [row for row in rows if "error" not in row]
+    if fitting:
+        console.print(_table(fitting, f"images of {img_size} px, {num_classes} classes"))
+    for reason, names in _by_reason(row for row in rows if "error" in row).items():
+        line = f"not for {img_size} px: {', '.join(names)}: {reason}"
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _table(rows: list[dict[str, Any]], title: str) -> Table:
     table = Table("model", "parameters", "multiply-adds", "tokens", "width", title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        if "error" in row:
-            table.add_row(row["name"], "", "", "", "", style="dim")
-            continue
-        grid = row["grid"]
         table.add_row(
             row["name"],
             f"{row['parameters'] / 1e6:.3f} M",
             f"{row['macs'] / 1e6:,.1f} M",
-            f"{grid[0]} x {grid[1]}",
+            "{} x {}".format(*row["grid"]),
             str(row["embed_dim"]),
         )
-    console = Console()
-    console.print(table)
+    return table
+
+
+def _by_reason(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the names that are refused for each reason, which leaves the name out."""
+    refused: dict[str, list[str]] = {}
     for row in rows:
-        if "error" in row:
-            console.print(f"not at this size: {row['error']}", soft_wrap=True, highlight=False)
+        reason = re.sub(rf"^{re.escape(row['name'])}:? ", "", row["error"])
+        refused.setdefault(reason, []).append(row["name"])
+    return refused
 
 
 def _read_size(text: str) -> int | tuple[int, int]:
@@ -80,7 +98,7 @@ def _matching(pattern: str) -> list[str]:
     if pattern not in ("*", "**"):
         names += [name for name in timm.list_models(pattern) if name not in names]
     if not names:
-        raise UnknownNameError("model", pattern, [*own_models(), *timm.list_models()])
+        raise unknown_model(pattern)
     if len(names) > MOST_LISTED:
         raise ConfigError(
             f"{pattern!r} matches {len(names)} models, more than {MOST_LISTED}: narrow it down"
@@ -98,9 +116,15 @@ def _follow(names: list[str]) -> Any:
 def _row(name: str, size: int | tuple[int, int], num_classes: int) -> dict[str, Any]:
     try:
         config = ModelConfig(name=name)
-        backbone = build_on_meta(
-            lambda: create_backbone(config, num_classes=num_classes, image_size=size)
-        )
-        return {"name": name, **asdict(measure(backbone, size))}
+        architecture, arguments = model_arguments(config, num_classes=num_classes, image_size=size)
+        backbone = build_on_meta(lambda: create_exported(architecture, arguments))
+        try:
+            facts = measure(backbone, size)
+        except (AssertionError, IndexError, RuntimeError, ValueError):
+            check_fit(backbone, name, size)
+            raise
+        # Measuring found the grid: a second forward pass would take as long again.
+        check_fit(backbone, name, size, grid=facts.grid)
     except ConfigError as error:
         return {"name": name, "error": str(error)}
+    return {"name": name, **asdict(facts)}

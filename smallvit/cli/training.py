@@ -2,12 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
 from smallvit.core import places
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, open_run
+from smallvit.inference.export import exported_model
 from smallvit.run.recipe import Recipe, Stage, load_recipe
 from smallvit.run.stage import run_stage
 
@@ -43,7 +45,7 @@ def load_for(
     """Resolve the recipe of a command and say which one it is.
 
     A run that is resumed, or the run that stage 2 starts from, brings its own recipe where none
-    is named; from the latter only data and model count.
+    is named; from the latter only data and model count. An export brings its model.
     """
     settings = overrides(stage)
     if training.resume is not None:
@@ -54,7 +56,14 @@ def load_for(
             raise ConfigError(f"--resume {training.resume}: no run there")
         return load_recipe(str(own), settings)[0]
     if init is not None and init != "scratch" and which.recipe is None:
-        theirs = open_run(Path(init).expanduser()).recipe
+        start = Path(init).expanduser()
+        if (start / "config.json").is_file() and not (start / "result.json").is_file():
+            theirs: dict[str, Any] = {"model": exported_model(start)}
+        else:
+            theirs = open_run(start).recipe
+        named = settings.get("model", {}).get("name")
+        if named is not None and named != theirs["model"]["name"]:
+            theirs = {**theirs, "model": {}}  # its sizes are not for another model
         for section in ("model", "data"):
             settings[section] = {**theirs.get(section, {}), **_replacing(settings.get(section, {}))}
     recipe, name = load_recipe(which.recipe, settings)

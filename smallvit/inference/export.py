@@ -12,7 +12,7 @@ from timm.models._hub import save_for_hf
 
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.models.convert import adapt, position_grid
-from smallvit.models.registry import create_exported
+from smallvit.models.registry import create_exported, settings_from
 from smallvit.models.tokens import AbstractBackbone
 
 WEIGHTS = "model.safetensors"
@@ -40,8 +40,14 @@ def write_export(
         mean: Per-channel mean that inputs are normalised with.
         std: Per-channel standard deviation.
         card: Text of the README.
+
+    Raises:
+        DataError: If the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot create {folder}: {error.strerror}") from error
     names = {"label_names": list(class_names)} if arguments["num_classes"] else {}
     save_for_hf(
         backbone.model,
@@ -68,15 +74,40 @@ def read_export(folder: Path) -> AbstractBackbone:
         DataError: If files are missing or broken.
     """
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = _read_config(folder)
         weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+        backbone = create_exported(config["architecture"], config["model_args"])
+        backbone.model.load_state_dict(weights)
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         raise DataError(
             f"{folder} is no whole export ({type(error).__name__}): finish its run, or repeat it"
         ) from error
-    backbone = create_exported(config["architecture"], config["model_args"])
-    backbone.model.load_state_dict(weights)
     return backbone
+
+
+def exported_model(folder: Path) -> dict[str, Any]:
+    """Return the settings of ``ModelConfig`` that an export's network has.
+
+    What a setting does not cover stays as the name makes it; ``initialise_from`` tells where the
+    two differ.
+
+    Raises:
+        DataError: If the folder holds no export.
+    """
+    try:
+        config = _read_config(folder)
+        architecture, arguments = config["architecture"], config["model_args"]
+        if not isinstance(arguments, dict):
+            raise TypeError
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{folder} is no export ({type(error).__name__})") from error
+    return settings_from(architecture, arguments)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_text())
+    # A folder that timm wrote may name its classes alone.
+    return {"model_args": {"num_classes": config["num_classes"]}, **config}
 
 
 def initialise_from(
@@ -98,8 +129,9 @@ def initialise_from(
     Raises:
         ConfigError: If anything else differs, by name and shape.
     """
-    source = read_export(folder).model
-    config = json.loads((folder / "config.json").read_text())
+    exported = read_export(folder)
+    source = exported.model
+    config = _read_config(folder)
     try:
         weights, notes = adapt(
             source.state_dict(),
@@ -108,7 +140,12 @@ def initialise_from(
             same_classes=config.get("label_names") == list(class_names),
         )
     except ConfigError as error:
-        raise ConfigError(f"--init {folder}: {error}") from error
+        patch = max(exported.patch_size)
+        what = config["architecture"] + (f" with patches of {patch} px" if patch > 1 else "")
+        raise ConfigError(
+            f"--init {folder} holds a {what}: {error}: leave --model and its settings out to take "
+            "its own, set model.patch_size to its own, or start from scratch"
+        ) from error
     backbone.model.load_state_dict(weights, strict=False)
     return notes
 

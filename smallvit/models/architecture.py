@@ -64,17 +64,22 @@ def register_architecture(
     pools = any(p.name == "global_pool" or p.kind is p.VAR_KEYWORD for p in taken)
 
     def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        if "global_pool" in kwargs and not pools:
-            raise ConfigError(f"{name} has its pooling built in: leave global_pool out")
-        return build_model_with_cfg(
+        # timm passes on the pooling that an export notes.
+        pooling = None if pools else kwargs.pop("global_pool", None)
+        model = build_model_with_cfg(
             build,
             name,
             pretrained,
             feature_cfg={"out_indices": (-1,), "feature_cls": feature_cls},
-            # timm passes on the pooling that an export notes.
             kwargs_filter=None if pools else ("global_pool",),
             **{**defaults, **kwargs},
         )
+        built_in = getattr(model, "global_pool", pooling)
+        if pooling and pooling != built_in:
+            raise ConfigError(
+                f"{name} pools by {built_in}, not by {pooling}: leave global_pool out"
+            )
+        return model
 
     entry_point.__name__ = entry_point.__qualname__ = name
     entry_point.__doc__ = doc

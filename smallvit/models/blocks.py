@@ -1,20 +1,48 @@
-"""Transformer blocks of the architectures that timm lacks; each takes tokens and their grid.
+"""Parts of the architectures that timm lacks: attention by heads, MLPs, blocks and their start.
 
 Shapes in this file:
     B    images
     T    all tokens: class token, if any, then patch tokens
     N    patch tokens, row-major over the token grid (N = h * w)
     D    embed dim
+    n    attention heads
+    d    channels of a head
     h w  token grid
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers.attention import Attention
 from timm.layers.drop import DropPath
+from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
+
+
+def split_heads(x: Float[Tensor, "B T D"], num_heads: int) -> Float[Tensor, "B n T d"]:
+    """Give each head its share of the channels."""
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+def attend(
+    q: Float[Tensor, "B n T d"],
+    k: Float[Tensor, "B n T d"],
+    v: Float[Tensor, "B n T d"],
+    *,
+    scale: float,
+    fused: bool,
+) -> Float[Tensor, "B n T d"]:
+    """Return softmax attention, by torch's fused kernel or by plain matrix products."""
+    if fused:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return ((q * scale) @ k.mT).softmax(dim=-1) @ v
+
+
+def merge_heads(x: Float[Tensor, "B n T d"]) -> Float[Tensor, "B T n*d"]:
+    """Put the channels of all heads side by side again."""
+    return x.transpose(1, 2).flatten(2)
 
 
 class Mlp(nn.Module):
@@ -154,3 +182,14 @@ def check_heads(embed_dim: int, num_heads: int) -> None:
             f"num_heads ({num_heads}) must divide embed_dim ({embed_dim}); "
             f"{', '.join(map(str, fits))} would"
         )
+
+
+def init_linear(module: nn.Module) -> None:
+    """Start a linear layer, and leave any other module, as vision transformers do.
+
+    Weights are a truncated normal of standard deviation 0.02, biases 0; for ``nn.Module.apply``.
+    """
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

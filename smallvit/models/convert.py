@@ -26,9 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
 from smallvit.models.gani import gani_architecture
 from smallvit.models.lvvit import VARIANTS as LVVIT
-from smallvit.models.registry import create_exported
+from smallvit.models.registry import ALIASES, create_exported, unknown_model
 from smallvit.models.t2t_vit import OTHERS, SIZES
 from smallvit.models.tokens import AbstractBackbone
 
@@ -147,7 +147,8 @@ def read_checkpoint(path: Path) -> tuple[Weights, list[str]]:
         for each part of the file that was left out.
 
     Raises:
-        DataError: If the file is missing or broken, holds code, or holds no weights.
+        DataError: If the file is missing or broken, holds code, no weights, or weights that are
+            not finite.
     """
     try:
         if path.suffix == ".safetensors":
@@ -163,8 +164,15 @@ def read_checkpoint(path: Path) -> tuple[Weights, list[str]]:
         raise DataError(
             f"{path} is refused: it is no checkpoint or holds code{what}; save its state_dict alone"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
-        raise DataError(f"{path} cannot be read as weights ({type(error).__name__})") from error
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}): name a file of weights"
+        ) from error
+    except Exception as error:  # a broken pickle stream raises nearly anything
+        raise DataError(
+            f"{path} cannot be read as weights ({type(error).__name__}): it is cut short, or "
+            "no .pth, .pt or .safetensors file"
+        ) from error
     notes: list[str] = []
     while isinstance(content, Mapping) and not _is_weights(content):
         key = next((key for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
@@ -175,9 +183,14 @@ def read_checkpoint(path: Path) -> tuple[Weights, list[str]]:
             notes.append(f"read {key!r} of the file; left out {', '.join(others)}")
         content = content[key]
     if not (isinstance(content, Mapping) and content and _is_weights(content)):
-        holds = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content)
+        names = ", ".join(map(str, content)) if isinstance(content, Mapping) else ""
+        holds = names or ("nothing" if isinstance(content, Mapping) else type(content).__name__)
         raise DataError(f"{path} holds no weights under a name known for them; it holds {holds}")
-    return _unwrap(content), notes
+    weights = _unwrap(content)
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise DataError(f"{path} holds NaN or infinite values: {', '.join(broken)}")
+    return weights, notes
 
 
 def convert(weights: Weights, *, layout: str | None = None, model: str | None = None) -> Converted:
@@ -192,7 +205,7 @@ def convert(weights: Weights, *, layout: str | None = None, model: str | None = 
         The filled model, and notes on what was left out and supposed.
 
     Raises:
-        UnknownNameError: If ``layout`` is unknown.
+        UnknownNameError: If ``layout`` or ``model`` is unknown.
         ConfigError: If no layout fits, or names or shapes differ from the model's.
 
     Source:
@@ -200,13 +213,27 @@ def convert(weights: Weights, *, layout: str | None = None, model: str | None = 
         zihangJiang/TokenLabeling@9dbfd59, tlt/models/lvvit.py; yitu-opensource/T2T-ViT@0f63dc9,
         models; aanna0701/SPT_LSA_ViT@54bd796, models.
     """
+    model = ALIASES.get(model, model) if model is not None else None
+    if model is not None and not timm.is_model(model):
+        raise unknown_model(model)
     source = find_source(weights, layout)
-    renamed, notes = rename(weights, (*DROPPED, *source.rules))
     try:
+        renamed, notes = rename(weights, (*DROPPED, *source.rules))
         target = source.describe(renamed, model)
+        backbone = create_exported(target.name, target.arguments)
     except KeyError as error:
         raise ConfigError(f"the weights lack {error.args[0]}") from error
-    backbone = create_exported(target.name, target.arguments)
+    except (IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
+        raise ConfigError(
+            f"the weights have the names of layout {source.layout}, but not its shapes "
+            f"({' '.join(str(error).split())})"
+        ) from error
+    except ConfigError as error:
+        if model is None:
+            raise
+        raise ConfigError(
+            f"--model {model} is not what weights of layout {source.layout} are for: {error}"
+        ) from error
     wrong = mismatches(renamed, backbone.model.state_dict())
     if wrong:
         raise ConfigError(f"the weights do not fit {target.name}: {'; '.join(wrong)}")
@@ -280,7 +307,10 @@ def rename(weights: Weights, rules: Iterable[Rule]) -> tuple[Weights, list[str]]
 
 
 def mismatches(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """List each name that only one side has, and each of two shapes, with the shapes."""
+    """List each name that only one side has, and each of two shapes, with the shapes.
+
+    Names that differ by the number of a block alone are one line, with ``*`` for the number.
+    """
     wrong = [
         f"{name} {_shape(weights[name])} is not in the model" for name in weights.keys() - wanted
     ]
@@ -292,7 +322,15 @@ def mismatches(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> l
         for name, value in weights.items()
         if name in wanted and value.shape != wanted[name].shape
     ]
-    return sorted(wrong)
+    # What is wrong alike in many blocks is said once.
+    alike: dict[str, list[str]] = {}
+    for line in sorted(wrong):
+        name, _, rest = line.partition(" ")
+        alike.setdefault(f"{re.sub(r'[.][0-9]+[.]', '.*.', name)} {rest}", []).append(line)
+    return [
+        lines[0] if len(lines) == 1 else f"{line} ({len(lines)} times)"
+        for line, lines in alike.items()
+    ]
 
 
 def adapt(
@@ -423,8 +461,10 @@ def _no_warnings() -> Iterator[None]:
         yield
 
 
-def _is_weights(content: Mapping[str, Any]) -> bool:
-    return all(isinstance(value, Tensor) for value in content.values())
+def _is_weights(content: Mapping[Any, Any]) -> bool:
+    return all(isinstance(name, str) for name in content) and all(
+        isinstance(value, Tensor) for value in content.values()
+    )
 
 
 def _unwrap(weights: Mapping[str, Tensor]) -> Weights:

@@ -37,7 +37,8 @@ def initialise(backbone: AbstractBackbone, weight_init: WeightInit) -> None:
 
     ``trunc_normal`` leaves what the architecture does by itself: truncated normals of standard
     deviation 0.02 in every transformer here. The others set positions to sines and cosines of the
-    row and column, where they are learned, and draw from torch's global generator.
+    row and column, where they are learned, and draw from torch's global generator. Talking heads
+    start apart: the mixtures that they have by themselves would level what is set.
 
     Args:
         backbone: Freshly built.
@@ -78,6 +79,7 @@ def initialise(backbone: AbstractBackbone, weight_init: WeightInit) -> None:
             "does not have: use mimetic or trunc_normal"
         )
     for attention in attentions:
+        _part_heads(attention)
         if weight_init == "mimetic":
             _set_mimetic(attention)
         elif positions is not None:
@@ -121,6 +123,13 @@ def _set_positions(model: nn.Module) -> Float[Tensor, "N D"] | None:
     return positions[0, num_prefix:].detach()
 
 
+def _part_heads(attention: nn.Module) -> None:
+    """Let no head read another one's logits or weights, in timm's CaiT and in this package's."""
+    for name, parameter in attention.named_parameters():
+        if name in ("proj_l.weight", "proj_w.weight", "mix_logits", "mix_weights"):
+            nn.init.eye_(parameter)
+
+
 def _set_mimetic(attention: nn.Module) -> None:
     qkv, proj = attention.qkv, attention.proj
     assert isinstance(qkv, nn.Linear)
@@ -128,11 +137,12 @@ def _set_mimetic(attention: nn.Module) -> None:
     width, num_heads = qkv.in_features, int(attention.num_heads)  # pyright: ignore[reportArgumentType]
     head_dim = qkv.out_features // 3 // num_heads
     queries, keys, values = qkv.weight.chunk(3)
-    for head in range(num_heads):
-        left, right = _factors(width, *QUERY_KEY, rank=head_dim)
-        rows = slice(head * head_dim, (head + 1) * head_dim)
-        queries[rows], keys[rows] = left.mT, right
     # Heads that are wider than the tokens keep their remaining channels as they were.
+    rank = min(width, head_dim)
+    for head in range(num_heads):
+        left, right = _factors(width, *QUERY_KEY, rank=rank)
+        rows = slice(head * head_dim, head * head_dim + rank)
+        queries[rows], keys[rows] = left.mT, right
     rank = min(width, values.shape[0])
     left, right = _factors(width, *VALUE_PROJECTION, rank=rank)
     values[:rank], proj.weight[:, :rank] = left.mT, right.mT
@@ -164,7 +174,8 @@ def _set_impulse(
     sharpness = math.sqrt(IMPULSE_LOGIT * math.sqrt(head_dim) / 2)
     reach = IMPULSE_SIDE // 2
     for head in range(num_heads):
-        offset = torch.randint(-reach, reach + 1, (2,)).tolist()
+        # On the CPU: on the meta device, where models are counted, numbers have no value.
+        offset = torch.randint(-reach, reach + 1, (2,), device="cpu").tolist()
         rows = slice(head * head_dim, (head + 1) * head_dim)
         queries[rows] = sharpness * (solve @ _fourier(grid, head_dim, offset)).mT
         keys[rows] = sharpness * (solve @ _fourier(grid, head_dim, [0, 0])).mT

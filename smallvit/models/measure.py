@@ -1,7 +1,8 @@
 """Size and cost of a model, counted without computing anything."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -80,11 +81,9 @@ def measure(backbone: AbstractBackbone, image_size: int | tuple[int, int]) -> Mo
         image_size: Side, or height and width, in pixels.
     """
     height, width = sides(image_size)
-    # Frozen, because the counter's hooks refuse parameters that pass between modules as they are,
-    # like CaiT's class token.
-    twin = copy.deepcopy(backbone).to("meta").eval().requires_grad_(False)
     images = torch.empty(1, 3, height, width, device="meta")
-    with FlopCounterMode(display=False) as counter:
+    twin = backbone if _is_meta(backbone) else copy.deepcopy(backbone).to("meta")
+    with _still(twin), FlopCounterMode(display=False) as counter:
         tokens = twin(images)
         twin.logits(tokens)
     return ModelFacts(
@@ -93,3 +92,26 @@ def measure(backbone: AbstractBackbone, image_size: int | tuple[int, int]) -> Mo
         grid=tokens.grid,
         embed_dim=backbone.embed_dim,
     )
+
+
+def _is_meta(module: nn.Module) -> bool:
+    return all(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+
+
+@contextmanager
+def _still(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode and freeze it, and undo both.
+
+    Frozen, because the counter's hooks refuse parameters that pass between modules as they are,
+    like CaiT's class token.
+    """
+    training = {part: part.training for part in module.modules()}
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    module.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+        for parameter in trained:
+            parameter.requires_grad_()

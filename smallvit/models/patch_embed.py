@@ -10,6 +10,7 @@ Shapes in this file:
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import count
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,8 @@ from smallvit.models.architecture import sides
 
 # Pixels of a patch that nobody asked for: ImageNet's 16, at 224 px and above.
 LARGEST_CHOSEN = 16
+# Fewer patches leave nothing to attend to.
+LEAST_TOKENS = 5
 
 
 class LvvitStem(nn.Module):
@@ -167,33 +170,38 @@ def choose_patch(
         img_size: Side, or height and width, in pixels.
         patch_size: Pixels of a cell; ``None`` is the stem's choice.
         suits: Which patches the stem can make.
-        tokens: Cells along the shorter side that the choice leaves at least, where it can.
+        tokens: Cells along the shorter side that the choice leaves at least, where a patch does.
 
     Raises:
         ConfigError: If the stem can't make such patches, they don't divide the image, or they
             leave 4 tokens or fewer; the message says which would do.
     """
     height, width = sides(img_size)
-    shorter, common = min(height, width), math.gcd(height, width)
-    fits = [
-        p
-        for p in range(2, shorter + 1)
-        if common % p == 0 and suits(p) and (height // p) * (width // p) > 4
-    ]
+    fits = _fitting_patches(height, width, suits)
     if not fits:
+        side = next(n for n in count(max(height, width)) if _fitting_patches(n, n, suits))
         raise ConfigError(
-            f"no patch of this stem suits images of {height} x {width} px; even sides of 6 px or "
-            "more have one"
+            f"no patch of this stem suits images of {height} x {width} px; {side} x {side} px "
+            "would do"
         )
     if patch_size is None:
-        limit = min(LARGEST_CHOSEN, max(2, shorter // tokens))
-        return max(p for p in fits if p <= limit)
+        limit = min(LARGEST_CHOSEN, min(height, width) // tokens)
+        return max((p for p in fits if p <= limit), default=fits[0])
     if patch_size not in fits:
         raise ConfigError(
             f"patch_size ({patch_size}) does not suit this stem and images of {height} x {width} "
             f"px; {', '.join(map(str, fits))} would"
         )
     return patch_size
+
+
+def _fitting_patches(height: int, width: int, suits: Callable[[int], bool]) -> list[int]:
+    common = math.gcd(height, width)
+    return [
+        p
+        for p in range(2, common + 1)
+        if common % p == 0 and suits(p) and (height // p) * (width // p) >= LEAST_TOKENS
+    ]
 
 
 def _channels_last(x: Float[Tensor, "B c H W"]) -> Float[Tensor, "B c H W"]:

@@ -1,9 +1,10 @@
 """Building a model from its config, by timm's names and arguments."""
 
+import difflib
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from smallvit.models import architecture
 from smallvit.models.architecture import default_patch, sides
 from smallvit.models.attention import choose_attention
 from smallvit.models.cait import CaitBackbone
-from smallvit.models.convnext import convnext_architecture
+from smallvit.models.convnext import PATCH_SIZES, convnext_architecture
 from smallvit.models.gani import PRESETS, gani_architecture
 from smallvit.models.initialise import WeightInit, initialise
 from smallvit.models.resnet import ResNetBackbone, SmallResNet, stage_strides
@@ -32,6 +33,8 @@ from smallvit.models.vit import VitBackbone
 ALIASES = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
 SMALL_RESNETS = ("resnet8_small", "resnet14_small", "resnet20_small", "resnet56_small")
 CNNS = (*SMALL_RESNETS, "resnet18_small", "wrn_16_8", "wrn_28_10", "convnext_atto_small")
+# timm families whose networks are made for any image and take views of other sizes, where asked to.
+ANY_SIZE = ("vision_transformer_hybrid", "vitamin", "eva")
 # A transformer with fewer patch tokens has nothing to attend to.
 LEAST_TOKENS = 5
 
@@ -56,8 +59,9 @@ class ModelConfig:
 
     Attributes:
         name: One of those that ``smallvit models`` lists, or any timm model.
-        patch_size: Side of a patch in pixels; null is an eighth of the image's side, at least 2
-            and at most 16; half of that for Swin and CCT.
+        patch_size: Side of a patch in pixels. Null is the largest that divides the image, up to an
+            eighth of its side, 16 px at most and 2 px at least; for Swin and CCT half of that. A
+            timm model that is no ViT, DeiT, CaiT or Swin keeps its own.
         embed_dim: Width of a transformer, in its first stage.
         depth: Blocks of a transformer, or layers of a ResNet (8, 14, 20, ...).
         num_heads: Attention heads; they must divide the width.
@@ -84,19 +88,29 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.name not in own_models() and not timm.is_model(self.name):
-            raise UnknownNameError("model", self.name, [*own_models(), *timm.list_models()])
-        takes = settings_of(self.name)
-        for key, value in self.given().items():
-            if key not in takes:
-                raise ConfigError(
-                    f"model.{key} ({value}) is no setting of {self.name}: leave it out"
-                )
+            raise unknown_model(self.name)
+        # The command line gives settings before it gives the name, which is the default until then.
+        if self.name != type(self).name:
+            self.check_settings()
         if self.embed_dim and self.num_heads and self.embed_dim % self.num_heads:
             raise ConfigError(
                 f"model.num_heads ({self.num_heads}) must divide model.embed_dim ({self.embed_dim})"
             )
         if self.name in SMALL_RESNETS and self.depth is not None and (self.depth - 2) % 6:
             raise ConfigError(f"model.depth must be 8, 14, 20, ... for a ResNet, got {self.depth}")
+
+    def check_settings(self) -> None:
+        """Refuse a setting that the model does not have.
+
+        Raises:
+            ConfigError: Names the first one.
+        """
+        takes = settings_of(self.name)
+        for key, value in self.given().items():
+            if key not in takes:
+                raise ConfigError(
+                    f"model.{key} ({value}) is no setting of {self.name}: leave it out"
+                )
 
     def given(self) -> dict[str, Any]:
         """Return the settings of the architecture that are not null."""
@@ -109,10 +123,18 @@ def own_models() -> list[str]:
     return [*ALIASES, *sorted(architecture.NAMES, key=_natural)]
 
 
+def unknown_model(name: str) -> UnknownNameError:
+    """Return the error of a name that is no model: it lists the toolkit's, and timm's nearest."""
+    near = difflib.get_close_matches(name, timm.list_models(), n=1)
+    return UnknownNameError("model", name, {*own_models(), *near})
+
+
 def settings_of(name: str) -> frozenset[str]:
-    """Return the settings of ``ModelConfig`` that a model takes."""
+    """Return the settings of ``ModelConfig`` that a model takes, or may take if it is timm's."""
     if name in SETTINGS:
         return SETTINGS[name]
+    if timm.models.is_model_in_modules(name, ["swin_transformer", "swin_transformer_v2"]):
+        return WINDOWS
     return TRANSFORMER if name in own_models() else TRANSFORMER | {"window_size"}
 
 
@@ -129,6 +151,7 @@ def model_arguments(
     Raises:
         ConfigError: If the patch does not divide the image or leaves too few tokens.
     """
+    config.check_settings()
     given = config.given()
     size = image_size if isinstance(image_size, int) else sides(image_size)
     name = ALIASES.get(config.name, config.name)
@@ -149,6 +172,29 @@ def model_arguments(
     if "patch_size" in arguments and config.name not in CNNS:
         _check_patch(arguments["patch_size"], size)
     return name, arguments | {"num_classes": num_classes}
+
+
+def settings_from(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of ``ModelConfig`` nearest to timm's name and arguments of a model.
+
+    Args:
+        name: timm's name, as an export records it.
+        arguments: All arguments that build the model.
+    """
+    # Swin's depths, which no setting gives, tell the paper's network from timm's.
+    swin = PRESETS["gani_swin"]
+    if (name, [*arguments.get("depths", ())]) == (
+        swin.architecture,
+        [*swin.arguments["depths"]],
+    ):
+        name = "gani_swin"
+    if name == "convnext_atto" and arguments.get("head_norm_first"):
+        name = "convnext_atto_small"
+    takes = settings_of(name)
+    own = {key: value for key, value in arguments.items() if key in takes and value is not None}
+    if "strides" in arguments and "stride" in takes:
+        own["stride"] = math.prod(arguments["strides"])
+    return {"name": name, **own}
 
 
 def create_backbone(
@@ -182,20 +228,29 @@ def create_exported(name: str, arguments: dict[str, Any]) -> AbstractBackbone:
     except ConfigError:
         raise
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        unknown = re.search(r"unexpected keyword argument\D*?'(\w+)'", str(error))
         if unknown is not None and unknown[1] == "img_size":
             return create_exported(
                 name, {key: value for key, value in arguments.items() if key != "img_size"}
             )
-        what = (
-            f"{unknown[1]} is no setting of it: leave model.{unknown[1]} out"
-            if unknown is not None
-            else " ".join(str(error).split()) or type(error).__name__
-        )
+        if unknown is not None:
+            what = f"{unknown[1]} is no setting of it: leave model.{unknown[1]} out"
+        elif "divisible by num_heads" in str(error):
+            what = "num_heads must divide embed_dim: give both model.embed_dim and model.num_heads"
+        else:
+            given = ", ".join(f"{key} {value}" for key, value in arguments.items())
+            what = f"{' '.join(str(error).split()) or type(error).__name__} (from {given})"
         raise ConfigError(f"{name} cannot be built: {what}") from error
-    # A distilled DeiT is a VisionTransformer with a second classifier.
-    adapters = [] if hasattr(model, "head_dist") else ADAPTERS
-    adapter = next((adapter for kind, adapter in adapters if isinstance(model, kind)), TimmBackbone)
+    if type(model) is Cait:  # sl_cait has heads of a width of their own
+        first: Any = model.blocks[0]
+        _check_heads(model.embed_dim, first.attn.num_heads)
+    adapters = (adapter for kind, adapter in ADAPTERS if isinstance(model, kind))
+    adapter = next(adapters, TimmBackbone)
+    # A distilled DeiT has a second classifier; a ViT of one size gives patches without their grid.
+    if isinstance(model, VisionTransformer) and not (
+        model.dynamic_img_size and not hasattr(model, "head_dist")
+    ):
+        adapter = TimmBackbone
     backbone = adapter(model)
     choose_attention(backbone)
     return backbone
@@ -211,8 +266,20 @@ ADAPTERS: tuple[tuple[type, Any], ...] = (
 )
 
 
-def check_fit(backbone: AbstractBackbone, name: str, image_size: int | Sequence[int]) -> None:
+def check_fit(
+    backbone: AbstractBackbone,
+    name: str,
+    image_size: int | Sequence[int],
+    *,
+    grid: tuple[int, int] | None = None,
+) -> None:
     """Refuse a network that images of this size leave too little to attend to.
+
+    Args:
+        backbone: The network.
+        name: What to call it.
+        image_size: Side, or height and width, of the images, in pixels.
+        grid: Its token grid for them; ``None`` finds it by a forward pass.
 
     Raises:
         ConfigError: If a Swin stage is smaller than its window, or 4 tokens or fewer are left.
@@ -221,14 +288,14 @@ def check_fit(backbone: AbstractBackbone, name: str, image_size: int | Sequence[
     if isinstance(backbone, SwinBackbone):
         _check_windows(backbone, name, (height, width))
     try:
-        grid = backbone.grid(image_size)
+        grid = grid or backbone.grid(image_size)
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"{name} takes no images of {height} x {width} px: {' '.join(str(error).split())}"
+            f"{name} takes no images of {height} x {width} px ({' '.join(str(error).split())}): "
+            f"{_advice((height, width), name)}"
         ) from error
     if grid[0] * grid[1] < (2 if name in CNNS else LEAST_TOKENS):
-        advice = "take larger images (--data.image-size) or a model for small ones, such as "
-        advice += "resnet18_small or convnext_atto_small" if name not in own_models() else ""
+        advice = _advice((height, width), name)
         fits = _fitting_patches((height, width), backbone, grid)
         if fits:
             advice = f"model.patch_size {' or '.join(map(str, fits))} would leave more"
@@ -256,9 +323,10 @@ def _timm_arguments(name: str, config: ModelConfig, size: int | tuple[int, int])
     if timm.models.is_model_in_modules(name, ["swin_transformer"]):
         patch = config.patch_size or default_patch(size, tokens=16)
         return arguments | {"patch_size": patch, "dynamic_img_size": True}
-    # Views of other sizes, where the architecture can take them.
-    if timm.models.is_model_in_modules(name, ["eva"]):
+    if timm.models.is_model_in_modules(name, ANY_SIZE):
         arguments["dynamic_img_size"] = True
+    if timm.models.is_model_in_modules(name, ["levit"]):
+        arguments["distilled"] = False  # one classifier
     if timm.models.is_model_in_modules(name, ["swin_transformer_v2"]):
         arguments["strict_img_size"] = False
     return arguments
@@ -280,6 +348,16 @@ def _check_patch(patch_size: int, image_size: int | tuple[int, int]) -> None:
         )
 
 
+def _check_heads(embed_dim: int, num_heads: int) -> None:
+    """Refuse heads that do not divide the width; timm's CaiT finds out in its first forward."""
+    if embed_dim % num_heads:
+        fits = [str(n) for n in range(1, 17) if embed_dim % n == 0]
+        raise ConfigError(
+            f"model.num_heads ({num_heads}) must divide model.embed_dim ({embed_dim}); "
+            f"{', '.join(fits)} would"
+        )
+
+
 def _check_windows(backbone: SwinBackbone, name: str, size: tuple[int, int]) -> None:
     """Refuse a Swin one of whose stages is smaller than the window asked for."""
     layers: list[Any] = list(backbone.model.layers)
@@ -287,22 +365,51 @@ def _check_windows(backbone: SwinBackbone, name: str, size: tuple[int, int]) -> 
     window = max(max(block.window_size) for stage in layers for block in stage.blocks)
     stages = [stage.blocks[0].input_resolution for stage in layers]
     for number, stage in enumerate(stages, start=1):
-        if min(stage) >= window:
-            continue
-        shrunk = 2 ** (len(stages) - 1)
-        common = math.gcd(*size)
-        fits = [
-            f"model.patch_size {p}"
-            for p in range(1, max(backbone.patch_size))
-            if common % p == 0 and min(size) // p // shrunk >= window
-        ][-1:]
-        last = min(stages[-1])
-        fits += [f"model.window_size {last}"] if last > 2 else []
-        advice = " or ".join(fits) or f"images of {window * shrunk * max(backbone.patch_size)} px"
-        raise ConfigError(
-            f"{name}: stage {number} has {stage[0]} x {stage[1]} patches of images of {size[0]} x "
-            f"{size[1]} px, smaller than its window of {window}: {advice} would fit"
-        )
+        if min(stage) < window:
+            raise ConfigError(
+                f"{name}: stage {number} has {stage[0]} x {stage[1]} patches of images of "
+                f"{size[0]} x {size[1]} px, smaller than its window of {window}: "
+                f"{_fitting_windows(size, window, max(backbone.patch_size), stages)} would fit"
+            )
+
+
+def _fitting_windows(
+    size: tuple[int, int], window: int, patch: int, stages: list[tuple[int, int]]
+) -> str:
+    """Say which smaller patch, which smaller window, or which of both fit every stage of a Swin."""
+    common = math.gcd(*size)
+    # Patches are merged two by two, an odd row with nothing.
+    last = {
+        p: -(-(min(size) // p) // 2 ** (len(stages) - 1))
+        for p in range(1, patch + 1)
+        if common % p == 0
+    }
+    same_window = [p for p in last if p < patch and last[p] >= window]
+    # As wide as the first stage: a wider one was asked for, and would be too wide again.
+    shrunk = f" with model.window_size {window}" if window == min(stages[0]) else ""
+    fits = [f"model.patch_size {max(same_window)}{shrunk}"] if same_window else []
+    if 2 < last[patch] < window:
+        fits.append(f"model.window_size {last[patch]}")
+    both = [p for p in last if p < patch and 2 < last[p] < window]
+    if not fits and both:
+        fits = [f"model.patch_size {max(both)} with model.window_size {last[max(both)]}"]
+    larger = window * patch * 2 ** (len(stages) - 1)
+    return " or ".join(fits) or (
+        f"model.patch_size {patch}{shrunk} with --data.image-size {larger}"
+    )
+
+
+def _advice(size: tuple[int, int], name: str) -> str:
+    """Say what to take instead of a network that makes too little of images of a size."""
+    fits = [p for p in PATCH_SIZES if min(size) // p // 8 >= 2 and math.gcd(*size) % p == 0]
+    if name == "convnext_atto_small" and fits:
+        return f"model.patch_size {' or '.join(map(str, sorted(fits)))} would leave more"
+    if name in own_models():
+        return "take larger images (--data.image-size)"
+    return (
+        "take larger images (--data.image-size), a smaller model.patch_size if it has patches, or "
+        "a model for small ones, such as resnet18_small or convnext_atto_small"
+    )
 
 
 def _fitting_patches(

@@ -7,7 +7,6 @@ Shapes in this file:
     D    width of a token after it
     E    embed dim of the patches
     M    random features
-    S    heads
     c    colours
     H W  image in pixels
     h w  token grid
@@ -23,7 +22,7 @@ from timm.layers.config import use_fused_attn
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.blocks import Mlp
+from smallvit.models.blocks import Mlp, attend
 
 TokenLayer = Literal["performer", "transformer"]
 
@@ -257,21 +256,7 @@ def performer_attention(
         return q_features @ (k_features.mT @ v.float()) / (total + EPSILON)
 
 
-def attend(
-    q: Float[Tensor, "B S T D"],
-    k: Float[Tensor, "B S T D"],
-    v: Float[Tensor, "B S T D"],
-    *,
-    scale: float,
-    fused: bool,
-) -> Float[Tensor, "B S T D"]:
-    """Return softmax attention, by torch's fused kernel or by plain matrix products."""
-    if fused:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return ((q * scale) @ k.mT).softmax(dim=-1) @ v
-
-
 def _full_precision(device_type: str) -> AbstractContextManager[object]:
-    if not torch.amp.is_autocast_available(device_type):  # the meta device, for one
+    if device_type == "meta":  # has no autocast
         return nullcontext()
     return torch.autocast(device_type, enabled=False)

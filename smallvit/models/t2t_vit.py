@@ -4,8 +4,6 @@ Shapes in this file:
     B    images
     T    all tokens: class token, if any, then patch tokens
     D    embed dim
-    S    heads
-    d    channels of a head
 """
 
 from collections.abc import Sequence
@@ -19,18 +17,16 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.architecture import default_patch, register_architecture, sides
-from smallvit.models.blocks import Block, Mlp, check_heads
-from smallvit.models.t2t_module import SOFT_SPLITS, TokenLayer, TokensToToken, attend
+from smallvit.models.architecture import register_architecture, sides
+from smallvit.models.blocks import Block, Mlp, attend, check_heads, merge_heads, split_heads
+from smallvit.models.patch_embed import choose_patch
+from smallvit.models.t2t_module import SOFT_SPLITS, TokenLayer, TokensToToken
 from smallvit.models.transformer import Pool, SmallTransformer
 
 BlockKind = Literal["plain", "squeeze_excite", "ghost"]
 
 # The authors' blocks keep torch's default: models/transformer_block.py.
 NORM_EPS = 1e-5
-
-# What the splits of 16 px leave of 32 px images: nothing to attend to.
-MOST_REFUSED_TOKENS = 4
 
 
 class SqueezeExciteAttention(nn.Module):
@@ -57,9 +53,9 @@ class SqueezeExciteAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Attend, then weight the channels."""
-        q, k, v = (_split_heads(y, self.num_heads) for y in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = (split_heads(y, self.num_heads) for y in self.qkv(x).chunk(3, dim=-1))
         attended = attend(q, k, v, scale=self.scale, fused=self.fused_attn)
-        return self.se_layer(self.proj(_merge_heads(attended)))
+        return self.se_layer(self.proj(merge_heads(attended)))
 
 
 class SqueezeExcite(nn.Module):
@@ -119,10 +115,10 @@ class GhostAttention(nn.Module):
             (self.v(x), self.cheap_operation_v),
         )
         q, k, v = (
-            _split_heads(torch.cat([half, copy(half)], dim=-1), self.num_heads)
+            split_heads(torch.cat([half, copy(half)], dim=-1), self.num_heads)
             for half, copy in halves
         )
-        return self.proj(_merge_heads(attend(q, k, v, scale=self.scale, fused=self.fused_attn)))
+        return self.proj(merge_heads(attend(q, k, v, scale=self.scale, fused=self.fused_attn)))
 
 
 class GhostMlp(nn.Module):
@@ -299,7 +295,7 @@ def create_t2t_vit(
                 norm_eps=NORM_EPS,
             )
         )
-    patch_size = _choose_patch(img_size, patch_size)
+    patch_size = choose_patch(img_size, patch_size, SOFT_SPLITS.__contains__)
     return SmallTransformer(
         stem=TokensToToken(
             patch_size=patch_size,
@@ -394,7 +390,7 @@ def create_t2t_vit_dense(
             blocks.append(Transition(embed_dim=width))
             width //= 2
             widths.append(width)
-    patch_size = _choose_patch(img_size, patch_size)
+    patch_size = choose_patch(img_size, patch_size, SOFT_SPLITS.__contains__)
     model = SmallTransformer(
         stem=TokensToToken(
             patch_size=patch_size,
@@ -417,30 +413,6 @@ def create_t2t_vit_dense(
     for level, width in zip(model.feature_info, widths, strict=True):
         level["num_chs"] = width
     return model
-
-
-def _choose_patch(img_size: int | Sequence[int], patch_size: int | None) -> int:
-    height, width = sides(img_size)
-    fits = [
-        p
-        for p in SOFT_SPLITS
-        if height % p == width % p == 0 and height * width // p**2 > MOST_REFUSED_TOKENS
-    ]
-    if not fits:
-        raise ConfigError(
-            f"no soft splits suit images of {height} x {width} px; sides that are multiples of 4, "
-            "from 12 px, would do"
-        )
-    if patch_size is None:
-        limit = default_patch(img_size)
-        return max((p for p in fits if p <= limit), default=fits[0])
-    if patch_size not in fits:
-        raise ConfigError(
-            f"patch_size ({patch_size}) does not suit images of {height} x {width} px: of the "
-            f"patches that soft splits make, {', '.join(map(str, SOFT_SPLITS))} px, "
-            f"{', '.join(map(str, fits))} would"
-        )
-    return patch_size
 
 
 def _parts(
@@ -469,14 +441,6 @@ def _check_ghost(embed_dim: int, mlp_ratio: float) -> None:
             f"mlp_ratio ({mlp_ratio}) of a ghost block counts groups of channels; "
             f"{max(1, round(mlp_ratio))} would do"
         )
-
-
-def _split_heads(x: Float[Tensor, "B T D"], num_heads: int) -> Float[Tensor, "B S T d"]:
-    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
-
-
-def _merge_heads(x: Float[Tensor, "B S T d"]) -> Float[Tensor, "B T S*d"]:
-    return x.transpose(1, 2).flatten(2)
 
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -10,6 +10,7 @@ Shapes in this file:
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,7 +68,8 @@ class TimmBackbone(AbstractBackbone[Any]):
     model's own logits. Other sizes go through the model as they are, and it takes or refuses them.
 
     The model's own head brings patch tokens into the space that the classifier reads: it is shown
-    each of them as the features of an image that has no other.
+    each of them as the features of an image that has no other. Batch norms in the head then use
+    their running statistics, also in training, and leave them as they are: those are of images.
 
     Args:
         model: The timm model; it keeps its own class and parameter names.
@@ -85,7 +87,7 @@ class TimmBackbone(AbstractBackbone[Any]):
         classifier = self.model.get_classifier()
         if not isinstance(classifier, nn.Module):
             raise ConfigError(
-                f"{name} has more than one classifier: give distilled=False, or try vit_tiny"
+                f"{name} has more than one classifier: try deit_tiny_patch16_224 or vit_tiny"
             )
         if isinstance(classifier, nn.Conv2d):
             raise ConfigError(
@@ -97,6 +99,7 @@ class TimmBackbone(AbstractBackbone[Any]):
             with self._probing():
                 expected, features = self.model(images), self.model.forward_features(images)
                 self.layout = _find_layout(model, images, features)
+                self.head_norms = _find_batch_norms(self.model, features)
                 self.embed_dim = self.model.forward_head(features, pre_logits=True).shape[-1]
                 logits = self.logits(self(images))
         except (AssertionError, IndexError, RuntimeError, ValueError) as error:
@@ -132,14 +135,28 @@ class TimmBackbone(AbstractBackbone[Any]):
             grid = (channels_last.shape[1], channels_last.shape[2])
             cells = channels_last.flatten(0, 2)[:, None, None]  # (B * N, 1, 1, D)
             cells = cells if self.layout.axes == "NHWC" else cells.movedim(-1, 1)
-        patch = self.model.forward_head(cells, pre_logits=True)
+        patch = self._by_token(lambda x: self.model.forward_head(x, pre_logits=True), cells)
         return Tokens(patch=patch.unflatten(0, (cls.shape[0], -1)), cls=cls, grid=grid)
 
     def classify(self, pooled: Float[Tensor, "... D"]) -> Float[Tensor, "... C"]:
         """Apply the model's own classifier."""
+        if pooled.ndim == 2:
+            return self.model.get_classifier()(pooled)
         # Flat: LeViT's classifier opens with a batch norm, which takes (images, channels) only.
-        logits = self.model.get_classifier()(pooled.flatten(0, -2))
+        logits = self._by_token(self.model.get_classifier(), pooled.flatten(0, -2))
         return logits.unflatten(0, pooled.shape[:-1])
+
+    def _by_token(self, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Run a part of the head on patch tokens, its batch norms as in evaluation."""
+        norms = [self.model.get_submodule(name) for name in self.head_norms]
+        training = [norm.training for norm in norms]
+        try:
+            for norm in norms:
+                norm.training = False
+            return part(x)
+        finally:
+            for norm, was in zip(norms, training, strict=True):
+                norm.training = was
 
 
 def _noise(height: int, width: int, *, like: Tensor) -> Float[Tensor, "1 3 H W"]:
@@ -148,6 +165,20 @@ def _noise(height: int, width: int, *, like: Tensor) -> Float[Tensor, "1 3 H W"]
         return images
     # A generator of its own: building a model must not move the random numbers of a run.
     return images.normal_(generator=torch.Generator(like.device).manual_seed(0))
+
+
+def _find_batch_norms(model: Any, features: Any) -> list[str]:
+    """Name the batch norms of a model's head, the classifier included."""
+    found: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: found.append(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+    model.forward_head(features)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def _find_layout(model: Any, images: Float[Tensor, "1 3 H W"], features: Any) -> FeatureLayout:
@@ -175,5 +206,5 @@ def _find_layout(model: Any, images: Float[Tensor, "1 3 H W"], features: Any) ->
             return FeatureLayout(axes="NLC", num_prefix=num_prefix, img_size=size, grid_size=grid)
     raise ConfigError(
         f"{type(model).__name__} gives no grid of patch tokens (features {list(shape)} of "
-        f"{height} x {width} px): try swinv2_tiny_window8_256, cait_xxs24_224 or vit_tiny"
+        f"{height} x {width} px): try cait_xxs24_224 or vit_tiny"
     )

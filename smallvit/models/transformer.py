@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
 from smallvit.models.architecture import image_sides
+from smallvit.models.blocks import init_linear
 from smallvit.models.tokens import TOKEN_READOUT, AbstractBackbone, Tokens
 
 Pool = Literal["token", "avg", "sequence"]
@@ -115,13 +116,12 @@ class SmallTransformer(nn.Module):
         self.head = _classifier(self.num_features, num_classes)
         self.token_head = _classifier(self.num_features, num_classes) if token_head else None
 
-        self.apply(_init_weights)
+        self.apply(init_linear)
         if self.cls_token is not None:
             trunc_normal_(self.cls_token, std=0.02)
         if self.pos_embed is not None and positions == "learned":
             trunc_normal_(self.pos_embed, std=pos_std)
-        if isinstance(self.token_head, nn.Linear):
-            nn.init.zeros_(self.token_head.weight)
+        _silence(self.token_head)
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that no optimizer should decay."""
@@ -150,6 +150,7 @@ class SmallTransformer(nn.Module):
         self.head = _classifier(self.num_features, num_classes).to(like)
         if self.token_head is not None:
             self.token_head = _classifier(self.num_features, num_classes).to(like)
+            _silence(self.token_head)
 
     def embed(self, x: Float[Tensor, "B c H W"]) -> Float[Tensor, "B h w E"]:
         """Run the stem.
@@ -293,8 +294,8 @@ class TransformerBackbone(AbstractBackbone[SmallTransformer]):
 
     @property
     def token_head(self) -> nn.Module | None:
-        """The model's own classifier of patch tokens."""
-        return self.model.token_head
+        """The model's own classifier of patch tokens; none without classes."""
+        return self.model.token_head if self.model.num_classes else None
 
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w E"]:
         """Embed the patches, before any position or class token is added."""
@@ -336,12 +337,10 @@ def _classifier(num_features: int, num_classes: int) -> nn.Module:
     if not num_classes:
         return nn.Identity()
     head = nn.Linear(num_features, num_classes)
-    _init_weights(head)
+    init_linear(head)
     return head
 
 
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def _silence(token_head: nn.Module | None) -> None:
+    if isinstance(token_head, nn.Linear):
+        nn.init.zeros_(token_head.weight)

@@ -32,7 +32,8 @@ class VitBackbone(AbstractBackbone[VisionTransformer]):
         super().__init__()
         self.model = model
         self.embed_dim = model.embed_dim
-        self.patch_size = model.patch_embed.patch_size
+        # Of a hybrid, the patch of its convolutions' feature map, in pixels.
+        self.patch_size = model.patch_embed.feat_ratio(as_scalar=False)
 
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """Embed the patches, before any position or class token is added."""

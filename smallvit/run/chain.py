@@ -13,7 +13,15 @@ from smallvit.data.loader import Dataset
 from smallvit.models.registry import ModelConfig
 from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.label import SCORE_MAPS, run_label
-from smallvit.run.recipe import Arm, Recipe, Stage, differences, stage_values, with_values
+from smallvit.run.recipe import (
+    Arm,
+    Recipe,
+    Stage,
+    differences,
+    run_values,
+    stage_values,
+    with_values,
+)
 from smallvit.run.stage import run_stage
 
 logger = logging.getLogger("smallvit")
@@ -114,7 +122,8 @@ def newest_run(
         if env["dataset"]["fingerprint"] == dataset.fingerprint and all(
             env["split_hashes"][split] == dataset.split_hashes[split] for split in same
         ):
-            changed = differences(run.recipe.get("model"), to_plain(model)) if model else ()
+            theirs = run_values(run, stage).get("model") if model else None
+            changed = differences(theirs, to_plain(model)) if model else ()
             if changed:
                 logger.info("passing over %s: model.%s", run.path, "; model.".join(changed))
             else:
@@ -148,7 +157,7 @@ def _finished(recipe: Recipe, stage: Stage, folder: Path) -> Run | None:
     run = Run(folder)
     if not run.completed:
         return None
-    changed = differences(run.recipe, stage_values(recipe, stage))
+    changed = differences(run_values(run, stage), stage_values(recipe, stage))
     if changed:
         raise ConfigError(
             f"{folder} was made with other settings ({'; '.join(changed[:5])}): choose another "

@@ -11,6 +11,7 @@ import smallvit
 from smallvit.core import places
 from smallvit.core.config import Layer, Range, find_errors, merge, resolve, to_plain
 from smallvit.core.errors import ConfigError, suggest
+from smallvit.core.run_folder import Run
 from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import DataConfig
 from smallvit.data.registry import DATASETS
@@ -237,10 +238,25 @@ def load_recipe(
         # Naming data replaces the recipe's, whichever way it was named, and what is said of it.
         data = {key: value for key, value in data.items() if key not in OF_NAMED_DATA}
         layer = Layer(source=layer.source, values={**layer.values, "data": data})
+    layer = Layer(source=layer.source, values=_for_named_model(layer.values, overrides))
     label = str(path)
     if _is_shipped(path):
         label = path.resolve().relative_to(recipes_root().resolve()).with_suffix("").as_posix()
     return resolve(Recipe, [layer, over]), label
+
+
+def _for_named_model(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the sizes of a recipe's models where another model is named: they are not for it."""
+    kept = dict(values)
+    ours, theirs = kept.get("model"), overrides.get("model")
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        name = theirs.get("name")
+        if name is not None and name != ours.get("name"):
+            kept["model"] = {"name": name}
+    ours, theirs = kept.get("teacher"), overrides.get("teacher")
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        kept["teacher"] = _for_named_model(ours, theirs)
+    return kept
 
 
 def stage_values(recipe: Recipe, stage: Stage) -> dict[str, Any]:
@@ -248,6 +264,16 @@ def stage_values(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     keys = [key for key in SHARED if not (key == "model" and stage in ("teacher", "label"))]
     plain = {key: to_plain(getattr(recipe, key)) for key in keys}
     return {**plain, stage: to_plain(getattr(recipe, stage))}
+
+
+def run_values(run: Run, stage: Stage) -> dict[str, Any]:
+    """Return a run's settings; keys that its version did not know have their defaults.
+
+    Raises:
+        ConfigError: If its recipe.yaml is not one that this version reads.
+    """
+    layer = Layer(source=str(run.path / "recipe.yaml"), values=run.recipe)
+    return stage_values(resolve(Recipe, [layer]), stage)
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:

@@ -40,7 +40,7 @@ from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretrain.dino import DinoObjective
 from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.provenance import join_extra_data, other_data
-from smallvit.run.recipe import Recipe, Stage, differences, stage_values
+from smallvit.run.recipe import Recipe, Stage, differences, run_values, stage_values
 from smallvit.teachers.score_maps import open_score_maps
 
 logger = logging.getLogger("smallvit")
@@ -110,8 +110,10 @@ def run_stage(
     """
     if resume is not None and (overwrite or out not in (None, resume)):
         raise ConfigError("--resume goes on in its own folder: leave --out and --overwrite out")
+    values = stage_values(recipe, stage)
     if resume is not None:
-        _refuse_changes(recipe, stage, resume)
+        # As the run has them: an older version wrote no keys that it did not know.
+        values = _refuse_changes(values, stage, resume)
     runtime = open_runtime(recipe.runtime)
     dataset = load_dataset(recipe.data).to(runtime.device)
     prepared = _prepare(recipe, stage, dataset, runtime)
@@ -126,7 +128,7 @@ def run_stage(
         runtime=runtime,
         select_on=prepared.select_on,
         identity={
-            "settings": json.dumps(stage_values(recipe, stage)),
+            "settings": json.dumps(values),
             "fingerprint": dataset.fingerprint,
             "splits": json.dumps(dataset.split_hashes),
         },
@@ -140,7 +142,8 @@ def run_stage(
     if resume is None:
         create_folder(folder, overwrite=overwrite)
         (folder / "checkpoints").mkdir()
-    write_recipe(folder / "recipe.yaml", stage_values(recipe, stage))
+    if resume is None:
+        write_recipe(folder / "recipe.yaml", values)
     write_json(folder / "env.json", describe_environment(dataset, runtime, argv, prepared.facts))
     logger.info("%s of %s -> %s", stage, dataset.name, folder)
     with recorded(folder, _facts(recipe, stage, dataset, prepared), resume is not None) as record:
@@ -225,7 +228,8 @@ def recorded(folder: Path, facts: dict[str, Any], resumed: bool) -> Iterator[dic
         write_json(path, {**base, **record, "status": status})
 
 
-def _refuse_changes(recipe: Recipe, stage: Stage, folder: Path) -> None:
+def _refuse_changes(values: dict[str, Any], stage: Stage, folder: Path) -> dict[str, Any]:
+    """Return the settings of the run to continue; refuse other ones."""
     if not (folder / "recipe.yaml").is_file() or not (folder / "result.json").is_file():
         raise ConfigError(f"--resume {folder}: no run there")
     run = Run(folder)
@@ -233,12 +237,13 @@ def _refuse_changes(recipe: Recipe, stage: Stage, folder: Path) -> None:
         raise ConfigError(f"--resume {folder}: that run is complete; start a new one with --init")
     if run.result["stage"] != stage:
         raise ConfigError(f"--resume {folder}: that is a {run.result['stage']} run, not {stage}")
-    changed = differences(run.recipe, stage_values(recipe, stage))
+    changed = differences(run_values(run, stage), values)
     if changed:
         raise ConfigError(
             f"--resume {folder} continues the same run, but these settings differ: "
             f"{'; '.join(changed[:5])}: leave them out, or start a new run with --init"
         )
+    return run.recipe
 
 
 def _prepare(recipe: Recipe, stage: Stage, dataset: Dataset, runtime: Runtime) -> Prepared:

@@ -88,12 +88,18 @@ class Code:
 
 def test_code_missing_files_and_unknown_layouts_end_with_one_line(checkpoint, tmp_path, capsys):
     torch.save({"state_dict": {}, "code": Code()}, tmp_path / "code.pth")
+    text = tmp_path / "text.pth"
+    text.write_text("hello")  # torch's unpickler raises a KeyError
     out = ["--out", str(tmp_path / "export")]
     cases = [
         (["convert", str(tmp_path / "code.pth"), *out], 3, "getpid"),
-        (["convert", str(tmp_path / "none.pth"), *out], 3, "FileNotFoundError"),
+        (["convert", str(tmp_path / "none.pth"), *out], 3, "No such file"),
+        (["convert", str(tmp_path), *out], 3, "name a file of weights"),
+        (["convert", str(text), *out], 3, "cut short, or no .pth"),
+        (["convert", str(checkpoint), "--out", str(text / "export")], 3, "cannot create"),
         (["convert", str(checkpoint), *out, "--layout", "tl"], 2, "known: gani, lvvit, spt, t2t"),
-        (["convert", str(checkpoint), *out, "--model", "vit_tny"], 2, "vit_tny"),
+        (["convert", str(checkpoint), *out, "--model", "vit_tny"], 2, "did you mean 'vit_tiny'"),
+        (["convert", str(checkpoint), *out, "--model", "resnet18"], 2, "--model resnet18 is not"),
     ]
     for arguments, code, message in cases:
         assert main(arguments) == code
@@ -115,3 +121,12 @@ def test_an_existing_folder_is_replaced_only_if_it_is_an_export(checkpoint, tmp_
     (stranger / "mother.txt").write_text("dear")
     assert main([*words[:-1], str(stranger), "--overwrite"]) == 2
     assert [path.name for path in stranger.iterdir()] == ["mother.txt"]
+
+
+def test_the_export_of_a_run_is_left_alone(checkpoint, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["convert", str(checkpoint), "--out", str(run / "export")]) == 0
+    (run / "result.json").write_text("{}")
+    words = ["convert", str(checkpoint), "--out", str(run / "export"), "--overwrite"]
+    assert main(words) == 2
+    assert "exists and is not empty: name another --out" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from smallvit.cli.app import main
 
@@ -157,6 +158,23 @@ def test_an_exported_folder_is_a_start_of_unknown_origin(tiny, tmp_path, capsys)
     result = json.loads((again / "result.json").read_text())
     assert result["init"] == "weights"
     assert result["extra_data"] == "unknown (weights of export)"
+
+
+def test_an_export_brings_its_model_where_no_recipe_is_named(tiny, tmp_path):
+    run, again = tmp_path / "pretrain", tmp_path / "again"
+    assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
+    start = ["finetune", "--dataset", "digits", "--init", str(run / "export"), "--epochs", "0.1"]
+    assert main([*start, "--out", str(again)]) == 0
+    model = yaml.safe_load((again / "recipe.yaml").read_text())["model"]
+    assert (model["embed_dim"], model["depth"], model["patch_size"]) == (16, 2, 2)
+
+
+def test_another_model_than_the_starts_does_not_get_its_sizes(tiny, tmp_path, capsys):
+    run = tmp_path / "pretrain"
+    assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
+    start = ["finetune", "--init", str(run), "--model", "resnet8_small", "--epochs", "0.1"]
+    assert main(start) == 2
+    assert "no setting of resnet8_small" not in capsys.readouterr().err
 
 
 def test_a_start_that_saw_the_test_images_is_refused(tiny, tmp_path, capsys):

@@ -22,6 +22,7 @@ from smallvit.models.convert import (
     adapt,
     convert,
     find_source,
+    mismatches,
     position_grid,
     read_checkpoint,
     rename,
@@ -717,9 +718,21 @@ def test_files_without_weights_are_named(tmp_path):
     torch.save({"epoch": 3, "weights": {}}, tmp_path / "empty.pth")
     with pytest.raises(DataError, match="it holds epoch, weights"):
         read_checkpoint(tmp_path / "empty.pth")
+    for empty in ({}, {3: torch.zeros(2)}, [torch.zeros(2)]):
+        torch.save(empty, tmp_path / "odd.pth")
+        with pytest.raises(DataError, match=r"holds no weights .*; it holds (nothing|3|list)$"):
+            read_checkpoint(tmp_path / "odd.pth")
     (tmp_path / "text.safetensors").write_text("no")
     with pytest.raises(DataError, match=r"text\.safetensors cannot be read"):
         read_checkpoint(tmp_path / "text.safetensors")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    weights = draw(gani_vit())
+    weights["norm.bias"][3] = math.nan
+    torch.save(weights, tmp_path / "diverged.pth")
+    with pytest.raises(DataError, match=r"NaN or infinite values: norm\.bias$"):
+        read_checkpoint(tmp_path / "diverged.pth")
 
 
 # -- What does not fit
@@ -736,6 +749,22 @@ def test_each_mismatch_is_listed_with_its_shapes():
     assert "blocks.1.mlp.fc1.weight is (40, 24), needed (48, 24)" in message
     assert "extra.weight (2,) is not in the model" in message
     assert "norm.bias (24,) is not in the weights" in message
+
+
+def test_what_is_wrong_alike_in_every_block_is_one_line():
+    weights = draw(gani_vit(depth=2))
+    wanted = {name: value for name, value in weights.items() if not name.endswith("fc1.bias")}
+    wanted["blocks.0.norm1.bias"] = torch.zeros(3)
+    assert mismatches(weights, wanted) == [
+        "blocks.*.mlp.fc1.bias (48,) is not in the model (2 times)",
+        "blocks.0.norm1.bias is (24,), needed (3,)",
+    ]
+
+
+@pytest.mark.parametrize("name", ["pos_embed", "cls_token", "patch_embed.proj.weight"])
+def test_names_that_fit_with_shapes_that_do_not_are_refused(name):
+    with pytest.raises(ConfigError):
+        convert(draw(gani_vit()) | {name: torch.zeros(10)})
 
 
 def test_layouts_that_are_unknown_or_do_not_fit_are_named():

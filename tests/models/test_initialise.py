@@ -99,3 +99,35 @@ def test_a_cnn_has_nothing_to_set():
 def test_other_transformers_take_them_too(name, weight_init):
     tokens = build(weight_init, name, depth=1)(torch.randn(2, 3, 32, 32))
     assert tokens.patch.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "mixtures"),
+    [
+        ("gani_cait", ("proj_l.weight", "proj_w.weight")),
+        ("sl_cait", ("mix_logits", "mix_weights")),
+    ],
+)
+@pytest.mark.parametrize("weight_init", ["mimetic", "impulse"])
+def test_talking_heads_start_apart(weight_init, name, mixtures):
+    """At 0.02, their usual size, a mixture of the logits would level whatever was set."""
+    attention = build(weight_init, name, depth=1).model.blocks[0].attn
+    for mixture in mixtures:
+        assert torch.equal(attention.get_parameter(mixture), torch.eye(4))
+
+
+def test_mimetic_fills_heads_wider_than_the_tokens_as_far_as_it_goes():
+    """Closed form of one head of 64 channels over 16: no rank is lost."""
+    torch.manual_seed(0)
+    attention = build("mimetic", "sl_cait", embed_dim=16, depth=1, num_heads=4).model.blocks[0].attn
+    queries, keys, _ = (part[:64] for part in attention.qkv.weight.chunk(3))
+    assert torch.linalg.matrix_rank(queries[:16].T @ keys[:16]) == 16
+    assert (queries.T @ keys).diagonal().mean().item() == pytest.approx(0.7, abs=0.2)
+    assert queries[16:].std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("weight_init", ["mimetic", "impulse"])
+def test_models_without_values_can_be_counted(weight_init):
+    with torch.device("meta"):
+        model = build(weight_init, depth=1).model
+    assert all(parameter.is_meta for parameter in model.parameters())

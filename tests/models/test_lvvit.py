@@ -101,6 +101,24 @@ def test_token_head_can_be_left_out():
     torch.testing.assert_close(model(images), model.head(model.forward_features(images)[:, 0]))
 
 
+def test_without_classes_the_pooled_token_is_what_is_left():
+    model, images = tiny(num_classes=0).eval(), torch.randn(2, 3, 16, 16)
+    backbone = TransformerBackbone(model)
+    tokens = backbone(images)
+    torch.testing.assert_close(backbone.logits(tokens), model(images))
+    torch.testing.assert_close(backbone.logits(tokens), tokens.cls)
+
+
+def test_a_new_token_head_is_silent_like_the_first():
+    model = tiny()
+    assert not model.token_head.weight.any()
+    torch.nn.init.normal_(model.token_head.weight)
+    model.reset_classifier(7)
+    assert model.token_head.weight.shape == (7, 16)
+    assert not model.token_head.weight.any()
+    assert model.head.weight.any()
+
+
 def test_a_patch_may_be_any_even_divisor():
     assert tiny(img_size=(24, 36), patch_size=6).grid_size == (4, 6)
     with pytest.raises(ConfigError, match=r"patch_size \(3\) .* 24 x 36 px; 2, 4, 6, 12 would"):

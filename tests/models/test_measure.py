@@ -125,3 +125,16 @@ def test_building_on_meta_takes_neither_memory_nor_random_numbers():
     assert all(parameter.is_meta for parameter in backbone.parameters())
     assert torch.equal(torch.rand(1), expected)
     assert torch.empty(1).device.type == "cpu"
+
+
+def test_measuring_on_the_meta_device_needs_no_copy_and_leaves_no_trace():
+    backbone = vit()
+    backbone.model.blocks[0].eval()
+    backbone.model.cls_token.requires_grad = False
+    first = measure(backbone, 32)
+    assert measure(backbone, 32) == first
+    assert backbone.training
+    assert backbone.model.blocks[1].training
+    assert not backbone.model.blocks[0].training
+    trained = [name for name, p in backbone.model.named_parameters() if not p.requires_grad]
+    assert trained == ["cls_token"]

@@ -138,5 +138,5 @@ def test_a_patch_that_does_not_suit_is_refused_with_those_that_do(patch_size, wh
 
 
 def test_an_image_without_a_patch_is_refused():
-    with pytest.raises(ConfigError, match="images of 33 x 32 px; even sides of 6 px or more"):
+    with pytest.raises(ConfigError, match="images of 33 x 32 px; 34 x 34 px would do"):
         choose_patch((33, 32), None, is_even)

@@ -1,13 +1,18 @@
+import re
+import warnings
+
 import pytest
 import torch
 
 from smallvit.core.errors import ConfigError, UnknownNameError
+from smallvit.models.measure import build_on_meta
 from smallvit.models.registry import (
     ModelConfig,
     create_backbone,
     create_exported,
     model_arguments,
     own_models,
+    settings_from,
 )
 
 
@@ -39,6 +44,13 @@ def test_our_names_come_first_and_sort_by_number():
     assert names.index("t2t_vit_7") < names.index("t2t_vit_10")
 
 
+def test_unknown_model_is_answered_with_the_toolkits_own_and_timms_nearest():
+    with pytest.raises(
+        UnknownNameError, match=r"did you mean 'resnet1\w*'.*known: cct_7_3x1, conv"
+    ):
+        ModelConfig(name="resnet19")
+
+
 def test_unknown_model_is_answered_with_the_nearest():
     with pytest.raises(
         UnknownNameError, match="unknown model 'vit_tinny'; did you mean 'vit_tiny'"
@@ -68,6 +80,94 @@ def test_swin_stage_smaller_than_its_window_is_refused():
         create_backbone(config, num_classes=5, image_size=16)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "patch_size", "window_size"),
+    [
+        ("gani_swin", 16, 2, 4),
+        ("gani_swin", 16, 4, 7),  # the first stage is smaller as well
+        ("gani_swin", 32, 2, 8),
+        ("gani_swin", (48, 64), 4, 8),
+        ("swin_tiny_patch4_window7_224", 32, 2, 7),
+        ("swin_tiny_patch4_window7_224", 16, 2, 7),
+        ("swin_tiny_patch4_window7_224", 112, 4, 7),
+    ],
+)
+def test_what_is_said_to_fit_a_swin_does(name, size, patch_size, window_size):
+    given = {"name": name, "patch_size": patch_size, "window_size": window_size}
+
+    def build(image_size, **settings):
+        config = ModelConfig(**{**given, **settings})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="patches of")
+            build_on_meta(lambda: create_backbone(config, num_classes=5, image_size=image_size))
+
+    with pytest.raises(ConfigError, match="smaller than its window") as error:
+        build(size)
+    advice = re.search(r"window of \d+: (.*) would fit$", str(error.value))
+    assert advice is not None
+    for option in advice[1].split(" or "):
+        said = {key: int(value) for key, value in re.findall(r"(\w+)[ ](\d+)", option)}
+        larger = re.search(r"--data.image-size (\d+)", option)
+        said.pop("size", None)  # of the image
+        build(int(larger[1]) if larger else size, **said)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vitamin_small_224"])
+def test_a_hybrid_keeps_its_grid(name):
+    backbone = build_on_meta(
+        lambda: create_backbone(ModelConfig(name=name), num_classes=5, image_size=(256, 512))
+    )
+    cell = backbone.patch_size[0]
+    assert backbone.grid((256, 512)) == (256 // cell, 512 // cell)
+
+
+def test_a_levit_is_made_with_one_classifier():
+    config = ModelConfig(name="levit_128s")
+    backbone = build_on_meta(lambda: create_backbone(config, num_classes=5, image_size=192))
+    assert backbone.grid(192) == (3, 3)
+
+
+def test_a_vit_without_dynamic_sizes_has_tokens_all_the_same():
+    backbone = create_exported("test_vit", {"img_size": 32, "patch_size": 8, "num_classes": 3})
+    assert backbone.grid(32) == (4, 4)
+    plain = {"img_size": 32, "patch_size": 8, "depth": 1, "dynamic_img_size": False}
+    backbone = create_exported("vit_tiny_patch16_224", plain)
+    assert backbone.grid(32) == (4, 4)
+
+
+def test_a_convnext_for_small_images_says_which_patch_leaves_more():
+    for patch_size in (5, 16):
+        config = ModelConfig(name="convnext_atto_small", patch_size=patch_size)
+        with pytest.raises(ConfigError, match=r": model.patch_size 1 would leave more"):
+            create_backbone(config, num_classes=5, image_size=32)
+    config = ModelConfig(name="convnext_atto_small")
+    with pytest.raises(ConfigError, match=r"1 x 1 tokens of 8 x 8 px: take larger images"):
+        create_backbone(config, num_classes=5, image_size=8)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ModelConfig(embed_dim=24, depth=1, num_heads=2, patch_size=2),
+        ModelConfig(name="gani_cait", depth=1),
+        ModelConfig(name="gani_swin", embed_dim=24, window_size=2),
+        ModelConfig(name="resnet18_small", width=8, stride=2),
+        ModelConfig(name="t2t_vit_7", embed_dim=24, depth=1, num_heads=2),
+        ModelConfig(name="convnext_atto_small"),
+    ],
+    ids=lambda config: config.name,
+)
+def test_settings_are_found_again_in_what_an_export_records(config):
+    name, arguments = model_arguments(config, num_classes=5, image_size=32)
+    again = ModelConfig(**settings_from(name, arguments))
+    first, second = (
+        build_on_meta(lambda c=c: create_backbone(c, num_classes=5, image_size=32)).model
+        for c in (config, again)
+    )
+    shapes = [{k: v.shape for k, v in model.state_dict().items()} for model in (first, second)]
+    assert shapes[0] == shapes[1]
+
+
 def test_original_tokens_to_token_is_refused_at_32_px():
     config = ModelConfig(name="t2t_vit_7", patch_size=16, embed_dim=16, depth=1, num_heads=2)
     with pytest.raises(ConfigError, match=r"must divide images of 32 x 32 px .*; 1, 2, 4, 8 would"):
@@ -86,7 +186,10 @@ def test_heads_must_divide_the_width():
 
 def test_heads_of_the_architecture_must_divide_a_given_width():
     config = ModelConfig(embed_dim=16, depth=1)  # vit_tiny has 3 heads
-    with pytest.raises(ConfigError, match="cannot be built"):
+    with pytest.raises(ConfigError, match=r"give both model.embed_dim and model.num_heads"):
+        create_backbone(config, num_classes=5, image_size=16)
+    config = ModelConfig(name="gani_cait", depth=1, num_heads=5)
+    with pytest.raises(ConfigError, match=r"num_heads \(5\) must divide .* \(192\); 1, 2, 3, 4, 6"):
         create_backbone(config, num_classes=5, image_size=16)
 
 
@@ -107,8 +210,23 @@ def test_vit_settings_are_refused_on_a_cnn(setting):
 
 @pytest.mark.parametrize("setting", [{"width": 8}, {"stride": 2}])
 def test_cnn_settings_are_refused_on_a_vit(setting):
-    with pytest.raises(ConfigError, match=f"model.{next(iter(setting))} .* no setting of vit_tiny"):
-        ModelConfig(**setting)
+    with pytest.raises(ConfigError, match=f"model.{next(iter(setting))} .* no setting of gani_vit"):
+        ModelConfig(name="gani_vit", **setting)
+
+
+def test_settings_may_come_before_the_name_but_are_checked_before_anything_is_built():
+    """The command line makes a config of what was given, and puts the name to it later."""
+    assert ModelConfig(window_size=2).window_size == 2
+    with pytest.raises(ConfigError, match=r"model.window_size \(2\) is no setting of vit_tiny"):
+        create_backbone(ModelConfig(window_size=2), num_classes=5, image_size=32)
+
+
+@pytest.mark.parametrize("setting", [{"num_heads": 2}, {"depth": 4}])
+def test_stages_of_a_swin_are_not_one_number(setting):
+    with pytest.raises(
+        ConfigError, match=f"model.{next(iter(setting))} .* no setting of swin_tiny"
+    ):
+        ModelConfig(name="swin_tiny_patch4_window7_224", **setting)
 
 
 def test_setting_that_timm_does_not_know_is_named():

@@ -133,13 +133,14 @@ def test_checkpointing_computes_blocks_twice_and_leaves_gradients_as_they_are():
 
 
 def test_compiles_into_one_graph_at_every_size(without_shape_checks):
-    backbone = small_swin()
+    backbone = small_swin(depths=(1, 2), num_heads=(1, 2))
     compiled = torch.compile(backbone, fullgraph=True, backend="eager")
-    for size in ((32, 32), (16, 16), (24, 40)):
+    for size in ((32, 32), (24, 40)):
         torch.testing.assert_close(compiled(images(*size)).patch, backbone(images(*size)).patch)
 
 
 def test_other_pooling_is_refused():
-    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=32, global_pool="max")
+    with torch.device("meta"):
+        model = timm.create_model("swin_tiny_patch4_window7_224", img_size=32, global_pool="max")
     with pytest.raises(ConfigError, match=r"global_pool \('max'\) of a Swin must be 'avg'"):
         SwinBackbone(model)

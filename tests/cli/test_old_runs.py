@@ -1,0 +1,54 @@
+"""Runs that an older version made go on and are scored: its recipes lack later settings."""
+
+import json
+
+import yaml
+
+from smallvit.cli.app import main
+from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
+
+LATER = {"model": ("window_size", "weight_init"), "runtime": ("grad_checkpointing",)}
+
+
+def make_old(run) -> dict:
+    """Take the later settings out of a run, which then counts as interrupted."""
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    for section, keys in LATER.items():
+        for key in keys:
+            del recipe[section][key]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    state = load_checkpoint(run / "checkpoints" / "last.pt")
+    del state["format"]
+    state["identity"]["settings"] = json.dumps(recipe)
+    save_checkpoint(run / "checkpoints" / "last.pt", state)
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"status": "interrupted"}))
+    return recipe
+
+
+def test_a_run_without_later_settings_goes_on_twice_and_is_scored(tiny, tmp_path, capsys):
+    run = tmp_path / "old"
+    assert main(["finetune", "--recipe", tiny, "--out", str(run)]) == 0
+    recipe = make_old(run)
+    assert main(["finetune", "--resume", str(run), "--model.weight-init", "mimetic"]) == 2
+    assert "model.weight_init: trunc_normal -> mimetic" in capsys.readouterr().err
+    assert main(["finetune", "--resume", str(run)]) == 0
+    assert yaml.safe_load((run / "recipe.yaml").read_text()) == recipe
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"status": "interrupted"}))
+    assert main(["finetune", "--resume", str(run)]) == 0
+    assert main(["eval", str(run)]) == 0
+
+
+def test_a_finished_run_without_later_settings_is_still_found(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SMALLVIT_RUNS_DIR", str(tmp_path / "runs"))
+    assert main(["pretrain", "--recipe", tiny]) == 0
+    (run,) = (path.parent for path in (tmp_path / "runs").rglob("result.json"))
+    make_old(run)
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"status": "completed"}))
+    capsys.readouterr()
+    assert main(["finetune", "--recipe", tiny, "--token-label"]) == 0
+    assert "passing over" not in capsys.readouterr().err
+    runs = [json.loads(p.read_text()) for p in (tmp_path / "runs").rglob("result.json")]
+    assert {r["init"] for r in runs if r["stage"] == "finetune"} == {"pretrain"}

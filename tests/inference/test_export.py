@@ -1,0 +1,109 @@
+"""Exports: every network comes back with its logits, and other folders are named as such."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from smallvit.core.errors import ConfigError, DataError
+from smallvit.inference.export import exported_model, initialise_from, read_export, write_export
+from smallvit.models.registry import (
+    ModelConfig,
+    create_backbone,
+    model_arguments,
+    own_models,
+    settings_of,
+)
+from smallvit.models.tokens import AbstractBackbone
+
+CLASSES = ("cat", "dog", "newt")
+# Without their sizes, which settings do not change.
+LARGE = ("gani_swin", "sl_swin", "resnet18_small", "t2t_vit_dense", "wrn_16_8", "wrn_28_10")
+
+
+def small(name: str, **given: object) -> ModelConfig:
+    sizes = (
+        {"embed_dim": 24, "depth": 1, "num_heads": 2} if "num_heads" in settings_of(name) else {}
+    )
+    return ModelConfig(name=name, **{**sizes, **given})
+
+
+def export(config: ModelConfig, folder: Path, num_classes: int = 3) -> AbstractBackbone:
+    arguments = model_arguments(config, num_classes=num_classes, image_size=32)[1]
+    backbone = create_backbone(config, num_classes=num_classes, image_size=32)
+    write_export(
+        folder,
+        backbone,
+        arguments=arguments,
+        class_names=CLASSES[:num_classes],
+        image_size=32,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        card="",
+    )
+    return backbone.eval()
+
+
+@pytest.mark.parametrize("name", [name for name in own_models() if name not in LARGE[3:]])
+def test_every_network_comes_back_with_its_logits(name, tmp_path):
+    backbone = export(small(name), tmp_path)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    again = read_export(tmp_path).eval()
+    plain = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.no_grad():
+        expected = backbone.logits(backbone(images))
+        torch.testing.assert_close(again.logits(again(images)), expected)
+        torch.testing.assert_close(plain(images), expected)
+
+
+@pytest.mark.parametrize("name", ["gani_vit", "gani_cait", "gani_swin", "convnext_atto_small"])
+def test_networks_that_are_timms_need_timm_alone(name, tmp_path):
+    export(small(name), tmp_path)
+    architecture = json.loads((tmp_path / "config.json").read_text())["architecture"]
+    assert timm.create_model(architecture).__module__.startswith("timm.")
+
+
+def test_an_export_tells_its_settings(tmp_path):
+    export(small("gani_vit", patch_size=2), tmp_path)
+    settings = exported_model(tmp_path)
+    assert settings == {
+        "name": "vit_tiny_patch16_224",
+        "patch_size": 2,
+        "embed_dim": 24,
+        "depth": 1,
+        "num_heads": 2,
+        "mlp_ratio": 2.0,
+        "drop_path_rate": 0.1,
+    }
+    backbone = create_backbone(ModelConfig(**settings), num_classes=3, image_size=32)
+    assert initialise_from(backbone, tmp_path, CLASSES) == []
+
+
+def test_another_architecture_is_named_with_a_remedy(tmp_path):
+    export(small("gani_vit"), tmp_path)
+    other = create_backbone(small("gani_cait"), num_classes=3, image_size=32)
+    with pytest.raises(
+        ConfigError,
+        match=r"holds a vit_tiny_patch16_224 with patches of 4 px: .*leave --model and its",
+    ):
+        initialise_from(other, tmp_path, CLASSES)
+
+
+@pytest.mark.parametrize("config", ["{", "[]", "{}", '{"architecture": "vit_tiny_patch16_224"}'])
+def test_a_folder_that_is_no_export_is_an_error_of_the_data(config, tmp_path):
+    (tmp_path / "config.json").write_text(config)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match="is no whole export"):
+        read_export(tmp_path)
+    with pytest.raises(DataError, match="is no export"):
+        exported_model(tmp_path)
+
+
+def test_weights_of_another_network_are_no_whole_export(tmp_path):
+    export(small("gani_vit"), tmp_path)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match="is no whole export"):
+        read_export(tmp_path)
