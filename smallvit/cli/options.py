@@ -49,6 +49,7 @@ class DataOptions:
         seed: Seed of everything but the splits.
         device: Device to compute on.
         precision: Precision of matrix products.
+        grad_checkpointing: Compute blocks again in the backward pass: less memory, more time.
         offline: Download nothing.
     """
 
@@ -58,6 +59,7 @@ class DataOptions:
     seed: int | None = None
     device: Literal["auto", "cpu", "cuda"] | None = None
     precision: Literal["auto", "fp32", "bf16"] | None = None
+    grad_checkpointing: Annotated[bool | None, Parameter(negative="")] = None
     offline: Annotated[bool, Parameter(negative="")] = False
 
 
@@ -102,6 +104,7 @@ PLACES = {
     "seed": "seed",
     "device": "runtime.device",
     "precision": "runtime.precision",
+    "grad_checkpointing": "runtime.grad_checkpointing",
     "model": "model.name",
     "epochs": "{stage}.schedule.epochs",
     "batch_size": "{stage}.optim.batch_size",

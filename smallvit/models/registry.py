@@ -155,6 +155,8 @@ def model_arguments(
     given = config.given()
     size = image_size if isinstance(image_size, int) else sides(image_size)
     name = ALIASES.get(config.name, config.name)
+    if config.patch_size is not None and config.name not in CNNS:
+        _check_patch(config.patch_size, size)
     if config.stride is not None:
         num_stages = 4 if config.name == "resnet18_small" else 3
         given["strides"] = stage_strides(given.pop("stride"), num_stages)
@@ -170,7 +172,7 @@ def model_arguments(
         arguments = _timm_arguments(name, config, size)
     arguments |= given
     if "patch_size" in arguments and config.name not in CNNS:
-        _check_patch(arguments["patch_size"], size)
+        _check_patch(arguments["patch_size"], size)  # also where it was not asked for
     return name, arguments | {"num_classes": num_classes}
 
 

@@ -177,6 +177,16 @@ def test_another_model_than_the_starts_does_not_get_its_sizes(tiny, tmp_path, ca
     assert "no setting of resnet8_small" not in capsys.readouterr().err
 
 
+def test_checkpointing_is_an_option_and_a_network_that_cannot_is_refused(tiny, tmp_path, capsys):
+    run = tmp_path / "teacher"
+    start = ["teacher", "--recipe", tiny, "--grad-checkpointing", "--epochs", "0.1"]
+    assert main([*start, "--out", str(run)]) == 0
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["runtime"]["grad_checkpointing"]
+    convit = ["--model", "convit_tiny", "--data.image-size", "32", "--model.patch-size", "8"]
+    assert main([*start, *convit]) == 2
+    assert "grad_checkpointing is not supported by convit_tiny" in capsys.readouterr().err
+
+
 def test_a_start_that_saw_the_test_images_is_refused(tiny, tmp_path, capsys):
     run = tmp_path / "pretrain"
     assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
