@@ -29,6 +29,9 @@ VALUE_PROJECTION = (0.4, -0.4)
 IMPULSE_SIDE = 3
 # Difference in logits between the impulse and the mean of the grid.
 IMPULSE_LOGIT = 8.0
+# Variance of embedded patches over that of positions, in the blocks' input: about what a network
+# of 192 channels has at the start.
+PATCH_VARIANCE = 1.0
 
 
 @torch.no_grad()
@@ -166,19 +169,27 @@ def _set_impulse(
     assert isinstance(qkv, nn.Linear)
     num_heads = int(attention.num_heads)  # pyright: ignore[reportArgumentType]
     head_dim = qkv.out_features // 3 // num_heads
-    # Blocks see normalised tokens.
-    solve = torch.linalg.pinv(F.layer_norm(positions, positions.shape[1:]), rtol=1e-4)
+    # Blocks see normalised tokens: positions, and patches that say nothing of the place. Least
+    # squares under that noise; without it, weights that read the faintest directions of the
+    # positions turn patches into logits of hundreds.
+    seen = F.layer_norm(positions, positions.shape[1:])
+    noise = PATCH_VARIANCE * len(seen) * torch.eye(seen.shape[1], device=seen.device)
+    solve = torch.linalg.solve(seen.mT @ seen + noise, seen.mT)
+    key = solve @ _fourier(grid, head_dim, [0, 0])
     queries, keys, _ = qkv.weight.chunk(3)
     if qkv.bias is not None:
         qkv.bias.zero_()
-    sharpness = math.sqrt(IMPULSE_LOGIT * math.sqrt(head_dim) / 2)
     reach = IMPULSE_SIDE // 2
     for head in range(num_heads):
         # On the CPU: on the meta device, where models are counted, numbers have no value.
         offset = torch.randint(-reach, reach + 1, (2,), device="cpu").tolist()
+        query = solve @ _fourier(grid, head_dim, offset)
+        logits = (seen @ query) @ (seen @ key).mT * head_dim**-0.5
+        peak = (logits.amax(dim=1) - logits.mean(dim=1)).mean()
+        sharpness = (IMPULSE_LOGIT / peak).sqrt()
         rows = slice(head * head_dim, (head + 1) * head_dim)
-        queries[rows] = sharpness * (solve @ _fourier(grid, head_dim, offset)).mT
-        keys[rows] = sharpness * (solve @ _fourier(grid, head_dim, [0, 0])).mT
+        queries[rows] = sharpness * query.mT
+        keys[rows] = sharpness * key.mT
 
 
 def _fourier(grid: tuple[int, int], head_dim: int, offset: list[int]) -> Float[Tensor, "N d"]:

@@ -60,7 +60,7 @@ def test_impulse_heads_attend_to_one_neighbour(num_heads):
     assert len(offsets) > 1
 
 
-def test_impulse_puts_half_of_the_attention_on_its_neighbour():
+def test_impulse_puts_much_of_the_attention_on_its_neighbour():
     backbone = build("impulse", depth=1)
     attention = backbone.model.blocks[0].attn
     x = F.layer_norm(backbone.model.pos_embed[0, 1:], (192,))
@@ -131,3 +131,15 @@ def test_models_without_values_can_be_counted(weight_init):
     with torch.device("meta"):
         model = build(weight_init, depth=1).model
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("num_heads", [3, 12])
+def test_impulse_does_not_blow_patches_up(num_heads):
+    """Patches of an image move the logits by less than the impulse itself."""
+    backbone = build("impulse", depth=1, num_heads=num_heads)
+    attention = backbone.model.blocks[0].attn
+    patches = backbone.embed(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+    x = F.layer_norm(backbone.model._pos_embed(patches), (192,))
+    qkv = F.linear(x, attention.qkv.weight).view(4, 65, 3, num_heads, -1)
+    logits = torch.einsum("bihd,bjhd->bhij", qkv[:, :, 0], qkv[:, :, 1]) * attention.scale
+    assert logits.std().item() < 4
