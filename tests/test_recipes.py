@@ -8,18 +8,24 @@ import pytest
 from PIL import Image
 
 from smallvit.models.registry import ModelConfig
+from smallvit.pretrain.dino import DinoConfig
+from smallvit.pretrain.registry import METHODS
 from smallvit.run.label import SCORE_MAPS, run_label
 from smallvit.run.recipe import (
     Recipe,
     check_recipe,
     find_recipe,
     load_recipe,
+    read_layer,
     shipped,
     with_values,
 )
 from smallvit.run.stage import run_stage
 
 RECIPES = list(shipped())
+# Recipes of a method differ from their generic one in stage 1 alone, as a test below says.
+OF_METHODS = [name for name in RECIPES if name.startswith("generic/") and "-" in name]
+STAGE_1 = [*OF_METHODS, *(name for name in RECIPES if "/gani-" in name)]
 CLASSES, IMAGES_A_CLASS = 2, 8
 
 
@@ -78,7 +84,20 @@ def test_recipe_says_what_it_is_for(name):
     assert recipe.paper
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", STAGE_1)
+def test_recipe_takes_two_steps_of_stage_1(name, pictures, tmp_path):
+    recipe = two_steps(name, pictures)
+    # Less of the same: a stage of Swin wants its 4 patches, other networks do with two blocks.
+    smaller = {"patch_size": 1} if recipe.model.name == "gani_swin" else {"depth": 2}
+    views = {"num_local": min(recipe.pretrain.method.views.num_local, 1)}
+    settings = {"model": smaller, "pretrain": {"method": {"views": views}}}
+    run = run_stage(with_values(recipe, settings), "pretrain", out=tmp_path / "pretrain")
+    assert run is not None
+    assert run.result["steps"] == 2
+    assert run.result["method"] == load_recipe(name, {})[0].pretrain.method.name
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in STAGE_1])
 def test_recipe_takes_two_steps_of_each_stage(name, pictures, tmp_path):
     recipe = two_steps(name, pictures)
     start = run_stage(recipe, "pretrain", out=tmp_path / "pretrain")
@@ -99,6 +118,24 @@ def test_recipe_takes_two_steps_of_each_stage(name, pictures, tmp_path):
     assert both.result["steps"] == 2
     assert both.result["init"] == "pretrain"
     assert both.result["token_labels"]
+
+
+@pytest.mark.parametrize("name", OF_METHODS)
+def test_recipe_of_a_method_shares_all_but_stage_1_with_the_generic_one(name):
+    own = read_layer(find_recipe(name)).values
+    generic = read_layer(find_recipe(name.partition("-")[0])).values
+    differ = {key for key in own.keys() | generic.keys() if own.get(key) != generic.get(key)}
+    assert differ == {"description", "paper", "pretrain"}
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {DinoConfig().name}))
+@pytest.mark.parametrize(("dataset", "size"), [("cifar10", 32), ("tiny-imagenet", 64)])
+def test_naming_a_method_finds_its_recipe(method, dataset, size):
+    asked = {"data": {"dataset": dataset}, "pretrain": {"method": {"name": method}}}
+    recipe, label = load_recipe(None, asked)
+    assert label == f"generic/{size}px-{method}"
+    assert recipe.pretrain.method.name == method
+    assert f"--method {method}" in find_recipe(label).read_text()
 
 
 def test_every_fault_of_a_recipe_is_reported(tmp_path):

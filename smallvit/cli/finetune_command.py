@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given
+from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
 from smallvit.cli.training import apply_offline, load_for, say_done
 from smallvit.core import places
 from smallvit.core.errors import ConfigError
@@ -22,6 +22,7 @@ from smallvit.run.chain import make_score_maps, newest_run
 from smallvit.run.data import load_dataset
 from smallvit.run.recipe import Recipe, with_values
 from smallvit.run.stage import run_stage
+from smallvit.run.start import start_settings
 
 logger = logging.getLogger("smallvit")
 
@@ -52,7 +53,7 @@ def finetune_command(
 
     Args:
         use_token_labels: Supervise every patch token with a teacher's score map.
-        init: Run to start from, or ``scratch``.
+        init: Run or export to start from, ``timm:NAME`` for timm's weights, or ``scratch``.
         teacher: Run of the teacher that writes the score maps.
         score_maps: File of score maps written before.
         which: Data.
@@ -72,7 +73,10 @@ def finetune_command(
     named = (which.dataset, which.data, which.recipe, training.resume, init)
     if use_token_labels and all(value is None for value in named):
         init = given.values["init"] = _newest_start()
-    recipe = load_for("finetune", which, training, init=init)
+    if init not in (None, "scratch") and which.recipe is None and training.resume is None:
+        settings = overrides("finetune")
+        given.brought = start_settings(settings["finetune"]["init"], settings)
+    recipe = load_for("finetune", which, training)
     enabled = recipe.finetune.token_label.enabled
     if teacher is not None and score_maps is not None:
         raise ConfigError("--teacher and --score-maps exclude each other: give one")
@@ -80,9 +84,9 @@ def finetune_command(
         raise ConfigError("--teacher and --score-maps need --token-label")
     if training.resume is not None and teacher is not None:
         raise ConfigError("--resume keeps its score maps: leave --teacher out")
-    settings = [key for key in given.values if key.startswith("token_label.")]
-    if settings and not enabled:
-        raise ConfigError(f"--{settings[0].replace('_', '-')} needs --token-label")
+    of_labels = [key for key in given.values if key.startswith("token_label.")]
+    if of_labels and not enabled:
+        raise ConfigError(f"--{of_labels[0].replace('_', '-')} needs --token-label")
     if training.resume is None:
         recipe = _complete(recipe, teacher, dry_run=where.dry_run)
     run = run_stage(

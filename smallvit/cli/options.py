@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, ArgumentCollection, Parameter
 
-from smallvit.core.config import nest
+from smallvit.core.config import merge, nest
 from smallvit.core.places import absolute
 
 
@@ -14,16 +14,24 @@ class GivenOptions:
     """Notes which options the user gave, apart from those that have their default.
 
     Only what was given overrides a recipe, so a default value given on purpose still counts.
+
+    Attributes:
+        argv: The command line.
+        values: What was given, by option.
+        brought: Nested settings that come with what was given, such as the model of ``--init``;
+            they override a recipe too.
     """
 
     def __init__(self) -> None:
         self.argv: list[str] = []
         self.values: dict[str, Any] = {}
+        self.brought: dict[str, Any] = {}
 
     def reset(self, argv: list[str]) -> None:
         """Forget an earlier command line."""
         self.argv = argv
         self.values = {}
+        self.brought = {}
 
     def note(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Note the options given; cyclopts calls this before it binds them."""
@@ -108,6 +116,7 @@ PLACES = {
     "model": "model.name",
     "epochs": "{stage}.schedule.epochs",
     "batch_size": "{stage}.optim.batch_size",
+    "method": "{stage}.method.name",
     "token_label": "{stage}.token_label.enabled",
     "init": "{stage}.init",
     "score_maps": "{stage}.score_maps",
@@ -151,6 +160,11 @@ def overrides(stage: str | None = None) -> dict[str, Any]:
         if stage == "teacher" and place.startswith("model."):
             place = f"teacher.{place}"
         # Written to recipe.yaml, which must run again from any folder.
-        is_path = isinstance(value, Path) or (key == "init" and value != "scratch")
+        is_path = isinstance(value, Path) or (key == "init" and is_folder(value))
         flat[place] = str(absolute(value)) if is_path else value
-    return nest(flat)
+    return merge(given.brought, nest(flat))
+
+
+def is_folder(init: str) -> bool:
+    """Tell whether a start is a folder, and not ``scratch`` or the name of timm's weights."""
+    return init != "scratch" and not init.startswith("timm:")

@@ -1,28 +1,58 @@
 """``smallvit pretrain``."""
 
-from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from smallvit.cli.method_options import MethodOptions, check_method, compare_method
+from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
 from smallvit.cli.training import train
 from smallvit.data.loader import DataConfig
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.models.registry import ModelConfig
-from smallvit.pretrain.dino import DinoConfig
+from smallvit.run.monitor import MonitorConfig
+from smallvit.run.start import start_settings
 
 
 def pretrain_command(
     *,
+    init: Annotated[str | None, Parameter(name="--init")] = None,
     which: DataOptions = DataOptions(),
     training: TrainOptions = TrainOptions(),
     where: FolderOptions = FolderOptions(),
     data: DataConfig = DataConfig(),
     model: ModelConfig = ModelConfig(),
-    method: DinoConfig = DinoConfig(),
+    method: MethodOptions = MethodOptions(),  # pyright: ignore[reportInvalidTypeForm]
     optim: OptimConfig = OptimConfig(),
     schedule: ScheduleConfig = ScheduleConfig(),
+    monitor: MonitorConfig = MonitorConfig(),
     log: LogConfig = LogConfig(),
 ) -> None:
     """Stage 1: pretrain on the target images, without labels.
 
-    Defaults shown are those of the code; the recipe's values come before them.
+    With --init it is a new run that goes on from other weights, with fresh heads; --resume
+    continues a run that was interrupted. Defaults shown are those of the code; the recipe's values
+    come before them.
+
+    Args:
+        init: Run or export to go on from, ``timm:NAME`` for timm's weights, or ``scratch``.
+        which: Data.
+        training: Model and length.
+        where: Folders.
+        data: Data settings.
+        model: Model settings.
+        method: What is learned, and its views.
+        optim: Optimizer.
+        schedule: Length and learning rate.
+        monitor: What is measured on the way.
+        log: How often to write.
     """
+    name = given.values.get("method")
+    if name is not None:
+        check_method(name, given.values)
+        compare_method(name, which.recipe, training.resume)
+    if init not in (None, "scratch") and which.recipe is None and training.resume is None:
+        settings = overrides("pretrain")
+        given.brought = start_settings(settings["pretrain"]["init"], settings)
     train("pretrain", which, training, where)

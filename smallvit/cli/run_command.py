@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from smallvit.cli.method_options import PretrainOptions
 from smallvit.cli.options import DataOptions, given, overrides
 from smallvit.cli.training import apply_offline, say_recipe
 from smallvit.core.errors import ConfigError
@@ -11,7 +12,6 @@ from smallvit.run.chain import run_recipe
 from smallvit.run.recipe import (
     FinetuneConfig,
     LabelConfig,
-    PretrainConfig,
     TeacherConfig,
     load_recipe,
 )
@@ -25,7 +25,7 @@ def run_command(
     which: DataOptions = DataOptions(),
     data: DataConfig = DataConfig(),
     model: ModelConfig = ModelConfig(),
-    pretrain: PretrainConfig = PretrainConfig(),
+    pretrain: PretrainOptions = PretrainOptions(),  # pyright: ignore[reportInvalidTypeForm]
     teacher: TeacherConfig = TeacherConfig(),
     label: LabelConfig = LabelConfig(),
     finetune: FinetuneConfig = FinetuneConfig(),

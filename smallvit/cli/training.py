@@ -1,15 +1,12 @@
 """What the training commands have in common."""
 
 import os
-from pathlib import Path
-from typing import Any
 
 from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
 from smallvit.core import places
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
-from smallvit.core.run_folder import Run, open_run
-from smallvit.inference.export import exported_model
+from smallvit.core.run_folder import Run
 from smallvit.run.recipe import Recipe, Stage, load_recipe
 from smallvit.run.stage import run_stage
 
@@ -39,14 +36,8 @@ def train(stage: Stage, which: DataOptions, training: TrainOptions, where: Folde
         say_done(run, following)
 
 
-def load_for(
-    stage: Stage, which: DataOptions, training: TrainOptions, *, init: str | None = None
-) -> Recipe:
-    """Resolve the recipe of a command and say which one it is.
-
-    A run that is resumed, or the run that stage 2 starts from, brings its own recipe where none
-    is named; from the latter only data and model count. An export brings its model.
-    """
+def load_for(stage: Stage, which: DataOptions, training: TrainOptions) -> Recipe:
+    """Resolve the recipe of a command and say which one it is; a resumed run brings its own."""
     settings = overrides(stage)
     if training.resume is not None:
         if which.recipe is not None:
@@ -55,17 +46,6 @@ def load_for(
         if not own.is_file():
             raise ConfigError(f"--resume {training.resume}: no run there")
         return load_recipe(str(own), settings)[0]
-    if init is not None and init != "scratch" and which.recipe is None:
-        start = Path(init).expanduser()
-        if (start / "config.json").is_file() and not (start / "result.json").is_file():
-            theirs: dict[str, Any] = {"model": exported_model(start)}
-        else:
-            theirs = open_run(start).recipe
-        named = settings.get("model", {}).get("name")
-        if named is not None and named != theirs["model"]["name"]:
-            theirs = {**theirs, "model": {}}  # its sizes are not for another model
-        for section in ("model", "data"):
-            settings[section] = {**theirs.get(section, {}), **_replacing(settings.get(section, {}))}
     recipe, name = load_recipe(which.recipe, settings)
     say_recipe(name)
     return recipe
@@ -90,7 +70,7 @@ def say_done(run: Run, following: str) -> None:
     scores = ", ".join(
         f"{name} {value:.2%}"
         for name, value in result["metrics"].items()
-        if name in ("val/top1", "val/knn")
+        if name in ("val/top1", "val/knn", "val/linear")
     )
     scores = f"{scores} ({result['selected_on']})" if scores else result["selected_on"]
     console.print(
@@ -100,12 +80,3 @@ def say_done(run: Run, following: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _replacing(section: dict[str, object]) -> dict[str, object]:
-    """Let data that is named replace the other way of naming it."""
-    if "path" in section:
-        return {"dataset": None, **section}
-    if "dataset" in section:
-        return {"path": None, **section}
-    return section

@@ -2,7 +2,8 @@
 
 A config is a frozen dataclass of sections. Its values come from layers (a recipe, the
 environment, the command line), each checked by itself so that an error can name the file, the
-key, the value and the nearest valid name; later layers win.
+key, the value and the nearest valid name; later layers win. A section may be one of several
+dataclasses: its key ``name`` says which, and each has its own name as the default of that field.
 """
 
 import dataclasses
@@ -75,8 +76,11 @@ def find_errors(cls: type, layers: Sequence[Layer]) -> Iterable[str]:
     """Yield one line for every key or value of ``layers`` that ``cls`` does not take."""
     clean: dict[str, Any] = {}
     broken = False
+    merged: dict[str, Any] = {}
     for layer in layers:
-        for message in _check(cls, layer.values, layer.source, ""):
+        merged = merge(merged, layer.values) if isinstance(layer.values, Mapping) else merged
+    for layer in layers:
+        for message in _check(cls, layer.values, layer.source, "", merged):
             broken = True
             yield message
         clean = merge(clean, layer.values)
@@ -122,7 +126,10 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _check(cls: type, values: Any, source: str, prefix: str) -> Iterable[str]:
+def _check(
+    cls: type, values: Any, source: str, prefix: str, merged: Mapping[str, Any]
+) -> Iterable[str]:
+    """Yield the faults of one layer; ``merged`` is the same section of all layers together."""
     if not isinstance(values, Mapping):
         yield f"{source}: {prefix.rstrip('.') or 'the recipe'} must be a mapping, got {values!r}"
         return
@@ -131,8 +138,16 @@ def _check(cls: type, values: Any, source: str, prefix: str) -> Iterable[str]:
         path = f"{prefix}{key}"
         if key not in hints:
             yield f"{source}: unknown key {path!r} (value {value!r}){suggest(str(key), hints)}"
-        elif isinstance(hints[key], type) and dataclasses.is_dataclass(hints[key]):
-            yield from _check(hints[key], value, source, f"{path}.")
+        elif sections := _sections(hints[key]):
+            part = merged.get(key)
+            part = part if isinstance(part, Mapping) else {}
+            name = part.get("name")
+            own = value.get("name", name) if isinstance(value, Mapping) else name
+            if len(sections) > 1 and own is not None and own not in sections:
+                yield f"{source}: {path}.name: cannot be {own!r}{suggest(str(own), sections)}"
+                continue
+            section = sections.get(part.get("name", own), next(iter(sections.values())))
+            yield from _check(section, value, source, f"{path}.", part)
         else:
             try:
                 _convert(hints[key], value)
@@ -148,15 +163,43 @@ def _fault(cls: type, values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _build(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+def _build(cls: type[ConfigT], values: Mapping[str, Any], base: ConfigT | None = None) -> ConfigT:
+    """Build a section; what ``values`` leaves out is that of ``base`` or else the class's own."""
     hints = get_type_hints(cls, include_extras=True)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {} if base is None else {key: getattr(base, key) for key in hints}
     for key, hint in hints.items():
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            arguments[key] = _build(hint, values.get(key) or {})
-        elif key in values:
+        if key not in values:
+            continue
+        sections = _sections(hint)
+        if not sections:
             arguments[key] = _convert(hint, values[key])
+            continue
+        given = values[key] or {}
+        standing = arguments.get(key, _default(cls, key))
+        section = sections.get(given.get("name"), type(standing))
+        # The settings of one kind of section say nothing of those of another.
+        standing = standing if type(standing) is section else None
+        arguments[key] = _build(section, given, standing)
     return cls(**arguments)
+
+
+def _sections(hint: Any) -> dict[Any, type]:
+    """Return the dataclasses that a field may hold, by name; one alone has no name."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return {None: hint}
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = get_args(hint)
+        if all(isinstance(kind, type) and dataclasses.is_dataclass(kind) for kind in kinds):
+            return {_default(kind, "name"): kind for kind in kinds}
+    return {}
+
+
+def _default(cls: Any, key: str) -> Any:
+    """Return the default of a field of a dataclass."""
+    (field,) = (field for field in dataclasses.fields(cls) if field.name == key)
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _convert(hint: Any, value: Any) -> Any:

@@ -55,6 +55,22 @@ class DivergedError(SmallViTError):
         self.step = step
 
 
+class CollapsedError(SmallViTError):
+    """Stage-1 training whose features or targets say the same of every image.
+
+    Args:
+        step: Steps done at the evaluation that found it.
+        finding: What collapsed, with its value.
+        remedy: What to change.
+    """
+
+    exit_code = 4
+
+    def __init__(self, step: int, finding: str, remedy: str) -> None:
+        super().__init__(f"training collapsed by step {step}: {finding}; {remedy}")
+        self.step = step
+
+
 class InterruptedRunError(SmallViTError):
     """A run that a signal stopped after its state was saved.
 

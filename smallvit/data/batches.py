@@ -23,12 +23,15 @@ class ViewBatch:
         local_views: Small views, normalised; ``None`` where a method uses none.
         epoch: Passes over the data before this step.
         progress: Fraction of training done before this step, in [0, 1).
+        mask_draws: Uniform numbers in [0, 1) of each image, for a method that masks; ``None`` for
+            one that does not.
     """
 
     global_views: Float[Tensor, "V B 3 H W"]
     local_views: Float[Tensor, "L B 3 h w"] | None
     epoch: float
     progress: float
+    mask_draws: Float[Tensor, "B n"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

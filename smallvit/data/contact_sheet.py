@@ -10,32 +10,26 @@ Shapes in this file:
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from matplotlib import patheffects
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from smallvit.core import rng
 from smallvit.data.augment import AugmentConfig
+from smallvit.data.canvas import BADGE, GAP, LINE, Box, Canvas, tile_side, to_pixels
 from smallvit.data.geometry import Geometry
 from smallvit.data.loader import Dataset, Order, Split, channel_tensors
 from smallvit.data.views import LabelledBatches, ScoreMapReader, ViewBatches, ViewsConfig
 
-DPI = 100
-MARGIN, GAP = 16, 10  # pixels, as all lengths below
-HEADER = 58  # title and the line below it
 COLUMNS = 8
-# Smaller images are enlarged to about the first, larger ones reduced to the second.
+# In pixels, as all lengths: smaller images are enlarged to about the first, larger ones reduced to
+# the second.
 TILES = (128, 256)
 VIEW_TILES = (160, 176)
 MAP_TILES = (192, 224)
@@ -43,25 +37,10 @@ LEGEND = 190  # width
 MOST_VIEWED = 6  # images whose views are shown
 MOST_MAPPED = 8  # images whose score maps are shown
 MOST_NAMED = 5  # classes named beside a score map
-SIZE = 8  # of text, in points
-LINE = 15  # height of a line of it
-EM = SIZE * DPI / 72
 GLOBAL, LOCAL = "#d55e00", "#0072b2"  # told apart by colour-blind eyes too
 CROP = "#009e73"
-PALE = "#bbbbbb"  # around images, which may be as white as the paper
 CLASS_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00")
 OTHER_CLASS = "#777777"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Box:
-    """Where a view lies in its image, in the image's pixels."""
-
-    left: float
-    top: float
-    width: float
-    height: float
-    mirrored: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +50,7 @@ class ViewSheet:
     Attributes:
         images: The images as they are packed.
         names: Class of each; empty text without labels.
-        views: All images in each view, without normalisation; the first two are the large ones.
+        views: All images in each view, without normalisation; the large ones come first.
         boxes: For each view, where it lies in each image.
     """
 
@@ -217,10 +196,10 @@ def draw_grid(
         title: First line of the sheet.
         below: Second line.
     """
-    tile = _tile(images.shape[-1], TILES)
+    tile = tile_side(images.shape[-1], TILES)
     head = LINE * max(map(len, texts))
     columns = min(COLUMNS, len(images))
-    canvas = _Canvas(
+    canvas = Canvas(
         columns * (tile + GAP) - GAP,
         math.ceil(len(images) / columns) * (head + tile + GAP) - GAP,
         title,
@@ -231,7 +210,7 @@ def draw_grid(
         top = i // columns * (head + tile + GAP)
         for number, line in enumerate(lines):
             canvas.text(left, top + LINE * number, line, tile)
-        canvas.image(left, top + head, tile, _pixels(image))
+        canvas.image(left, top + head, tile, to_pixels(image))
     canvas.save(path)
 
 
@@ -240,44 +219,47 @@ def draw_views(
 ) -> None:
     """Draw some images with the boxes of their stage-1 views, and the views beside them."""
     sheet = sample_views(dataset, config, num=min(num, MOST_VIEWED), seed=seed)
-    tile = _tile(dataset.image_size, VIEW_TILES)
-    row = 2 * (LINE + tile) + GAP
-    # As high as two tiles; small images at a whole multiple.
+    tile = tile_side(dataset.image_size, VIEW_TILES)
+    num_large, num_small = config.num_global, config.num_local
+    lines = max(num_large, min(num_small, 2))  # of views beside an image
+    row = lines * (LINE + tile + GAP) - GAP
+    # As high as the views beside it; small images at a whole multiple.
     large = row - LINE
     if dataset.image_size <= VIEW_TILES[0] // 2:
         large -= large % dataset.image_size
-    small = math.ceil(config.num_local / 2)  # columns of small views
-    canvas = _Canvas(
-        large + (1 + small) * (GAP + tile),
+    columns = math.ceil(num_small / lines)  # of small views
+    canvas = Canvas(
+        large + (1 + columns) * (GAP + tile),
         len(sheet.images) * (row + 2 * GAP) - 2 * GAP,
         f"{dataset.name}: views of stage 1",
         f"recipe {recipe}: the first {len(sheet.images)} images of a run with seed {seed}, each "
-        f"with 2 large views and {config.num_local} small ones",
+        f"with {_count(num_large, 'large view')}"
+        + (f" and {_count(num_small, 'small one')}" if num_small else ""),
     )
     for i, image in enumerate(sheet.images):
         top = i * (row + 2 * GAP)
         canvas.text(0, top, sheet.names[i], large)
-        canvas.image(0, top + LINE, large, _pixels(image))
+        canvas.image(0, top + LINE, large, to_pixels(image))
         taken: list[tuple[float, float]] = []
         scale = large / dataset.image_size
         # Small boxes first: their numbers have fewer places to go to.
         for number in reversed(range(len(sheet.views))):
-            box, colour = sheet.boxes[number][i], GLOBAL if number < 2 else LOCAL
+            box, colour = sheet.boxes[number][i], GLOBAL if number < num_large else LOCAL
             canvas.box(0, top + LINE, scale, box, colour)
             place = _free_place(box, scale, taken, limit=large)
             taken.append(place)
             canvas.badge(place[0], top + LINE + place[1], str(number + 1), colour)
         for number, view in enumerate(sheet.views):
             column, line = (0, number)
-            if number >= 2:
-                column, line = 1 + (number - 2) % small, (number - 2) // small
+            if number >= num_large:
+                column, line = 1 + (number - num_large) % columns, (number - num_large) // columns
             left = large + GAP + column * (tile + GAP)
             upper = top + line * (LINE + tile + GAP)
             mirrored = ", mirrored" if sheet.boxes[number][i].mirrored else ""
-            colour = GLOBAL if number < 2 else LOCAL
+            colour = GLOBAL if number < num_large else LOCAL
             text = f"{number + 1}: {view.shape[-1]} px{mirrored}"
             canvas.text(left, upper, text, tile, colour=colour)
-            canvas.image(left, upper + LINE, tile, _pixels(view[i]), frame=colour)
+            canvas.image(left, upper + LINE, tile, to_pixels(view[i]), frame=colour)
     canvas.save(path)
 
 
@@ -315,14 +297,14 @@ def draw_score_maps(
         grid=grid,
     )
     assert sheet.score_maps is not None
-    tile = _tile(dataset.image_size, MAP_TILES)
+    tile = tile_side(dataset.image_size, MAP_TILES)
     scale = tile / dataset.image_size
     # A padded crop reaches over the image, and its box with it.
     over = math.ceil(scale * max(_overhang(box, dataset.image_size) for box in sheet.boxes))
     lefts = [over + n * (tile + GAP) + (over if n else 0) for n in range(4)]
     legend = lefts[-1] + tile + GAP
     row = LINE + tile + 2 * over + GAP
-    canvas = _Canvas(
+    canvas = Canvas(
         legend + LEGEND,
         2 * LINE + len(sheet.images) * row,
         f"{dataset.name}: score maps of {teacher}",
@@ -343,11 +325,11 @@ def draw_score_maps(
         canvas.text(lefts[0], top, sheet.names[i], tile)
         upper, label = top + LINE + over, int(sheet.labels[i])
         canvas.text(lefts[1], upper - LINE, _partner(sheet, i), tile)
-        canvas.image(lefts[0], upper, tile, _pixels(sheet.images[i]))
+        canvas.image(lefts[0], upper, tile, to_pixels(sheet.images[i]))
         canvas.box(lefts[0], upper, scale, sheet.boxes[i], CROP)
-        canvas.image(lefts[1], upper, tile, _pixels(sheet.augmented[i]))
+        canvas.image(lefts[1], upper, tile, to_pixels(sheet.augmented[i]))
         named = name_classes(score_map, label)
-        canvas.image(lefts[2], upper, tile, _pixels(sheet.augmented[i], grey=True))
+        canvas.image(lefts[2], upper, tile, to_pixels(sheet.augmented[i], grey=True))
         canvas.image(lefts[2], upper, tile, colour_top_classes(score_map, named))
         canvas.image(
             lefts[3], upper, tile, score_map[label].numpy(), cmap="viridis", vmin=0, vmax=1
@@ -391,117 +373,6 @@ def colour_top_classes(score_map: Float[Tensor, "C h w"], named: Sequence[int]) 
     return np.concatenate([colours[top.numpy()], 0.8 * prob.numpy()[..., None]], axis=2)
 
 
-class _Canvas:
-    """One drawing in pixels from its upper left corner, below a title.
-
-    One pair of axes for all: an axes a tile would take ten times as long.
-    """
-
-    def __init__(self, width: int, height: int, title: str, below: str) -> None:
-        # Wide enough for the two lines.
-        text = max(len(title) * 1.6, len(below))
-        width = max(width, math.ceil(text * 0.6 * EM))
-        whole = (width + 2 * MARGIN, height + HEADER + MARGIN)
-        self.figure = Figure(figsize=(whole[0] / DPI, whole[1] / DPI), dpi=DPI, facecolor="white")
-        self.axes = self.figure.add_axes((0, 0, 1, 1), frameon=False)
-        self.axes.set_axis_off()
-        self.limits = (-MARGIN, whole[0] - MARGIN, whole[1] - HEADER, -HEADER)
-        self.text(0, 12 - HEADER, title, width, size=1.6 * SIZE, weight="bold")
-        self.text(0, 36 - HEADER, below, width, colour="#555555")
-
-    def image(
-        self,
-        left: float,
-        top: float,
-        side: float,
-        pixels: np.ndarray,
-        *,
-        frame: str = PALE,
-        **options: Any,
-    ) -> None:
-        """Draw (H, W), (H, W, 3) or (H, W, 4) values, each pixel as a square if enlarged."""
-        kernel = "nearest" if pixels.shape[0] <= side else "antialiased"
-        extent = (left, left + side, top + side, top)
-        self.axes.imshow(pixels, extent=extent, interpolation=kernel, **options)
-        width = 0.5 if frame == PALE else 1.5
-        self.axes.add_patch(
-            Rectangle((left, top), side, side, fill=False, edgecolor=frame, linewidth=width)
-        )
-
-    def text(
-        self,
-        left: float,
-        top: float,
-        text: str,
-        width: float,
-        *,
-        colour: str = "black",
-        size: float = SIZE,
-        weight: str = "normal",
-    ) -> None:
-        """Write one line, shortened to a width."""
-        # Bold letters are wider; 0.6 em is a little more than the mean letter.
-        most = int(width / ((0.68 if weight == "bold" else 0.6) * size * DPI / 72))
-        self.axes.text(
-            left,
-            top + LINE / 2,
-            text if len(text) <= most else f"{text[: max(most - 3, 1)]}...",
-            fontsize=size,
-            color=colour,
-            weight=weight,
-            verticalalignment="center",
-            parse_math=False,  # class names may have dollar signs
-        )
-
-    def box(self, left: float, top: float, scale: float, box: Box, colour: str) -> None:
-        """Draw the outline of a box of an image that lies at (left, top)."""
-        self.axes.add_patch(
-            Rectangle(
-                (left + scale * box.left, top + scale * box.top),
-                scale * box.width,
-                scale * box.height,
-                fill=False,
-                edgecolor=colour,
-                linewidth=1.4,
-                path_effects=[patheffects.withStroke(linewidth=2.6, foreground="white", alpha=0.6)],
-            )
-        )
-
-    def badge(self, left: float, top: float, text: str, colour: str) -> None:
-        """Write a number on a coloured ground."""
-        self.axes.add_patch(
-            Rectangle(
-                (left, top), *BADGE, facecolor=colour, edgecolor="white", linewidth=0.6, zorder=3
-            )
-        )
-        self.axes.text(
-            left + BADGE[0] / 2,
-            top + BADGE[1] / 2 + 0.5,
-            text,
-            fontsize=SIZE - 1,
-            color="white",
-            horizontalalignment="center",
-            verticalalignment="center_baseline",
-            zorder=4,
-        )
-
-    def swatch(self, left: float, top: float, colour: str) -> None:
-        """Draw the square of a legend."""
-        self.axes.add_patch(Rectangle((left, top + 3), LINE - 6, LINE - 6, facecolor=colour))
-
-    def save(self, path: Path) -> None:
-        """Write the PNG."""
-        left, right, bottom, top = self.limits
-        self.axes.set(xlim=(left, right), ylim=(bottom, top), aspect="auto")
-        with warnings.catch_warnings():
-            # A class name in a script that the font lacks is drawn as boxes.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            self.figure.savefig(path, dpi=DPI)
-
-
-BADGE = (16, 13)
-
-
 def _free_place(
     box: Box, scale: float, taken: Sequence[tuple[float, float]], *, limit: float
 ) -> tuple[float, float]:
@@ -518,11 +389,6 @@ def _free_place(
         if all(abs(x - a) >= BADGE[0] or abs(y - b) >= BADGE[1] for a, b in taken):
             return float(x), float(y)
     return left, top
-
-
-def _tile(side: int, bounds: tuple[int, int]) -> int:
-    """Return the side at which an image is shown: a whole multiple where it is enlarged."""
-    return min(side * max(1, round(bounds[0] / side)), bounds[1])
 
 
 def _boxes(where: Geometry, side: int) -> list[Box]:
@@ -547,13 +413,6 @@ def _to_bytes(images: Float[Tensor, "B 3 H W"], dataset: Dataset) -> UInt8[Tenso
     return (colours * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def _pixels(image: UInt8[Tensor, "3 H W"], *, grey: bool = False) -> np.ndarray:
-    pixels = image.permute(1, 2, 0).numpy()
-    if grey:
-        pixels = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
-    return pixels
-
-
 def _names(dataset: Dataset, split: Split, position: Int[Tensor, " B"]) -> list[str]:
     if not dataset.labelled:
         return [""] * len(position)
@@ -562,6 +421,10 @@ def _names(dataset: Dataset, split: Split, position: Int[Tensor, " B"]) -> list[
 
 def _classes(dataset: Dataset) -> str:
     return f", {dataset.num_classes} classes" if dataset.labelled else ", without labels"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _partner(sheet: BatchSheet, i: int) -> str:

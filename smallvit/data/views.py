@@ -34,7 +34,8 @@ class ViewsConfig:
     """The views of stage 1; the defaults are those of Gani et al. for images of 32 pixels.
 
     Attributes:
-        num_local: Small views beside the two large ones.
+        num_global: Large views.
+        num_local: Small views beside the large ones.
         local_size: Side of a small view as a fraction of the image's.
         global_scale: Area of a large view's crop as a fraction of the image's.
         local_scale: Area of a small view's crop.
@@ -51,6 +52,7 @@ class ViewsConfig:
         hananshafi/vits-for-small-scale-datasets@43a7493.
     """
 
+    num_global: Annotated[int, Range(ge=1, le=2)] = 2
     num_local: Annotated[int, Range(ge=0, le=32)] = 8
     local_size: Annotated[float, Range(gt=0, le=1)] = 0.5
     global_scale: tuple[Fraction, Fraction] = (0.7, 1.0)
@@ -81,16 +83,24 @@ class ViewBatches:
         order: Which samples each step takes.
         config: The views.
         total_steps: Steps of the whole run.
+        mask_draws: Uniform numbers an image that the method makes its masks of.
     """
 
     def __init__(
-        self, dataset: Dataset, order: Order, config: ViewsConfig, total_steps: int
+        self,
+        dataset: Dataset,
+        order: Order,
+        config: ViewsConfig,
+        total_steps: int,
+        *,
+        mask_draws: int = 0,
     ) -> None:
         self.dataset = dataset
         self.split = dataset.splits["train"]
         self.order = order
         self.config = config
         self.total_steps = total_steps
+        self.mask_draws = mask_draws
         self.mean, self.std = channel_tensors(dataset, order.device)
 
     def __call__(self, step: int) -> ViewBatch:
@@ -99,29 +109,41 @@ class ViewBatches:
         # In memory as (B, H, 3, W), which resampling works on: converted once for all views.
         images = self.split.take(draw.position).transpose(1, 2).contiguous().transpose(1, 2)
         images = augment.to_float(images)
-        num_local, side = self.config.num_local, self.dataset.image_size
-        local_side = round(side * self.config.local_size)
-        global_views = images.new_empty(2, len(images), 3, side, side)
-        local_views = images.new_empty(num_local, len(images), 3, local_side, local_side)
+        config, side = self.config, self.dataset.image_size
+        local_side = round(side * config.local_size)
+        global_views = images.new_empty(config.num_global, len(images), 3, side, side)
+        local_views = images.new_empty(config.num_local, len(images), 3, local_side, local_side)
         draws = self._draws(draw)
-        for number, view in enumerate((*global_views, *local_views)):
-            self._make(images, draws[:, number], number, out=view)
+        for column, (number, view) in enumerate(
+            zip(self._numbers(), (*global_views, *local_views), strict=True)
+        ):
+            self._make(images, draws[:, column], number, out=view)
         return ViewBatch(
             global_views=global_views,
-            local_views=local_views if num_local else None,
+            local_views=local_views if config.num_local else None,
             epoch=step * self.order.batch_size / self.order.size,
             progress=step / self.total_steps,
+            mask_draws=rng.uniform(
+                self.order.seed, "mask", draw.epoch, draw.position, self.mask_draws
+            )
+            if self.mask_draws
+            else None,
         )
 
     def geometries(self, step: int) -> list[geometry.Geometry]:
         """Return where in its image each view of a step lies: the large ones, then the small."""
+        draws = self._draws(self.order.draw(step)).unbind(1)
         return [
             view_geometry(draws, number, self.config, self.dataset)
-            for number, draws in enumerate(self._draws(self.order.draw(step)).unbind(1))
+            for number, draws in zip(self._numbers(), draws, strict=True)
         ]
 
+    def _numbers(self) -> list[int]:
+        """Number the views: 0 and 1 are the large ones, all from 2 on the small ones."""
+        return [*range(self.config.num_global), *range(2, 2 + self.config.num_local)]
+
     def _draws(self, draw: Draw) -> Float[Tensor, "B V n"]:
-        num_views = 2 + self.config.num_local
+        num_views = self.config.num_global + self.config.num_local
         return rng.uniform(
             self.order.seed, "views", draw.epoch, draw.position, DRAWS * num_views
         ).unflatten(1, (num_views, DRAWS))

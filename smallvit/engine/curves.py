@@ -5,34 +5,55 @@ from pathlib import Path
 from smallvit.engine.log import read_metrics
 
 PANELS = {
-    "Loss (nats)": ("train/loss", "train/loss_cls", "train/loss_token"),
-    "Accuracy": ("train/top1", "val/top1", "val/knn"),
+    "Loss": ("train/loss", "train/loss_cls", "train/loss_token"),
+    "Accuracy": ("train/top1", "val/top1", "val/knn", "val/linear"),
+    "Effective rank": ("features/rank",),
+    "Teacher entropy (nats)": ("train/teacher_entropy",),
     "Learning rate": ("opt/lr",),
 }
-COLOURS = ("#0072b2", "#d55e00", "#009e73")  # told apart by colour-blind eyes too
+# Told apart by colour-blind eyes too.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+MOST_MARKED = 40  # points of a curve that are marked one by one
 
 
 def draw_curves(metrics_path: Path, picture: Path, title: str) -> None:
-    """Draw loss, accuracy and learning rate over the steps of a run as PNG."""
+    """Draw what a run logged over its steps as PNG; a panel that nothing fills is left out."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     rows = read_metrics(metrics_path)
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 3.4), layout="constrained")
-    for axis, (name, keys) in zip(axes, PANELS.items(), strict=True):
-        for key, colour in zip(keys, COLOURS, strict=False):
-            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-            if points:
-                mark = "o" if key.startswith("val/") and len(points) < 40 else None
-                axis.plot(*zip(*points, strict=True), marker=mark, ms=3, color=colour, label=key)
+    panels = {name: curves for name, keys in PANELS.items() if (curves := _curves(rows, keys))}
+    figure, axes = plt.subplots(
+        1,
+        max(len(panels), 1),
+        figsize=(4 * max(len(panels), 1), 3.4),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axis, (name, curves) in zip(axes[0], panels.items(), strict=False):
+        for key, points in curves.items():
+            colour = COLOURS[PANELS[name].index(key)]  # that of its metric in every picture
+            evaluated = key.startswith(("val/", "features/"))
+            mark = "o" if evaluated and len(points) < MOST_MARKED else None
+            axis.plot(*zip(*points, strict=True), marker=mark, ms=3, color=colour, label=key)
         axis.set(title=name, xlabel="Step")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        if axis.lines and len(keys) > 1:
+        if len(curves) > 1:
             axis.legend(frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     picture.parent.mkdir(exist_ok=True)
     figure.savefig(picture, dpi=110)
     plt.close(figure)
+
+
+def _curves(
+    rows: list[dict[str, float]], keys: tuple[str, ...]
+) -> dict[str, list[tuple[float, float]]]:
+    """Return the points of the metrics that were logged at all."""
+    found = {
+        key: [(row["step"], row[key]) for row in rows if row.get(key) is not None] for key in keys
+    }
+    return {key: points for key, points in found.items() if points}

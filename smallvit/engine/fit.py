@@ -79,6 +79,7 @@ def fit(
     plan: FitPlan,
     *,
     evaluate: Callable[[], dict[str, float]] | None = None,
+    watch: Callable[[int, dict[str, float]], None] | None = None,
     resume: bool = False,
     stop_after: int | None = None,
 ) -> FitResult:
@@ -89,6 +90,8 @@ def fit(
         batches: Returns the batch of a step, a function of seed and step alone.
         plan: Settings.
         evaluate: Scores the objective on validation; it must leave the weights alone.
+        watch: Told of the steps done and of all metrics at each evaluation, once they are logged;
+            it may raise to stop the run.
         resume: Continue from ``last.pt`` in the run folder.
         stop_after: Stop after this many steps of the run (a dry run).
 
@@ -109,6 +112,7 @@ def fit(
     bad_step = torch.full((), -1, device=plan.runtime.device)
     sitting = lap = time.monotonic()
     earlier_s = result.wall_s
+    process = rng.process_number()
 
     def save(name: str) -> None:
         if checkpoints is not None:
@@ -128,7 +132,7 @@ def fit(
         for step in range(result.step, end):
             # Dropout and stochastic depth draw from torch's generator: seeded by step, so that a
             # resumed run draws what an unbroken one would.
-            torch.manual_seed(rng.step_seed(plan.seed, step))
+            torch.manual_seed(rng.step_seed(plan.seed, step, process))
             lr = set_schedule(
                 optimizer, plan.optim, plan.schedule, step=step, total_steps=plan.total_steps
             )
@@ -139,6 +143,7 @@ def fit(
                 optimizer,
                 parameters,
                 grad_clip_norm=plan.optim.grad_clip_norm,
+                grad_clip_mode=plan.optim.grad_clip_mode,
                 runtime=plan.runtime,
             )
             objective.after_step((step + 1) / plan.total_steps)
@@ -169,7 +174,11 @@ def fit(
                 if eval_now and evaluate is not None:
                     objective.eval()
                     result.metrics = evaluate()
-                log.write(result.step, line | (result.metrics if eval_now else {}), say=eval_now)
+                if eval_now:
+                    line |= result.metrics
+                log.write(result.step, line, say=eval_now)
+                if eval_now and watch is not None:
+                    watch(result.step, line)
                 if eval_now and _is_best(result, plan.select_on):
                     result.best = {**result.metrics, "step": result.step}
                     save("best.pt")

@@ -101,6 +101,8 @@ def describe(metrics: Mapping[str, float]) -> str:
         "train/top1": "train {:.1%}",
         "val/top1": "val {:.2%}",
         "val/knn": "k-NN {:.2%}",
+        "val/linear": "probe {:.2%}",
+        "features/rank": "rank {:.1f}",
         "perf/images_per_s": "{:.0f} images/s",
     }
     return "  ".join(text.format(metrics[key]) for key, text in shown.items() if key in metrics)

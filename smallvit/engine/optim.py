@@ -1,18 +1,22 @@
 """Optimizer and schedule: AdamW with warm-up, cosine decay and a moving weight decay."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
+from jaxtyping import Float
 from timm.optim._param_groups import param_groups_weight_decay
-from torch import nn
+from torch import Tensor, nn
 
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
 from smallvit.core.schedule import cosine
 
-# Learned positions and prefix tokens are not weights of a product; decay would only shrink them.
-UNDECAYED = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
+# Learned positions and tokens are not weights of a product; decay would only shrink them.
+UNDECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token", "relative_position_bias_table")
+GradClipMode = Literal["global", "parameter"]
+Decay = Literal["products", "matrices", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,19 +26,25 @@ class OptimConfig:
     Attributes:
         lr: Peak learning rate, at the batch size given here; it is not rescaled.
         batch_size: Images of one optimizer step.
-        weight_decay: Decoupled weight decay of matrices; biases, norms and positions have none.
+        weight_decay: Decoupled weight decay.
+        decay: Which parameters have it: ``products`` are the weights of matrix products and
+            convolutions, so neither biases and norms nor positions and class tokens; ``matrices``
+            are all of two or more axes but biases; ``all`` are all.
         weight_decay_end: Weight decay at the end of training, reached along a cosine; null keeps
             it constant.
         betas: Decay of AdamW's two moments.
-        grad_clip_norm: Largest global L2 norm of the gradient; null leaves it as it is.
+        grad_clip_norm: Largest L2 norm of the gradient; null leaves it as it is.
+        grad_clip_mode: Whether the norm is that of all parameters together or of each by itself.
     """
 
     lr: Annotated[float, Range(gt=0)] = 1.0e-3
     batch_size: Annotated[int, Range(ge=1, le=1 << 20)] = 256
     weight_decay: Annotated[float, Range(ge=0)] = 0.05
     weight_decay_end: Annotated[float | None, Range(ge=0)] = None
+    decay: Decay = "products"
     betas: Annotated[tuple[float, float], Range(ge=0, lt=1)] = (0.9, 0.999)
     grad_clip_norm: Annotated[float | None, Range(gt=0)] = 3.0
+    grad_clip_mode: GradClipMode = "global"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +67,17 @@ class ScheduleConfig:
 
 def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Build AdamW over the trained parameters; decayed groups carry ``"decayed": True``."""
-    exempt = [name for name, _ in model.named_parameters() if name.endswith(UNDECAYED)]
-    groups = param_groups_weight_decay(model, weight_decay=1.0, no_weight_decay_list=exempt)
+    names = [name for name, _ in model.named_parameters()]
+    groups = param_groups_weight_decay(
+        model,
+        weight_decay=1.0,
+        weight_decay_exclude_1d=config.decay != "all",
+        no_weight_decay_list=(
+            [name for name in names if name.endswith(UNDECAYED)]
+            if config.decay == "products"
+            else []
+        ),
+    )
     groups = [
         {
             **group,
@@ -71,6 +90,41 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
+@torch.no_grad()
+def clip_gradients_(
+    parameters: Iterable[nn.Parameter], limit: float, mode: GradClipMode
+) -> Float[Tensor, ""]:
+    """Scale gradients down to a norm, in place and without waiting for the device.
+
+    Args:
+        parameters: Those without a gradient are passed over.
+        limit: Largest L2 norm.
+        mode: Whether all gradients together have at most that norm, or each by itself.
+
+    Returns:
+        The L2 norm of all gradients together, before they are scaled.
+
+    Source:
+        By parameter: hananshafi/vits-for-small-scale-datasets@43a7493, utils_ssl.py:63-72.
+    """
+    if mode == "global":
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack(
+        torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
+    )
+    factors = (limit / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
+        gradients, list(factors.unbind())
+    )
+    return torch.linalg.vector_norm(norms)
+
+
+def warmup_steps(schedule: ScheduleConfig, total_steps: int) -> float:
+    """Return the steps of the warm-up; a run shorter than twice that warms up for its half."""
+    return min(schedule.warmup_epochs / schedule.epochs, 0.5) * total_steps
+
+
 def set_schedule(
     optimizer: torch.optim.Optimizer,
     optim: OptimConfig,
@@ -79,11 +133,8 @@ def set_schedule(
     step: int,
     total_steps: int,
 ) -> float:
-    """Set learning rate and weight decay of one step and return the learning rate.
-
-    A run shorter than twice its warm-up warms up for its first half.
-    """
-    warmup = min(schedule.warmup_epochs / schedule.epochs, 0.5) * total_steps
+    """Set learning rate and weight decay of one step and return the learning rate."""
+    warmup = warmup_steps(schedule, total_steps)
     if step < warmup:
         lr = optim.lr * (step + 1) / (warmup + 1)
     else:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from smallvit.core.objective import AbstractObjective, BatchT
+from smallvit.engine.optim import GradClipMode, clip_gradients_
 from smallvit.engine.runtime import Runtime
 
 
@@ -17,6 +18,7 @@ def train_step(
     parameters: Sequence[nn.Parameter],
     *,
     grad_clip_norm: float | None,
+    grad_clip_mode: GradClipMode = "global",
     runtime: Runtime,
 ) -> dict[str, Float[Tensor, ""]]:
     """Take one step; a loss or gradient that is not finite leaves the parameters as they were.
@@ -29,19 +31,20 @@ def train_step(
         batch: Batch on the device.
         optimizer: Fused optimizer over ``parameters``, with this step's learning rate set.
         parameters: Trained parameters, for clipping.
-        grad_clip_norm: Largest global L2 norm of the gradient; ``None`` only measures it.
+        grad_clip_norm: Largest L2 norm of the gradient; ``None`` only measures it.
+        grad_clip_mode: Whether that is the norm of all parameters together or of each by itself.
         runtime: Device and precision.
 
     Returns:
-        Scalars on the device: ``train/loss``, ``opt/grad_norm`` (before clipping), ``not_finite``
-        (0 or 1) and the objective's own metrics.
+        Scalars on the device: ``train/loss``, ``opt/grad_norm`` (of all parameters together, before
+        clipping), ``not_finite`` (0 or 1) and the objective's own metrics.
     """
     optimizer.zero_grad(set_to_none=True)
     with runtime.autocast():
         output = objective(batch)
     output.loss.backward()
     limit = float("inf") if grad_clip_norm is None else grad_clip_norm
-    norm = nn.utils.clip_grad_norm_(parameters, limit)
+    norm = clip_gradients_(parameters, limit, grad_clip_mode)
     loss = output.loss.detach().float()
     not_finite = (~(loss.isfinite() & norm.isfinite())).float()
     optimizer.found_inf = not_finite  # pyright: ignore[reportAttributeAccessIssue]

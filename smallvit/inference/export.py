@@ -1,21 +1,26 @@
-"""The export of a run: a folder that ``timm.create_model("local-dir:...")`` loads."""
+"""Weights to start from: exports, which ``timm.create_model("local-dir:...")`` loads; timm's."""
 
+import difflib
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import torch
+import timm
+from huggingface_hub import HfApi, try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import PretrainedCfg, get_pretrained_cfg, is_model_pretrained, split_model_name_tag
 from timm.models._hub import save_for_hf
+from torch import nn
 
-from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.errors import ConfigError, DataError, UnknownNameError
 from smallvit.models.convert import adapt, position_grid
-from smallvit.models.registry import create_exported, settings_from
+from smallvit.models.registry import ALIASES, create_exported, settings_from
 from smallvit.models.tokens import AbstractBackbone
 
 WEIGHTS = "model.safetensors"
+HUB_TIMEOUT_S = 30.0
 
 
 def write_export(
@@ -130,27 +135,116 @@ def initialise_from(
         ConfigError: If anything else differs, by name and shape.
     """
     exported = read_export(folder)
-    source = exported.model
     config = _read_config(folder)
+    patch = max(exported.patch_size)
+    what = config["architecture"] + (f" with patches of {patch} px" if patch > 1 else "")
+    same_classes = config.get("label_names") == list(class_names)
     try:
-        weights, notes = adapt(
-            source.state_dict(),
-            backbone.model,
-            grid=position_grid(source),
-            same_classes=config.get("label_names") == list(class_names),
-        )
+        return _fill(backbone.model, exported.model, same_classes=same_classes)
     except ConfigError as error:
-        patch = max(exported.patch_size)
-        what = config["architecture"] + (f" with patches of {patch} px" if patch > 1 else "")
         raise ConfigError(
             f"--init {folder} holds a {what}: {error}: leave --model and its settings out to take "
             "its own, set model.patch_size to its own, or start from scratch"
         ) from error
-    backbone.model.load_state_dict(weights, strict=False)
+
+
+def find_timm_weights(name: str) -> str:
+    """Return the whole name, with its tag, of weights that timm has.
+
+    Args:
+        name: Of a timm model, with or without the tag of its weights.
+
+    Raises:
+        UnknownNameError: If timm has no such model, or no such weights of it.
+        ConfigError: If timm has no weights of that model at all.
+    """
+    architecture, tag = split_model_name_tag(name)
+    architecture = ALIASES.get(architecture, architecture)
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(name, timm.list_pretrained(), n=5)
+        raise UnknownNameError("timm weights", name, {*ALIASES, *near})
+    if not is_model_pretrained(f"{architecture}.{tag}" if tag else architecture):
+        tagged = timm.list_pretrained(f"{architecture}.*")
+        if not tagged:
+            raise ConfigError(
+                f"timm has no weights of {architecture}: leave --init out, or name weights that "
+                "timm.list_pretrained() lists"
+            )
+        raise UnknownNameError("timm weights", name, tagged)
+    tag = tag or _config_of(architecture).tag
+    return f"{architecture}.{tag}" if tag else architecture
+
+
+def initialise_from_timm(backbone: AbstractBackbone, name: str, *, offline: bool) -> list[str]:
+    """Copy timm's weights into a fresh network, by name, all but the classifier.
+
+    Weights for another image, patch or window size are resampled.
+
+    Args:
+        backbone: Network to fill.
+        name: Whole name of the weights.
+        offline: Download nothing; what was downloaded before is used.
+
+    Returns:
+        One line for each weight that was resampled or not loaded.
+
+    Raises:
+        ConfigError: If anything else differs, by name and shape.
+        DataError: If they cannot be had; the message says how to put them there by hand.
+    """
+    source = _load_timm(name, offline=offline)
+    try:
+        return _fill(backbone.model, source, same_classes=False)
+    except ConfigError as error:
+        raise ConfigError(
+            f"--init timm:{name} is for another network: {error}: leave --model and its settings "
+            "out to take its own, or start from scratch"
+        ) from error
+
+
+def _load_timm(name: str, *, offline: bool) -> nn.Module:
+    config = _config_of(name)
+    repo, overlay = config.hf_hub_id, {}
+    cached = try_to_load_from_cache(repo, WEIGHTS) if repo else None
+    if config.file is None and isinstance(cached, str):
+        overlay = {"file": cached}
+    elif config.file is None and offline:
+        # The Hub's client reads its own setting when it is imported, which may be too early.
+        raise _unreachable(name, repo, "offline")
+    try:
+        if repo and config.file is None and not overlay:
+            # Asked first: the download of timm tries for 50 s where there is no network.
+            HfApi().model_info(repo, timeout=HUB_TIMEOUT_S)
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+    except Exception as error:  # every release raises the errors of its own HTTP library
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise _unreachable(name, repo, reason) from error
+
+
+def _config_of(name: str) -> PretrainedCfg:
+    config = get_pretrained_cfg(name)
+    assert config is not None
+    return config
+
+
+def _unreachable(name: str, repo: str | None, reason: str) -> DataError:
+    where = f"of {repo} from the Hugging Face Hub" if repo else "of timm's release"
+    return DataError(
+        f"timm weights {name} could not be fetched ({reason}): run once with a network, or "
+        f"download config.json and {WEIGHTS} {where} and give --init their folder"
+    )
+
+
+def _fill(model: nn.Module, source: nn.Module, *, same_classes: bool) -> list[str]:
+    """Copy weights by name, adapted to other sizes; return one line for each that was not as is."""
+    weights, notes = adapt(
+        source.state_dict(), model, grid=position_grid(source), same_classes=same_classes
+    )
+    model.load_state_dict(weights, strict=False)
     return notes
 
 
-def weights_hash(model: torch.nn.Module) -> str:
+def weights_hash(model: nn.Module) -> str:
     """Return the SHA-256 of all weights, by name."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):

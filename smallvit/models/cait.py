@@ -2,6 +2,8 @@
 
 Shapes in this file:
     B    images
+    N    patch tokens, row-major over the token grid (N = h * w)
+    M    patches that the network is given
     D    embed dim
     C    classes
     H W  image in pixels
@@ -11,13 +13,13 @@ Shapes in this file:
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import checkpoint_seq
 from timm.models.cait import Cait
 from torch import Tensor
 
-from smallvit.models.tokens import AbstractBackbone, Tokens
+from smallvit.models.tokens import STEM_MIXES, AbstractBackbone, Tokens, separates_patches
 
 
 class CaitBackbone(AbstractBackbone[Cait]):
@@ -44,6 +46,11 @@ class CaitBackbone(AbstractBackbone[Cait]):
         self.patch_size = patch_embed.patch_size
         self.grid_size: tuple[int, int] = patch_embed.grid_size
 
+    @property
+    def drop_refusal(self) -> str | None:
+        """Why it cannot leave patches out: shifted patches see their neighbours."""
+        return None if separates_patches(self.model.patch_embed) else STEM_MIXES
+
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """Embed the patches, before positions are added."""
         height, width = self.patch_size
@@ -52,21 +59,36 @@ class CaitBackbone(AbstractBackbone[Cait]):
 
     def encode(self, patches: Float[Tensor, "B h w D"]) -> Tokens:
         """Run embedded patches through both kinds of blocks and the last norm."""
-        model, grid = self.model, (patches.shape[1], patches.shape[2])
+        return self._run(self._add_positions(patches), (patches.shape[1], patches.shape[2]))
+
+    def encode_visible(
+        self, patches: Float[Tensor, "B h w D"], visible: Int[Tensor, "B M"]
+    ) -> Tokens:
+        """Run some of the embedded patches through both kinds of blocks."""
+        if self.drop_refusal is not None:
+            return super().encode_visible(patches, visible)
+        x = torch.take_along_dim(self._add_positions(patches), visible[..., None], dim=1)
+        return self._run(x, (patches.shape[1], patches.shape[2]))
+
+    def _add_positions(self, patches: Float[Tensor, "B h w D"]) -> Float[Tensor, "B N D"]:
         positions = resample_abs_pos_embed(
-            model.pos_embed,
-            new_size=list(grid),
+            self.model.pos_embed,
+            new_size=[patches.shape[1], patches.shape[2]],
             old_size=list(self.grid_size),
             num_prefix_tokens=0,
         )
-        x = model.pos_drop(patches.flatten(1, 2) + positions)
+        return self.model.pos_drop(patches.flatten(1, 2) + positions)
+
+    def _run(self, x: Float[Tensor, "B M D"], grid: tuple[int, int]) -> Tokens:
+        model = self.model
         if model.grad_checkpointing and torch.is_grad_enabled():
             x = checkpoint_seq(model.blocks, x)
         else:
             x = model.blocks(x)
-        x = model.norm(model.forward_cls(x))
-        cls = None if model.global_pool == "avg" else x[:, 0]
-        return Tokens(patch=x[:, model.num_prefix_tokens :], cls=cls, grid=grid)
+        # Normed apart: patch tokens alone then leave the class blocks without a gradient, not with
+        # one of zeros, which weight decay would go with.
+        cls = None if model.global_pool == "avg" else model.norm(model.forward_cls(x)[:, 0])
+        return Tokens(patch=model.norm(x), cls=cls, grid=grid)
 
     def classify(self, pooled: Float[Tensor, "... D"]) -> Float[Tensor, "... C"]:
         """Apply the model's own classifier."""

@@ -75,6 +75,11 @@ class SwinBackbone(AbstractBackbone[SwinTransformer]):
         self.patch_size = patch_embed.patch_size
         self.masks: dict[MaskKey, Tensor] = {}
 
+    @property
+    def drop_refusal(self) -> str:
+        """Why it cannot leave patches out."""
+        return "its windows need the whole grid of patches"
+
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w E"]:
         """Embed and normalise the patches."""
         return self.model.patch_embed(images)

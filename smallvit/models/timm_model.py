@@ -116,6 +116,11 @@ class TimmBackbone(AbstractBackbone[Any]):
         """VOLO's classifier of patch tokens; no other timm model has one."""
         return self.model.aux_head if isinstance(self.model, VOLO) else None
 
+    @property
+    def drop_refusal(self) -> str:
+        """Why it cannot leave patches out."""
+        return "it is known to take whole images only"
+
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B H W 3"]:
         """Return the pixels, channels last."""
         return images.movedim(1, -1)

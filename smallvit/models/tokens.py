@@ -3,6 +3,7 @@
 Shapes in this file:
     B    images
     N    patch tokens, row-major over the token grid (N = h * w)
+    M    patches that a network is given
     D    embed dim of the final tokens
     E    embed dim of the patches, before the network
     C    classes
@@ -17,12 +18,17 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
+
+from smallvit.core.errors import ConfigError
 
 # Part of the best token's logits that a network with a token head adds to the class logits:
 # zihangJiang/TokenLabeling@9dbfd59, tlt/models/lvvit.py:208-211.
 TOKEN_READOUT = 0.5
+# Why a network sees pixels of patches that it is not given.
+STEM_MIXES = "its stem mixes neighbouring patches"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,17 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
         """The model's own classifier of patch tokens (LV-ViT); most have none."""
         return None
 
+    @property
+    def drop_refusal(self) -> str | None:
+        """Why ``encode_visible`` cannot leave patches out; ``None`` where it can."""
+        return "its layers need the whole grid of patches"
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model: timm's, or that of its class where timm did not create it."""
+        facts = getattr(self.model, "pretrained_cfg", None) or {}
+        return facts.get("architecture") or type(self.model).__name__
+
     @abstractmethod
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w E"]:
         """Embed the patches, before any position or class token is added."""
@@ -75,6 +92,27 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
     @abstractmethod
     def encode(self, patches: Float[Tensor, "B h w E"]) -> Tokens:
         """Run embedded patches through the network."""
+
+    def encode_visible(
+        self, patches: Float[Tensor, "B h w E"], visible: Int[Tensor, "B M"]
+    ) -> Tokens:
+        """Run some of the embedded patches through a network that can leave the others out.
+
+        Each gets the position of its place in the whole grid. Nothing of the others is seen,
+        neither by a patch nor by the class token or the pooling.
+
+        Args:
+            patches: Of whole images.
+            visible: Which of them to run, by their row-major place, each once.
+
+        Returns:
+            The tokens of those patches alone, M of them in the order of ``visible``; ``grid`` is
+            that of all patches.
+
+        Raises:
+            ConfigError: If the network cannot; ``drop_refusal`` says why.
+        """
+        raise ConfigError(f"{self.model_name} cannot leave patches out: {self.drop_refusal}")
 
     @abstractmethod
     def classify(self, pooled: Float[Tensor, "... D"]) -> Float[Tensor, "... C"]:
@@ -101,14 +139,23 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
 
     def grid(self, image_size: int | Sequence[int]) -> tuple[int, int]:
         """Return the token grid of images of a side, or of a height and width, in pixels."""
-        with self._probing():
-            return self(self._blank(image_size)).grid
+        return self.probe(image_size)[1].grid
 
     def embed_grid(self, image_size: int | Sequence[int]) -> tuple[int, int]:
         """Return the grid that ``embed`` makes of images of a size, in pixels."""
         with self._probing():
             patches = self.embed(self._blank(image_size))
         return (patches.shape[1], patches.shape[2])
+
+    def probe(self, image_size: int | Sequence[int]) -> tuple[Float[Tensor, "1 h w E"], Tokens]:
+        """Return what ``embed`` and ``encode`` make of one black image, for their shapes.
+
+        Args:
+            image_size: Side, or height and width, in pixels.
+        """
+        with self._probing():
+            patches = self.embed(self._blank(image_size))
+            return patches, self.encode(patches)
 
     def _blank(self, image_size: int | Sequence[int]) -> Float[Tensor, "1 3 H W"]:
         height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
@@ -124,3 +171,11 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
                 yield
         finally:
             self.train(training)
+
+
+def separates_patches(patch_embed: nn.Module) -> bool:
+    """Tell whether a patch embedding of timm sees each patch alone."""
+    if not isinstance(patch_embed, PatchEmbed):
+        return False  # convolutions of a hybrid, or a stem of its own
+    proj: nn.Module = patch_embed.proj
+    return isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from smallvit.core.errors import ConfigError
 from smallvit.models.architecture import image_sides
 from smallvit.models.blocks import init_linear
-from smallvit.models.tokens import TOKEN_READOUT, AbstractBackbone, Tokens
+from smallvit.models.tokens import STEM_MIXES, TOKEN_READOUT, AbstractBackbone, Tokens
 
 Pool = Literal["token", "avg", "sequence"]
 Positions = Literal["learned", "sinusoid", "none"]
@@ -296,6 +296,11 @@ class TransformerBackbone(AbstractBackbone[SmallTransformer]):
     def token_head(self) -> nn.Module | None:
         """The model's own classifier of patch tokens; none without classes."""
         return self.model.token_head if self.model.num_classes else None
+
+    @property
+    def drop_refusal(self) -> str:
+        """Why it cannot leave patches out: every stem here overlaps, which is what it is for."""
+        return STEM_MIXES
 
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w E"]:
         """Embed the patches, before any position or class token is added."""

@@ -3,6 +3,8 @@
 Shapes in this file:
     B    images
     N    patch tokens, row-major over the token grid (N = h * w)
+    M    patches that the network is given
+    T    prefix and patch tokens
     D    embed dim
     C    classes
     H W  image in pixels
@@ -10,12 +12,12 @@ Shapes in this file:
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from smallvit.models.tokens import AbstractBackbone, Tokens
+from smallvit.models.tokens import STEM_MIXES, AbstractBackbone, Tokens, separates_patches
 
 
 class VitBackbone(AbstractBackbone[VisionTransformer]):
@@ -35,6 +37,11 @@ class VitBackbone(AbstractBackbone[VisionTransformer]):
         # Of a hybrid, the patch of its convolutions' feature map, in pixels.
         self.patch_size = model.patch_embed.feat_ratio(as_scalar=False)
 
+    @property
+    def drop_refusal(self) -> str | None:
+        """Why it cannot leave patches out: a hybrid's convolutions mix them."""
+        return None if separates_patches(self.model.patch_embed) else STEM_MIXES
+
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """Embed the patches, before any position or class token is added."""
         return self.model.patch_embed(images)
@@ -42,7 +49,22 @@ class VitBackbone(AbstractBackbone[VisionTransformer]):
     def encode(self, patches: Float[Tensor, "B h w D"]) -> Tokens:
         """Run embedded patches through the transformer and its last norm."""
         model, grid = self.model, (patches.shape[1], patches.shape[2])
-        x = model.norm_pre(model.patch_drop(model._pos_embed(patches)))
+        return self._run(model.patch_drop(model._pos_embed(patches)), grid)
+
+    def encode_visible(
+        self, patches: Float[Tensor, "B h w D"], visible: Int[Tensor, "B M"]
+    ) -> Tokens:
+        """Run some of the embedded patches, and all prefix tokens, through the transformer."""
+        if self.drop_refusal is not None:
+            return super().encode_visible(patches, visible)
+        grid = (patches.shape[1], patches.shape[2])
+        x, num_prefix = self.model._pos_embed(patches), self.model.num_prefix_tokens
+        kept = torch.take_along_dim(x[:, num_prefix:], visible[..., None], dim=1)
+        return self._run(torch.cat([x[:, :num_prefix], kept], dim=1), grid)
+
+    def _run(self, x: Float[Tensor, "B T D"], grid: tuple[int, int]) -> Tokens:
+        model = self.model
+        x = model.norm_pre(x)
         if model.grad_checkpointing and torch.is_grad_enabled():
             x = checkpoint_seq(model.blocks, x)
         else:

@@ -6,11 +6,12 @@ from typing import Any
 from smallvit.core import places
 from smallvit.core.config import merge, nest
 from smallvit.core.errors import ConfigError
-from smallvit.core.run_folder import Run, open_run
+from smallvit.core.run_folder import Run
 from smallvit.run.chain import make_score_maps
 from smallvit.run.label import run_label
 from smallvit.run.recipe import Recipe, Stage, load_recipe, with_values
 from smallvit.run.stage import run_stage
+from smallvit.run.start import TIMM, start_settings
 
 RunLike = Run | Path | str
 SHORT = {
@@ -22,19 +23,28 @@ SHORT = {
 }
 
 
-def pretrain(*, recipe: str | None = None, out: Path | str | None = None, **settings: Any) -> Run:
+def pretrain(
+    *,
+    init: RunLike | None = None,
+    recipe: str | None = None,
+    out: Path | str | None = None,
+    **settings: Any,
+) -> Run:
     """Run stage 1: ``pretrain(dataset="digits", epochs=20, optim={"lr": 1e-3})``.
 
     Args:
+        init: Run or export to go on from, or ``"timm:NAME"`` for timm's weights; without a recipe
+            it brings its model, and a run its data. ``None`` is what the recipe says.
         recipe: Shipped recipe or file; by default the one for the dataset and model.
         out: Run folder; by default a new one under the runs folder.
-        **settings: ``dataset`` or ``data``, ``model``, ``seed``, ``device``, ``precision``,
-            ``epochs``, ``batch_size``, or a section of the stage as a mapping.
+        **settings: ``dataset`` or ``data``, ``model``, ``method`` (a name or a mapping), ``seed``,
+            ``device``, ``precision``, ``epochs``, ``batch_size``, or a section of the stage as a
+            mapping.
 
     Raises:
         SmallViTError: What the command line would print, with its exit code.
     """
-    return _train("pretrain", _resolve("pretrain", recipe, settings), out)
+    return _train("pretrain", _resolve("pretrain", recipe, settings, init), out)
 
 
 def teacher(*, recipe: str | None = None, out: Path | str | None = None, **settings: Any) -> Run:
@@ -67,8 +77,9 @@ def finetune(
     """Run stage 2: ``finetune(dataset="digits", init=run, token_label=True)``.
 
     Args:
-        init: Run to start from, or ``"scratch"``, which ``None`` is as well unless the recipe says
-            otherwise. Without a recipe the run brings its data and model.
+        init: Run or export to start from, ``"timm:NAME"`` for timm's weights, or ``"scratch"``,
+            which ``None`` is as well unless the recipe says otherwise. Without a recipe it brings
+            its model, and a run its data.
         token_label: Supervise patch tokens too; a teacher and maps that are missing are made.
             ``None`` is what the recipe says.
         teacher: Run of the teacher that writes the score maps.
@@ -77,18 +88,10 @@ def finetune(
         out: Run folder; by default a new one under the runs folder.
         **settings: As for ``pretrain``.
     """
-    over: dict[str, Any] = {}
-    if init is not None:
-        over["init"] = "scratch" if init == "scratch" else str(_folder(init))
-    if init not in (None, "scratch") and recipe is None:
-        theirs = open_run(Path(over["init"])).recipe
-        named = "dataset" in settings or not isinstance(settings.get("data", {}), dict)
-        plain = {f"data.{k}": v for k, v in theirs.get("data", {}).items() if not named}
-        plain |= {f"model.{k}": v for k, v in theirs.get("model", {}).items()}
-        settings = {**plain, **settings}
+    resolved = _resolve("finetune", recipe, settings, init)
     if token_label is not None:
-        over["token_label"] = {"enabled": token_label}
-    resolved = with_values(_resolve("finetune", recipe, settings), {"finetune": over})
+        over = {"token_label": {"enabled": token_label}}
+        resolved = with_values(resolved, {"finetune": over})
     if resolved.finetune.init is None:
         resolved = with_values(resolved, {"finetune": {"init": "scratch"}})
     if resolved.finetune.token_label.enabled:
@@ -101,7 +104,9 @@ def finetune(
     return _train("finetune", resolved, out)
 
 
-def _resolve(stage: Stage, recipe: str | None, settings: dict[str, Any]) -> Recipe:
+def _resolve(
+    stage: Stage, recipe: str | None, settings: dict[str, Any], init: RunLike | None = None
+) -> Recipe:
     overrides: dict[str, Any] = {}
     for key, value in settings.items():
         if key == "data" and str(value).startswith("hf:"):
@@ -112,6 +117,12 @@ def _resolve(stage: Stage, recipe: str | None, settings: dict[str, Any]) -> Reci
     path = overrides.get("data", {}).get("path")
     if path is not None:  # written to recipe.yaml, which must run again from any folder
         overrides = merge(overrides, {"data": {"path": str(places.absolute(path))}})
+    if init is not None:
+        named = init == "scratch" or str(init).startswith(TIMM)
+        start = str(init) if named else str(_folder(init))
+        overrides = merge(overrides, {stage: {"init": start}})
+        if init != "scratch" and recipe is None:
+            overrides = merge(start_settings(start, overrides), overrides)
     return load_recipe(recipe, overrides, source="arguments")[0]
 
 
@@ -121,6 +132,8 @@ def _place(stage: Stage, key: str, value: Any) -> str:
         return f"{stage}.{'schedule' if key == 'epochs' else 'optim'}.{key}"
     if key == "model" and isinstance(value, str):
         return "teacher.model.name" if stage == "teacher" else "model.name"
+    if key == "method" and isinstance(value, str):
+        return f"{stage}.method.name"
     if key in SHORT and not isinstance(value, dict):
         return SHORT[key]
     shared = key.split(".")[0] in ("data", "model", "runtime", "log")

@@ -22,13 +22,15 @@ from smallvit.finetune.objective import SupervisedConfig
 from smallvit.finetune.token_labeling import TokenLabelConfig
 from smallvit.models.registry import ModelConfig, create_backbone
 from smallvit.pretrain.dino import DinoConfig
+from smallvit.pretrain.registry import MethodConfig, get_method
 from smallvit.run.data import find_image_size
+from smallvit.run.monitor import MonitorConfig
 
 Stage = Literal["pretrain", "teacher", "label", "finetune"]
 Arm = Literal["scratch", "ssl", "token-labels", "both"]
 STAGES: tuple[Stage, ...] = ("pretrain", "teacher", "label", "finetune")
 SHARED = ("seed", "data", "model", "runtime", "log")
-PATHS = ("data.path", "label.teacher", "finetune.init", "finetune.score_maps")
+PATHS = ("data.path", "label.teacher", "pretrain.init", "finetune.init", "finetune.score_maps")
 OF_NAMED_DATA = ("dataset", "path", "image_column", "label_column", "hflip")
 
 
@@ -37,16 +39,21 @@ class PretrainConfig:
     """Stage 1.
 
     Attributes:
-        method: View prediction.
+        init: Run or export whose weights it goes on from, or ``timm:NAME`` for timm's; null or
+            ``scratch`` is fresh weights.
+        method: What is learned, and its views.
         optim: Optimizer.
         schedule: Length and learning rate.
+        monitor: What is measured on the way, and what a collapse does.
     """
 
-    method: DinoConfig = field(default_factory=DinoConfig)
+    init: str | None = None
+    method: MethodConfig = field(default_factory=DinoConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=2.0e-4, batch_size=512, weight_decay=0.04)
     )
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
         check_schedule(self.optim, self.schedule)
@@ -94,8 +101,9 @@ class FinetuneConfig:
     """Stage 2.
 
     Attributes:
-        init: Run whose weights it starts from, or ``scratch``, which null is as well unless
-            ``smallvit finetune --token-label`` finds a pretrain run to continue from.
+        init: Run or export whose weights it starts from, ``timm:NAME`` for timm's, or ``scratch``,
+            which null is as well unless ``smallvit finetune --token-label`` finds a pretrain run to
+            continue from.
         score_maps: File of score maps for token labeling.
         token_label: Token labeling.
         method: Loss on the image label.
@@ -203,7 +211,12 @@ def _absolute(values: Mapping[str, Any], folder: Path, prefix: str = "") -> dict
     for key, value in values.items():
         if isinstance(value, Mapping):
             plain[key] = _absolute(value, folder, f"{prefix}{key}.")
-        elif f"{prefix}{key}" in PATHS and isinstance(value, str) and value != "scratch":
+        elif (
+            f"{prefix}{key}" in PATHS
+            and isinstance(value, str)
+            and value != "scratch"
+            and not value.startswith("timm:")
+        ):
             plain[key] = str(places.absolute(folder / Path(value).expanduser()))
         else:
             plain[key] = value
@@ -238,7 +251,8 @@ def load_recipe(
         # Naming data replaces the recipe's, whichever way it was named, and what is said of it.
         data = {key: value for key, value in data.items() if key not in OF_NAMED_DATA}
         layer = Layer(source=layer.source, values={**layer.values, "data": data})
-    layer = Layer(source=layer.source, values=_for_named_model(layer.values, overrides))
+    values = _for_named_method(_for_named_model(layer.values, overrides), overrides)
+    layer = Layer(source=layer.source, values=values)
     label = str(path)
     if _is_shipped(path):
         label = path.resolve().relative_to(recipes_root().resolve()).with_suffix("").as_posix()
@@ -257,6 +271,21 @@ def _for_named_model(values: Mapping[str, Any], overrides: Mapping[str, Any]) ->
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         kept["teacher"] = _for_named_model(ours, theirs)
     return kept
+
+
+def _for_named_method(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the settings of a recipe's method where another one is named: they are not for it."""
+    ours, theirs = values.get("pretrain"), overrides.get("pretrain")
+    if not isinstance(ours, Mapping) or not isinstance(theirs, Mapping):
+        return dict(values)
+    old, new = ours.get("method"), theirs.get("method")
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return dict(values)
+    name = new.get("name")
+    if name is None or name == old.get("name", DinoConfig().name):
+        return dict(values)
+    get_method(name)
+    return {**values, "pretrain": {**ours, "method": {"name": name}}}
 
 
 def stage_values(recipe: Recipe, stage: Stage) -> dict[str, Any]:
@@ -315,11 +344,13 @@ def differences(left: Any, right: Any, prefix: str = "") -> Sequence[str]:
 
 def _matching(asked: Recipe) -> Path:
     root = recipes_root()
-    dataset = asked.data.dataset
+    dataset, method = asked.data.dataset, asked.pretrain.method.name
+    suffix = "" if method == DinoConfig().name else f"-{method}"
     if dataset is not None:
-        own = root / dataset / f"{asked.model.name}.yaml"
-        if own.is_file():
-            return own
+        for name in (asked.model.name, asked.model.name.replace("_", "-")):
+            own = root / dataset / f"{name}{suffix}.yaml"
+            if own.is_file():
+                return own
     if asked.data.path is None and dataset is None:
         raise ConfigError(
             f"no data named: give --dataset NAME (known: {', '.join(sorted(DATASETS))}), "
@@ -327,7 +358,8 @@ def _matching(asked: Recipe) -> Path:
         )
     known = DATASETS.get(dataset or "")
     size = asked.data.image_size or (known.image_size if known else find_image_size(asked.data))
-    sizes = {int(p.stem.removesuffix("px")): p for p in (root / "generic").glob("*px.yaml")}
+    ending = f"px{suffix}.yaml"
+    sizes = {int(p.name.removesuffix(ending)): p for p in (root / "generic").glob(f"*{ending}")}
     return sizes[min(sizes, key=lambda side: (abs(side - size), side))]
 
 

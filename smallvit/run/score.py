@@ -14,8 +14,9 @@ from smallvit.evaluate.linear_probe import linear_top1
 from smallvit.inference.export import read_export
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.run.data import load_dataset, require_labels
+from smallvit.run.monitor import EVAL_BATCH, Monitor
 from smallvit.run.recipe import Recipe
-from smallvit.run.stage import EVAL_BATCH, score_classifier, score_knn
+from smallvit.run.stage import score_classifier
 
 HeldOut = Literal["val", "test"]
 
@@ -26,8 +27,7 @@ def open_scored(run: Run, runtime: Runtime) -> tuple[AbstractBackbone, Dataset]:
     Raises:
         DataError: If the data is no longer what the run saw.
     """
-    recipe = resolve(Recipe, [Layer(source=str(run.path / "recipe.yaml"), values=run.recipe)])
-    dataset = load_dataset(recipe.data)
+    dataset = load_dataset(_recipe_of(run).data)
     require_labels(dataset, "scoring")
     env = run.env
     if (
@@ -76,7 +76,8 @@ def score_run(
     else:
         scores["n"] = len(dataset.splits[split])
     if knn:
-        scores["knn"] = score_knn(backbone, dataset, split, runtime)
+        monitor = Monitor(backbone, dataset, runtime, _recipe_of(run).pretrain.monitor)
+        scores["knn"] = monitor.score_knn(dataset.splits[split])
     if linear:
         sides = [
             extract_features(
@@ -88,3 +89,7 @@ def score_run(
         ]
         scores["linear"] = linear_top1(*sides[0], *sides[1])
     return scores
+
+
+def _recipe_of(run: Run) -> Recipe:
+    return resolve(Recipe, [Layer(source=str(run.path / "recipe.yaml"), values=run.recipe)])

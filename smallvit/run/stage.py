@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from smallvit.core.run_folder import (
     create_folder,
     environment,
     new_folder,
-    open_run,
     write_json,
     write_recipe,
 )
@@ -29,23 +27,25 @@ from smallvit.data.views import LabelledBatches, ViewBatches, eval_batches
 from smallvit.engine.checkpoint import load_checkpoint
 from smallvit.engine.curves import draw_curves
 from smallvit.engine.fit import FitPlan, FitResult, fit
-from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.engine.optim import OptimConfig, ScheduleConfig, warmup_steps
 from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.evaluate.classify import classification_metrics, predict_logits
-from smallvit.evaluate.knn import extract_features, knn_top1
 from smallvit.finetune.objective import FinetuneObjective
-from smallvit.inference.export import initialise_from, write_export
+from smallvit.inference.export import write_export
+from smallvit.inference.token_pictures import draw_tokens
 from smallvit.models.registry import ModelConfig, create_backbone, model_arguments
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.pretrain.dino import DinoObjective
+from smallvit.pretrain.method import AbstractPretraining
+from smallvit.pretrain.registry import create_objective
 from smallvit.run.data import load_dataset, require_labels
-from smallvit.run.provenance import join_extra_data, other_data
+from smallvit.run.monitor import EVAL_BATCH, CollapseWatch, Monitor, take_evenly
+from smallvit.run.provenance import join_extra_data
 from smallvit.run.recipe import Recipe, Stage, differences, run_values, stage_values
+from smallvit.run.start import cost_of, start_from
 from smallvit.teachers.score_maps import open_score_maps
 
 logger = logging.getLogger("smallvit")
-EVAL_BATCH = 512
-KNN_BANK = 10_000
+DRAWN_IMAGES = 8
 
 
 @dataclass(kw_only=True)
@@ -63,6 +63,7 @@ class Prepared:
         evaluate: Scores the objective on validation.
         select_on: Metric that picks the exported weights; ``None`` takes the last step.
         exported: The network of the objective that is exported.
+        monitor: What ``evaluate`` is in stage 1; ``None`` in the others.
         upstream: Cost of the runs that it builds on, by stage.
         facts: More for result.json.
     """
@@ -77,6 +78,7 @@ class Prepared:
     evaluate: Callable[[], dict[str, float]]
     select_on: str | None
     exported: AbstractBackbone
+    monitor: Monitor | None = None
     upstream: dict[str, dict[str, float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -149,10 +151,17 @@ def run_stage(
     with recorded(folder, _facts(recipe, stage, dataset, prepared), resume is not None) as record:
         plan = FitPlan(**{**vars(plan), "folder": folder})
         again = resume is not None and (folder / "checkpoints" / "last.pt").is_file()
+        if prepared.monitor is not None:
+            prepared.monitor.announce()
         result = fit(
-            prepared.objective, prepared.batches, plan, evaluate=prepared.evaluate, resume=again
+            prepared.objective,
+            prepared.batches,
+            plan,
+            evaluate=prepared.evaluate,
+            watch=_watch(prepared, folder / "metrics.jsonl"),
+            resume=again,
         )
-        _finish(folder, prepared, dataset, result)
+        _finish(folder, prepared, dataset, runtime, result)
         record |= _outcome(prepared, result)
     return Run(folder)
 
@@ -257,54 +266,45 @@ def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Pre
     backbone = prepare_backbone(
         recipe.model, num_classes=0, dataset=dataset, runtime=runtime, seed=recipe.seed
     )
+    facts: dict[str, Any] = {"init": "scratch", "extra_data": "none"}
+    upstream: dict[str, dict[str, float]] = {}
+    if config.init not in (None, "scratch"):
+        init_facts, upstream = start_from(backbone, config.init, dataset)
+        facts |= init_facts
     if config.method.views.num_local:
         _check_views(backbone, config.method.views.local_size, dataset.image_size)
-    objective = DinoObjective(backbone, config.method).to(runtime.device)
+    objective = create_objective(backbone, config.method, image_size=dataset.image_size)
+    objective = objective.to(runtime.device)
     train = dataset.splits["train"]
     order = Order(len(train), config.optim.batch_size, recipe.seed, runtime.device)
     total_steps = order.num_steps(config.schedule.epochs)
+    monitor = Monitor(objective.exported, dataset, runtime, config.monitor)
     return Prepared(
         model=recipe.model,
         objective=objective,
-        batches=ViewBatches(dataset, order, config.method.views, total_steps),
+        batches=ViewBatches(
+            dataset,
+            order,
+            config.method.views,
+            total_steps,
+            mask_draws=objective.mask_draws,
+        ),
         order=order,
         total_steps=total_steps,
         optim=config.optim,
         schedule=config.schedule,
-        evaluate=(
-            (lambda: {"val/knn": score_knn(objective.ema_teacher, dataset, "val", runtime)})
-            if dataset.labelled
-            else dict
-        ),
+        evaluate=monitor,
         select_on=None,
-        exported=objective.ema_teacher,
-        facts={"init": "scratch", "views": 2 + config.method.views.num_local},
+        exported=objective.exported,
+        monitor=monitor,
+        upstream=upstream,
+        facts={
+            **facts,
+            "method": config.method.name,
+            "views": config.method.views.num_global + config.method.views.num_local,
+            "monitor": monitor.facts,
+        },
     )
-
-
-def _initialise(
-    backbone: AbstractBackbone, init: Path, dataset: Dataset
-) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """Start from a run's weights, or from an export; return facts and what they cost."""
-    if (init / "config.json").is_file() and not (init / "result.json").is_file():
-        facts = {"init": "weights", "extra_data": f"unknown (weights of {init.name})"}
-        cost: dict[str, dict[str, float]] = {}
-        export = init
-        logger.warning("%s does not say what it was trained on: extra_data is unknown", init)
-    else:
-        run = open_run(init)
-        stage = run.result["stage"]
-        extra = join_extra_data(
-            other_data(run, dataset, "--init"), run.result.get("extra_data", "none")
-        )
-        facts = {"init": stage, "extra_data": extra}
-        cost = run.result.get("upstream", {}) | {stage: _cost(run)}
-        export = run.path / "export"
-    notes = initialise_from(backbone, export, dataset.class_names)
-    logger.info("weights of %s", init)
-    for note in notes:
-        logger.info("  %s", note)
-    return facts, cost
 
 
 def _check_views(backbone: AbstractBackbone, local_size: float, image_size: int) -> None:
@@ -338,7 +338,7 @@ def _prepare_supervised(
     grid = backbone.grid(dataset.image_size)
     if stage == "finetune":
         if recipe.finetune.init not in (None, "scratch"):
-            init_facts, init_cost = _initialise(backbone, Path(recipe.finetune.init), dataset)
+            init_facts, init_cost = start_from(backbone, recipe.finetune.init, dataset)
             facts |= init_facts
             upstream |= init_cost
         token_label = recipe.finetune.token_label
@@ -366,7 +366,7 @@ def _prepare_supervised(
             facts["extra_data"] = join_extra_data(facts["extra_data"], header.extra_data)
             label_run = Run(path.parent)
             if (path.parent / "result.json").is_file():
-                upstream |= label_run.result.get("upstream", {}) | {"label": _cost(label_run)}
+                upstream |= label_run.result.get("upstream", {}) | {"label": cost_of(label_run)}
     if config.augment.repeats > max(config.schedule.epochs, 1):
         logger.warning(
             "with augment.repeats %d, schedule.epochs %g sees only %.0f %% of the images: an epoch "
@@ -416,23 +416,20 @@ def score_classifier(
     return classification_metrics(*predict_logits(backbone, batches, autocast=runtime.autocast))
 
 
-def score_knn(backbone: AbstractBackbone, dataset: Dataset, split: str, runtime: Runtime) -> float:
-    """Return k-NN accuracy on one split; the bank is evenly taken from the labelled images."""
-    bank = dataset.splits["labelled"]
-    step = math.ceil(len(bank) / KNN_BANK)
-    bank = type(bank)(images=bank.images, labels=bank.labels, index=bank.index[::step])
-    sides = [
-        extract_features(
-            backbone, eval_batches(dataset, part, EVAL_BATCH), autocast=runtime.autocast
-        )
-        for part in (bank, dataset.splits[split])
-    ]
-    return knn_top1(*sides[0], *sides[1], num_classes=dataset.num_classes)
-
-
-def _cost(run: Run) -> dict[str, float]:
-    result = run.result
-    return {"samples_seen": result.get("samples_seen", 0), "wall_s": result.get("wall_s", 0.0)}
+def _watch(prepared: Prepared, metrics_path: Path) -> CollapseWatch | None:
+    """Build what stops a collapsed run, where the stage can collapse."""
+    if prepared.monitor is None:
+        return None
+    assert isinstance(prepared.objective, AbstractPretraining)
+    schedule = prepared.schedule
+    return CollapseWatch(
+        prepared.monitor.config,
+        method=prepared.facts["method"],
+        max_entropy=prepared.objective.max_entropy,
+        metrics_path=metrics_path,
+        warmup_steps=warmup_steps(schedule, prepared.total_steps),
+        total_steps=prepared.total_steps,
+    )
 
 
 def _facts(recipe: Recipe, stage: Stage, dataset: Dataset, prepared: Prepared) -> dict[str, Any]:
@@ -465,8 +462,10 @@ def _outcome(prepared: Prepared, result: FitResult) -> dict[str, Any]:
     }
 
 
-def _finish(folder: Path, prepared: Prepared, dataset: Dataset, result: FitResult) -> None:
-    """Export the selected weights and draw the curves."""
+def _finish(
+    folder: Path, prepared: Prepared, dataset: Dataset, runtime: Runtime, result: FitResult
+) -> None:
+    """Export the selected weights; draw the curves and, after stage 1, what the tokens hold."""
     best = folder / "checkpoints" / "best.pt"
     if prepared.select_on is not None and result.best and result.best["step"] != result.step:
         prepared.objective.load_state_dict(load_checkpoint(best)["objective"])
@@ -495,3 +494,14 @@ def _finish(folder: Path, prepared: Prepared, dataset: Dataset, result: FitResul
         ),
     )
     draw_curves(folder / "metrics.jsonl", folder / "plots" / "curves.png", folder.name)
+    if prepared.monitor is not None:
+        images = take_evenly(dataset.splits["val" if dataset.labelled else "train"], DRAWN_IMAGES)
+        draw_tokens(
+            backbone,
+            images.take(torch.arange(len(images), device=images.index.device)),
+            dataset.mean,
+            dataset.std,
+            folder / "plots",
+            title=folder.name,
+            autocast=runtime.autocast,
+        )

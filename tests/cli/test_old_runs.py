@@ -7,15 +7,33 @@ import yaml
 from smallvit.cli.app import main
 from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
 
-LATER = {"model": ("window_size", "weight_init"), "runtime": ("grad_checkpointing",)}
+LATER = (
+    "model.window_size",
+    "model.weight_init",
+    "runtime.grad_checkpointing",
+    "pretrain.init",
+    "pretrain.method.name",
+    "pretrain.method.ema_teacher_mode",
+    "pretrain.method.views.num_global",
+    "pretrain.monitor",
+    *(
+        f"{stage}.optim.{key}"
+        for stage in ("pretrain", "finetune")
+        for key in ("decay", "grad_clip_mode")
+    ),
+)
 
 
 def make_old(run) -> dict:
     """Take the later settings out of a run, which then counts as interrupted."""
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-    for section, keys in LATER.items():
-        for key in keys:
-            del recipe[section][key]
+    for path in LATER:
+        *sections, key = path.split(".")
+        values = recipe
+        for section in sections:
+            values = values.get(section, {})
+        assert values == {} or key in values, path
+        values.pop(key, None)
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     state = load_checkpoint(run / "checkpoints" / "last.pt")
     del state["format"]
@@ -52,3 +70,22 @@ def test_a_finished_run_without_later_settings_is_still_found(tiny, tmp_path, mo
     assert "passing over" not in capsys.readouterr().err
     runs = [json.loads(p.read_text()) for p in (tmp_path / "runs").rglob("result.json")]
     assert {r["init"] for r in runs if r["stage"] == "finetune"} == {"pretrain"}
+
+
+def test_a_pretrain_run_of_before_there_were_methods_goes_on_and_starts_others(
+    tiny, tmp_path, capsys
+):
+    run = tmp_path / "old"
+    assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
+    recipe = make_old(run)
+    assert "name" not in recipe["pretrain"]["method"]
+    assert main(["pretrain", "--resume", str(run), "--method", "mae"]) == 2
+    assert "continues a run of method dino" in capsys.readouterr().err
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    assert yaml.safe_load((run / "recipe.yaml").read_text()) == recipe
+    short = ["--epochs", "0.05", "--batch-size", "16", "--init", str(run)]
+    for stage in ("pretrain", "finetune"):
+        assert main([stage, *short, "--out", str(tmp_path / stage)]) == 0
+        result = json.loads((tmp_path / stage / "result.json").read_text())
+        assert result["init"] == "pretrain"
+        assert result["upstream"]["pretrain"]["samples_seen"] > 0

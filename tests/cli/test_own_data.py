@@ -41,7 +41,7 @@ def test_images_without_labels_are_enough_for_stage_1(tiny, tmp_path, pictures, 
     assert main(["pretrain", *arguments, "--out", str(tmp_path / "run"), "--epochs", "2"]) == 0
     assert "--data IMAGES-WITH-LABELS" in capsys.readouterr().err
     assert result(tmp_path / "run")["status"] == "completed"
-    assert result(tmp_path / "run")["metrics"] == {}
+    assert not [name for name in result(tmp_path / "run")["metrics"] if name.startswith("val/")]
     env = json.loads((tmp_path / "run" / "env.json").read_text())
     assert env["dataset"]["counts"] == {"train": 60, "labelled": 0, "val": 0, "test": 0}
 

@@ -33,6 +33,41 @@ class SampleConfig:
     sizes: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    num: Annotated[int, Range(ge=1)] = 8
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Near:
+    name: Literal["near"] = "near"
+    views: Views = field(default_factory=Views)
+    temp: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Far:
+    name: Literal["far"] = "far"
+    views: Views = field(default_factory=lambda: Views(num=2, scale=0.5))
+    ratio: Annotated[float, Range(gt=0, lt=1)] = 0.75
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSection:
+    method: Near | Far = field(default_factory=lambda: Near(temp=0.3))
+    steps: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tagged:
+    stage: StageSection = field(default_factory=lambda: StageSection(steps=5))
+
+
+def tagged(*methods: dict) -> Near | Far:
+    return resolve(Tagged, layers(*({"stage": {"method": m}} for m in methods))).stage.method
+
+
 def layers(*values: dict) -> list[Layer]:
     names = ("recipe.yaml", "command line", "third")
     return [Layer(source=name, values=v) for name, v in zip(names, values, strict=False)]
@@ -186,3 +221,55 @@ def test_values_that_clash_are_blamed_on_the_layer_that_brought_the_last():
 def test_values_that_a_later_layer_reconciles_are_no_error():
     config = resolve(SampleConfig, layers({"optim": {"low": 2}}, {"optim": {"high": 3}}))
     assert (config.optim.low, config.optim.high) == (2.0, 3.0)
+
+
+def test_a_section_of_several_kinds_is_chosen_by_its_name():
+    assert tagged({"name": "far", "ratio": 0.5}) == Far(ratio=0.5)
+    assert tagged({"name": "near", "temp": 0.5}) == Near(temp=0.5)
+
+
+def test_a_later_layer_may_choose_the_kind_for_settings_of_an_earlier_one():
+    assert tagged({"ratio": 0.5}, {"name": "far"}) == Far(ratio=0.5)
+
+
+def test_without_a_name_the_section_is_the_default_and_keeps_its_values():
+    assert tagged({}) == tagged({"name": "near"}) == Near(temp=0.3)
+    assert tagged({"views": {"num": 3}}) == Near(temp=0.3, views=Views(num=3))
+
+
+def test_what_another_kind_leaves_out_is_its_own_and_not_the_default_kind_s():
+    assert tagged({"name": "far"}) == Far()
+    assert tagged({"name": "far", "views": {"num": 4}}).views == Views(num=4, scale=0.5)
+
+
+def test_what_a_section_leaves_out_is_what_it_has_where_it_stands():
+    config = resolve(Tagged, layers({"stage": {"method": {"name": "far"}}}))
+    assert config.stage.steps == 5
+
+
+def test_a_key_of_another_kind_is_refused_with_its_file():
+    with pytest.raises(ConfigError, match=r"^recipe\.yaml: unknown key 'stage\.method\.temp'"):
+        tagged({"temp": 0.5}, {"name": "far"})
+    with pytest.raises(ConfigError, match=r"^command line: unknown key 'stage\.method\.ratio'"):
+        tagged({"name": "near"}, {"ratio": 0.5})
+
+
+def test_a_kind_that_does_not_exist_suggests_the_nearest():
+    with pytest.raises(
+        ConfigError, match=r"stage\.method\.name: cannot be 'fra'; .*'far'\? known: far, near"
+    ):
+        tagged({"name": "fra"})
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(3, r"stage\.method must be a mapping"), ({"ratio": 2}, r"stage\.method\.ratio: must be > 0")],
+)
+def test_a_bad_value_in_a_section_of_several_kinds_names_the_key(value, said):
+    with pytest.raises(ConfigError, match=rf"^command line: {said}"):
+        tagged({"name": "far"}, value)
+
+
+def test_plain_values_of_a_tagged_config_resolve_to_it_again():
+    config = resolve(Tagged, layers({"stage": {"method": {"name": "far", "ratio": 0.5}}}))
+    assert resolve(Tagged, layers(json.loads(json.dumps(to_plain(config))))) == config

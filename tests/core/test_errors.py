@@ -1,6 +1,7 @@
 import pytest
 
 from smallvit.core.errors import (
+    CollapsedError,
     ConfigError,
     DataError,
     DivergedError,
@@ -12,7 +13,8 @@ from smallvit.core.errors import (
 
 
 def test_each_error_has_its_exit_code():
-    codes = {SmallViTError: 1, ConfigError: 2, UnknownNameError: 2, DataError: 3, DivergedError: 4}
+    codes = {SmallViTError: 1, ConfigError: 2, UnknownNameError: 2, DataError: 3}
+    codes |= {DivergedError: 4, CollapsedError: 4}
     assert {error: error.exit_code for error in codes} == codes
 
 
@@ -40,4 +42,13 @@ def test_unknown_name_says_what_kind_of_name_it_was():
 def test_divergence_names_step_and_metrics():
     error = DivergedError(7, {"loss": float("nan"), "lr": 0.001})
     assert "at step 7 (loss nan, lr 0.001)" in str(error)
+    assert error.step == 7
+
+
+def test_collapse_names_step_finding_and_remedy_in_one_line():
+    error = CollapsedError(7, "the features are the same (features/std 0.001)", "lower optim.lr")
+    assert str(error) == (
+        "training collapsed by step 7: the features are the same (features/std 0.001); "
+        "lower optim.lr"
+    )
     assert error.step == 7

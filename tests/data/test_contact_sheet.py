@@ -202,6 +202,29 @@ def test_sheets_are_written_and_replaced_at_sizes_that_fit_their_images(tmp_path
     assert sizes["batch"][1] == 3 * (30 + 128 + 10) - 10 + 16 + 58  # 24 images
 
 
+def test_one_large_view_is_drawn_with_the_small_ones_in_their_own_columns(tmp_path):
+    views = ViewsConfig(num_global=1, num_local=2)
+    assert [view.shape[-1] for view in sample_views(noise(), views, num=1, seed=3).views] == [
+        SIDE,
+        SIDE // 2,
+        SIDE // 2,
+    ]
+    draw_views(tmp_path / "views.png", noise(), views, num=1, seed=3, recipe="made")
+    with Image.open(tmp_path / "views.png") as image:
+        shown = np.array(image.convert("RGB"))
+    middle = 58 + 15 + 160 // 2
+    for left, colour in ((336 + 10, contact_sheet.GLOBAL), (336 + 10 + 170, contact_sheet.LOCAL)):
+        edge = shown[middle, 16 + left - 2 : 16 + left + 3]
+        assert tuple(bytes.fromhex(colour[1:])) in {tuple(pixel) for pixel in edge.tolist()}
+
+
+def test_a_single_view_is_as_large_as_its_image(tmp_path):
+    views = ViewsConfig(num_global=1, num_local=0)
+    draw_views(tmp_path / "views.png", noise(), views, num=2, seed=3, recipe="made")
+    with Image.open(tmp_path / "views.png") as image:
+        assert image.height == 2 * (15 + 160) + 20 + 58 + 16
+
+
 def test_images_are_enlarged_by_whole_numbers_and_shown_pixel_by_pixel(tmp_path):
     data = noise()
     draw_images(tmp_path / "images.png", data, num=1, seed=0)

@@ -62,6 +62,39 @@ def test_two_runs_are_the_same(stage, plan):
     assert_same_end(plan, again)
 
 
+def test_processes_draw_their_own_stochastic_depth_and_each_the_same_again(
+    finetune, labelled_batch, plan, monkeypatch
+):
+    """The loss of the first step, over the same images and weights."""
+    plan = replace(plan, log=LogConfig(every_steps=1), total_steps=1)
+    losses = {}
+    for rank in ("0", "1", "1", "2"):
+        monkeypatch.setenv("RANK", rank)
+        mine = beside(plan, f"{rank}-{len(losses)}")
+        objective = finetune()
+        for block in objective.student.model.blocks:
+            block.drop_path1.drop_prob = block.drop_path2.drop_prob = 0.5
+        fit(objective, labelled_batch, mine)
+        (row,) = read_metrics(mine.folder / "metrics.jsonl")
+        losses.setdefault(rank, set()).add(row["train/loss"])
+    assert [len(seen) for seen in losses.values()] == [1, 1, 1]
+    assert len(set.union(*losses.values())) == 3
+
+
+def test_the_plan_says_how_gradients_are_clipped(finetune, labelled_batch, plan):
+    """Clipped by parameter, a run ends elsewhere than clipped globally."""
+    other = beside(plan, "parameter")
+    plan = replace(plan, optim=replace(plan.optim, grad_clip_norm=0.01))
+    other = replace(other, optim=replace(plan.optim, grad_clip_mode="parameter"))
+    objectives = [finetune().eval() for _ in range(2)]
+    for objective, mine in zip(objectives, (plan, other), strict=True):
+        fit(objective, labelled_batch, mine, stop_after=1)
+    norms = [[p.grad.norm().item() for p in o.parameters()] for o in objectives]
+    assert sum(n**2 for n in norms[0]) ** 0.5 == pytest.approx(0.01, rel=1e-3)
+    assert max(norms[1]) == pytest.approx(0.01, rel=1e-3)
+    assert sum(n**2 for n in norms[1]) ** 0.5 > 0.02
+
+
 def test_training_lowers_the_loss(finetune, labelled_batch, plan):
     plan = replace(plan, total_steps=40, log=LogConfig(every_steps=10))
     fit(finetune(), lambda step: labelled_batch(step % 2), plan)

@@ -1,11 +1,13 @@
 import pytest
 import torch
+from torch import nn
 
 from smallvit.core.errors import ConfigError
 from smallvit.engine.optim import (
     OptimConfig,
     ScheduleConfig,
     check_schedule,
+    clip_gradients_,
     create_optimizer,
     set_schedule,
 )
@@ -95,6 +97,91 @@ def test_positions_class_token_biases_and_norms_are_not_decayed(small_vit):
     assert {"model.pos_embed", "model.cls_token", "model.norm.weight"} <= undecayed
     assert decayed == set(names.values()) - undecayed
     assert all(name.endswith(".weight") for name in decayed)
+
+
+def test_decay_of_matrices_exempts_biases_and_single_axes_alone(dino):
+    """The rule of the paper's stage 1: positions and class tokens are decayed too."""
+    objective = dino()
+    names = {id(p): name for name, p in objective.named_parameters()}
+    groups = create_optimizer(objective, OptimConfig(decay="matrices")).param_groups
+    exempt = {names[id(p)] for g in groups if not g["decayed"] for p in g["params"]}
+    trained = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
+    assert exempt == {name for name, p in trained if p.ndim == 1 or name.endswith(".bias")}
+    assert exempt.isdisjoint({"student.model.pos_embed", "student.model.cls_token"})
+    assert "student.model.norm.weight" in exempt
+
+
+def test_decay_of_all_exempts_nothing(small_vit):
+    """The rule of the paper's stage 2."""
+    model = small_vit()
+    config = OptimConfig(weight_decay=0.05, decay="all")
+    (group,) = create_optimizer(model, config).param_groups
+    assert len(group["params"]) == len(list(model.parameters()))
+    optimizer = create_optimizer(model, config)
+    set_schedule(optimizer, config, SCHEDULE, step=50, total_steps=100)
+    assert decays(optimizer) == [0.05]
+
+
+@pytest.mark.parametrize(
+    ("decay", "shrunk"),
+    [("products", ["weight"]), ("matrices", ["pos_embed", "weight"]), ("all", None)],
+)
+def test_decay_shrinks_what_it_names(decay, shrunk):
+    """Closed form: without a gradient AdamW multiplies by 1 - lr * decay."""
+    model = nn.Linear(3, 3)
+    model.register_parameter("pos_embed", nn.Parameter(torch.ones(1, 2, 3)))
+    config = OptimConfig(lr=0.1, weight_decay=0.5, decay=decay)
+    optimizer = create_optimizer(model, config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        factor = 0.95 if shrunk is None or name in shrunk else 1.0
+        torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+def with_gradients(*gradients: list[float]) -> list[nn.Parameter]:
+    parameters = [nn.Parameter(torch.zeros(len(values))) for values in gradients]
+    for parameter, values in zip(parameters, gradients, strict=True):
+        parameter.grad = torch.tensor(values)
+    return parameters
+
+
+def test_clipping_by_parameter_scales_each_gradient_by_itself():
+    """Closed form: norms 5, 13 and 1 with a limit of 2.5; all together it is the root of 195."""
+    parameters = with_gradients([3.0, 4.0], [5.0, 12.0], [0.6, 0.8])
+    parameters.append(nn.Parameter(torch.zeros(2)))  # has no gradient
+    norm = clip_gradients_(parameters, 2.5, "parameter")
+    torch.testing.assert_close(norm, torch.tensor(195.0).sqrt())
+    expected = ([1.5, 2.0], [5 * 2.5 / 13, 12 * 2.5 / 13], [0.6, 0.8])
+    for parameter, values in zip(parameters, expected, strict=False):
+        torch.testing.assert_close(parameter.grad, torch.tensor(values))
+    assert parameters[-1].grad is None
+
+
+def test_clipping_globally_scales_all_gradients_alike():
+    parameters = with_gradients([3.0, 4.0], [5.0, 12.0], [0.6, 0.8])
+    norm = clip_gradients_(parameters, 2.5, "global")
+    torch.testing.assert_close(norm, torch.tensor(195.0).sqrt())
+    factor = 2.5 / 195**0.5
+    for parameter, values in zip(parameters, ([3.0, 4.0], [5.0, 12.0], [0.6, 0.8]), strict=True):
+        torch.testing.assert_close(parameter.grad, factor * torch.tensor(values))
+
+
+@pytest.mark.parametrize("limit", [100.0, float("inf")])
+def test_gradients_below_the_limit_stay_as_they_are(limit):
+    for mode in ("global", "parameter"):
+        (parameter,) = with_gradients([3.0, 4.0])
+        assert clip_gradients_([parameter], limit, mode) == 5.0
+        torch.testing.assert_close(parameter.grad, torch.tensor([3.0, 4.0]))
+
+
+def test_a_gradient_that_is_not_finite_shows_in_the_norm_in_both_modes():
+    for mode in ("global", "parameter"):
+        for value in (float("nan"), float("inf")):
+            parameters = with_gradients([3.0, 4.0], [value, 0.0])
+            assert not clip_gradients_(parameters, 2.5, mode).isfinite()
 
 
 def test_the_undecayed_stay_undecayed_over_the_schedule(optimizer):

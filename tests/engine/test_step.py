@@ -7,11 +7,19 @@ from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.engine.step import train_step
 
 
-def take_step(objective, batch, optimizer=None, clip=None):
+def take_step(objective, batch, optimizer=None, clip=None, mode="global"):
     optimizer = optimizer or create_optimizer(objective, OptimConfig())
     runtime = open_runtime(RuntimeConfig(device="cpu", precision="fp32"))
     parameters = [p for p in objective.parameters() if p.requires_grad]
-    return train_step(objective, batch, optimizer, parameters, grad_clip_norm=clip, runtime=runtime)
+    return train_step(
+        objective,
+        batch,
+        optimizer,
+        parameters,
+        grad_clip_norm=clip,
+        grad_clip_mode=mode,
+        runtime=runtime,
+    )
 
 
 def spoiled(batch: LabelledBatch, value: float = float("nan")) -> LabelledBatch:
@@ -49,14 +57,29 @@ def test_gradient_is_clipped_to_the_limit(finetune, labelled_batch):
     torch.testing.assert_close(norm, torch.tensor(0.01), rtol=1e-3, atol=0)
 
 
+def test_each_gradient_is_clipped_by_itself_and_the_norm_of_all_is_logged(finetune, labelled_batch):
+    objective = finetune().eval()
+    objective(labelled_batch(0)).loss.backward()
+    norms = [p.grad.norm().item() for p in objective.parameters()]
+    limit = sorted(norms)[len(norms) // 2]
+    metrics = take_step(objective, labelled_batch(0), clip=limit, mode="parameter")
+    torch.testing.assert_close(metrics["opt/grad_norm"], torch.tensor(norms).norm())
+    clipped = [p.grad.norm().item() for p in objective.parameters()]
+    assert clipped == pytest.approx([min(norm, limit) for norm in norms], rel=1e-3)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("clip", [None, 3.0])
-def test_a_loss_that_is_not_finite_leaves_the_parameters(finetune, labelled_batch, value, clip):
+@pytest.mark.parametrize(
+    ("clip", "mode"), [(None, "global"), (3.0, "global"), (3.0, "parameter"), (None, "parameter")]
+)
+def test_a_loss_that_is_not_finite_leaves_the_parameters(
+    finetune, labelled_batch, value, clip, mode
+):
     objective = finetune()
     optimizer = create_optimizer(objective, OptimConfig())
-    take_step(objective, labelled_batch(0), optimizer, clip)
+    take_step(objective, labelled_batch(0), optimizer, clip, mode)
     before = [p.clone() for p in objective.parameters()]
-    metrics = take_step(objective, spoiled(labelled_batch(1), value), optimizer, clip)
+    metrics = take_step(objective, spoiled(labelled_batch(1), value), optimizer, clip, mode)
     assert metrics["not_finite"] == 1
     assert all(torch.equal(p, b) for p, b in zip(objective.parameters(), before, strict=True))
 

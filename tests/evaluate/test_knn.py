@@ -1,7 +1,9 @@
 import math
 
+import pytest
 import torch
 
+from smallvit.core.errors import DataError
 from smallvit.evaluate.knn import knn_top1
 
 
@@ -56,3 +58,25 @@ def test_score_is_the_fraction_that_is_right_over_more_than_one_chunk():
     features, truth = clusters(1500, 1)
     truth[:300] = (truth[:300] + 1) % 3
     assert knn_top1(bank, labels, features, truth, num_classes=3) == 0.8
+
+
+def test_the_number_of_neighbours_decides_who_votes():
+    far = [0.9, math.sqrt(1 - 0.81)]
+    bank, labels = torch.tensor([[1.0, 0.0], *[far] * 5]), torch.tensor([0, 1, 1, 1, 1, 1])
+    asked = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+    scores = [knn_top1(bank, labels, *asked, num_classes=2, num_neighbours=k) for k in (1, 6)]
+    assert scores == [1.0, 0.0]
+
+
+def test_a_lower_temperature_lets_the_nearest_decide():
+    # Five at similarity 0.9 weigh 5 exp(-0.1 / 0.02) = 0.03 against 1.
+    far = [0.9, math.sqrt(1 - 0.81)]
+    bank, labels = torch.tensor([[1.0, 0.0], *[far] * 5]), torch.tensor([0, 1, 1, 1, 1, 1])
+    asked = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+    assert knn_top1(bank, labels, *asked, num_classes=2, temp=0.02) == 1.0
+
+
+@pytest.mark.parametrize(("bank", "asked"), [(0, 3), (3, 0)])
+def test_a_vote_of_nobody_or_on_nothing_is_refused(bank, asked):
+    with pytest.raises(DataError, match=f"{bank} in the bank, {asked} to classify"):
+        knn_top1(*clusters(bank, 0), *clusters(asked, 1), num_classes=3)

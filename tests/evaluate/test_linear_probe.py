@@ -26,3 +26,8 @@ def test_score_is_the_fraction_that_is_right():
     features, labels = sides(50, 1)
     labels[:10] = 1 - labels[:10]
     assert linear_top1(*sides(200, 0), features, labels) == 0.8
+
+
+def test_a_solver_that_is_cut_short_still_scores_and_says_nothing():
+    # Warnings are errors here; one step does not converge, and finds the plane's side.
+    assert linear_top1(*sides(200, 0), *sides(50, 1), max_iterations=1) > 0.9

@@ -1,0 +1,102 @@
+"""What every method of stage 1 has in common.
+
+Shapes in this file:
+    V    views of one size
+    B    images
+    D    embed dim
+    O    width of what a head returns
+    H W  view in pixels
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from smallvit.core.errors import ConfigError
+from smallvit.core.objective import AbstractObjective
+from smallvit.data.batches import ViewBatch
+from smallvit.data.views import ViewsConfig
+from smallvit.models.tokens import AbstractBackbone
+
+
+class AbstractPretraining(AbstractObjective[ViewBatch]):
+    """A method of stage 1: views in, loss out; no label comes near it."""
+
+    @property
+    @abstractmethod
+    def exported(self) -> AbstractBackbone:
+        """The network that is watched, drawn and exported."""
+
+    @property
+    def mask_draws(self) -> int:
+        """Uniform numbers an image that each batch must bring for masks."""
+        return 0
+
+    @property
+    def max_entropy(self) -> float | None:
+        """Entropy of uniform targets, in nats; ``None`` where ``train/teacher_entropy`` is none."""
+        return None
+
+
+def check_two_views(views: ViewsConfig, method: str) -> None:
+    """Refuse any views but two large ones.
+
+    Args:
+        views: What was asked for.
+        method: Which method compares the two.
+
+    Raises:
+        ConfigError: Says how many there are, and which settings make two.
+    """
+    if (views.num_global, views.num_local) != (2, 0):
+        raise ConfigError(
+            f"{method} compares two large views, not {views.num_global} large and "
+            f"{views.num_local} small ones: set pretrain.method.views.num_global 2 and "
+            "pretrain.method.views.num_local 0"
+        )
+
+
+def check_negatives(batch: ViewBatch, method: str) -> None:
+    """Refuse a batch of one image, which leaves no other to tell it from.
+
+    Args:
+        batch: The batch.
+        method: Which method contrasts its images.
+
+    Raises:
+        ConfigError: Says what to set.
+    """
+    if batch.global_views.shape[1] < 2:
+        raise ConfigError(
+            f"{method} contrasts the images of a batch: set pretrain.optim.batch_size 2 or more"
+        )
+
+
+def project(
+    backbone: AbstractBackbone, head: nn.Module, views: Float[Tensor, "V B 3 H W"]
+) -> Float[Tensor, "V B O"]:
+    """Run all views of one size through network and head in one pass."""
+    pooled = backbone(views.flatten(0, 1)).pooled
+    return head(pooled).float().unflatten(0, views.shape[:2])
+
+
+@torch.no_grad()
+def update_momentum(pairs: Sequence[tuple[nn.Module, nn.Module]], momentum: float) -> None:
+    """Move momentum copies towards their students, all parameters in one call.
+
+    Args:
+        pairs: Each copy with its student.
+        momentum: Part of the copy that is kept.
+    """
+    copies: list[Tensor] = [p for copy, _ in pairs for p in copy.parameters()]
+    students: list[Tensor] = [p for _, student in pairs for p in student.parameters()]
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+        copies, students, 1 - momentum
+    )
+    for copy, student in pairs:
+        # Running statistics of batch norms are averages already.
+        for mine, theirs in zip(copy.buffers(), student.buffers(), strict=True):
+            mine.copy_(theirs)

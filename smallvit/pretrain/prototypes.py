@@ -1,0 +1,109 @@
+"""What the methods share that compare distributions over prototypes: dino and ibot.
+
+Shapes in this file:
+    K    prototypes
+"""
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from lightly.loss import DINOLoss
+from lightly.models.modules import DINOProjectionHead
+from torch import Tensor
+
+from smallvit.core.config import Range
+from smallvit.core.errors import ConfigError
+from smallvit.data.views import ViewsConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrototypeConfig:
+    """Head, temperatures and momentum; the defaults are those of Gani et al.
+
+    Attributes:
+        name: The method.
+        views: The views and their colours.
+        num_prototypes: K, the width of the output.
+        hidden_dim: Width of the projection head.
+        bottleneck_dim: Width before the prototypes.
+        head_batch_norm: Whether the head normalises over the batch, as DINO's does for CNNs; the
+            paper does not, but a run of a few hundred steps gets off the ground sooner with it.
+        student_temp: Temperature of the student's softmax.
+        teacher_temp: Temperature of the momentum teacher's softmax after its warm-up.
+        warmup_teacher_temp: Temperature at the start.
+        warmup_teacher_temp_epochs: Passes over which it rises linearly.
+        center_momentum: Decay of the centre that is subtracted from the momentum teacher's output.
+        momentum: Decay of the momentum teacher at the start; it rises to 1 along a cosine.
+        freeze_last_layer_epochs: Passes in which the prototypes stay fixed.
+
+    Raises:
+        ConfigError: If the temperature would fall.
+    """
+
+    name: str = ""
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    num_prototypes: Annotated[int, Range(ge=2)] = 1024
+    hidden_dim: Annotated[int, Range(ge=1)] = 512
+    bottleneck_dim: Annotated[int, Range(ge=1)] = 256
+    head_batch_norm: bool = False
+    student_temp: Annotated[float, Range(gt=0)] = 0.1
+    teacher_temp: Annotated[float, Range(gt=0)] = 0.07
+    warmup_teacher_temp: Annotated[float, Range(gt=0)] = 0.04
+    warmup_teacher_temp_epochs: Annotated[float, Range(ge=0)] = 10.0
+    center_momentum: Annotated[float, Range(ge=0, lt=1)] = 0.9
+    momentum: Annotated[float, Range(ge=0, le=1)] = 0.996
+    freeze_last_layer_epochs: Annotated[float, Range(ge=0)] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_teacher_temp > self.teacher_temp:
+            raise ConfigError(
+                f"method.warmup_teacher_temp ({self.warmup_teacher_temp}) must not exceed "
+                f"method.teacher_temp ({self.teacher_temp})"
+            )
+
+    def target_temp(self, epoch: float) -> float:
+        """Return the temperature of targets after ``epoch`` passes: linear, then constant."""
+        warmup = self.warmup_teacher_temp_epochs
+        done = epoch / warmup if epoch < warmup else 1.0
+        return self.warmup_teacher_temp + done * (self.teacher_temp - self.warmup_teacher_temp)
+
+
+def create_head(embed_dim: int, config: PrototypeConfig) -> DINOProjectionHead:
+    """Build a projection head whose prototypes keep length one."""
+    with warnings.catch_warnings():
+        # lightly 1.6 still builds its prototypes with torch's older weight_norm.
+        warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)
+        return DINOProjectionHead(
+            input_dim=embed_dim,
+            hidden_dim=config.hidden_dim,
+            bottleneck_dim=config.bottleneck_dim,
+            output_dim=config.num_prototypes,
+            batch_norm=config.head_batch_norm,
+        )
+
+
+def create_view_loss(config: PrototypeConfig) -> DINOLoss:
+    """Build the loss over all pairs of views, with its centre."""
+    return DINOLoss(
+        output_dim=config.num_prototypes,
+        teacher_temp=config.teacher_temp,
+        student_temp=config.student_temp,
+        center_momentum=config.center_momentum,
+    )
+
+
+def freeze_prototypes(head: DINOProjectionHead, frozen: bool) -> None:
+    """Choose whether prototypes stay fixed: without a gradient the optimizer passes them over."""
+    head.last_layer.weight_v.requires_grad_(not frozen)
+
+
+@torch.no_grad()
+def target_entropy(
+    logits: Float[Tensor, "*shape K"], center: Float[Tensor, "... K"], temp: float
+) -> Float[Tensor, ""]:
+    """Return the mean entropy of targets, in nats; log K says that they are uniform."""
+    prob = torch.softmax((logits - center) / temp, dim=-1)
+    return -(prob * prob.clamp(min=1e-9).log()).sum(dim=-1).mean()
