@@ -67,3 +67,21 @@ def test_both_ways_agree_with_windows_and_masks():
     plain = module(x, mask=mask)
     module.fused_attn = True
     torch.testing.assert_close(module(x, mask=mask), plain, rtol=1e-5, atol=1e-6)
+
+
+def test_short_sequences_take_their_softmax_in_float32_on_a_cpu(small_vit):
+    """Equal to the same network in float32 up to bfloat16's products, and the mask changes nothing.
+
+    16 tokens and the class token are below the bound; without a gradient the plain way is faster.
+    """
+    backbone, seen = small_vit(), []
+    attention = backbone.model.blocks[0].attn
+    attention.attn_drop.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].dtype))
+    images = torch.randn(2, 3, 16, 16)
+    expected = backbone(images).pooled
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens = backbone(images)
+        with torch.no_grad():
+            backbone(images)
+    assert seen == [torch.float32, torch.float32, torch.bfloat16]
+    torch.testing.assert_close(tokens.pooled.float(), expected, rtol=0.05, atol=0.05)
