@@ -35,9 +35,8 @@ def check_method(name: str, values: Mapping[str, Any]) -> None:
         section, _, key = option.partition(".")
         key = key.partition(".")[0]
         if section == "method" and key and key not in takes:
-            others = " and ".join(
-                other for other in METHODS if key in get_type_hints(METHODS[other])
-            )
+            *most, last = (other for other in METHODS if key in get_type_hints(METHODS[other]))
+            others = f"{', '.join(most)} and {last}" if most else last
             raise ConfigError(
                 f"--method.{key.replace('_', '-')} is an option of {others}, not of {name}: "
                 "leave it out"

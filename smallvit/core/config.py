@@ -143,10 +143,12 @@ def _check(
             part = part if isinstance(part, Mapping) else {}
             name = part.get("name")
             own = value.get("name", name) if isinstance(value, Mapping) else name
-            if len(sections) > 1 and own is not None and own not in sections:
+            if len(sections) > 1 and own is not None and own not in list(sections):
                 yield f"{source}: {path}.name: cannot be {own!r}{suggest(str(own), sections)}"
                 continue
-            section = sections.get(part.get("name", own), next(iter(sections.values())))
+            named = part.get("name", own)
+            named = named if isinstance(named, str) else None
+            section = sections.get(named, next(iter(sections.values())))
             yield from _check(section, value, source, f"{path}.", part)
         else:
             try:

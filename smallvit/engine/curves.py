@@ -8,7 +8,7 @@ PANELS = {
     "Loss": ("train/loss", "train/loss_cls", "train/loss_token"),
     "Accuracy": ("train/top1", "val/top1", "val/knn", "val/linear"),
     "Effective rank": ("features/rank",),
-    "Teacher entropy (nats)": ("train/teacher_entropy",),
+    "Entropy of targets (nats)": ("train/teacher_entropy", "train/prototype_entropy"),
     "Learning rate": ("opt/lr",),
 }
 # Told apart by colour-blind eyes too.
@@ -36,7 +36,8 @@ def draw_curves(metrics_path: Path, picture: Path, title: str) -> None:
         for key, points in curves.items():
             colour = COLOURS[PANELS[name].index(key)]  # that of its metric in every picture
             evaluated = key.startswith(("val/", "features/"))
-            mark = "o" if evaluated and len(points) < MOST_MARKED else None
+            alone = len(points) == 1
+            mark = "o" if alone or (evaluated and len(points) < MOST_MARKED) else None
             axis.plot(*zip(*points, strict=True), marker=mark, ms=3, color=colour, label=key)
         axis.set(title=name, xlabel="Step")
         axis.grid(alpha=0.3)

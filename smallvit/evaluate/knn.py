@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smallvit.core.errors import DataError
 from smallvit.evaluate.classify import Batches
-from smallvit.models.tokens import AbstractBackbone
+from smallvit.models.tokens import AbstractBackbone, Features
 
 NUM_NEIGHBOURS = 20
 TEMPERATURE = 0.07
@@ -23,14 +23,25 @@ TEMPERATURE = 0.07
 
 @torch.no_grad()
 def extract_features(
-    backbone: AbstractBackbone, batches: Batches, *, autocast: Callable[[], torch.autocast]
+    backbone: AbstractBackbone,
+    batches: Batches,
+    *,
+    autocast: Callable[[], torch.autocast],
+    kind: Features = "pooled",
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
-    """Return the pooled features and labels of all images, in evaluation mode."""
+    """Return the features and labels of all images, in evaluation mode.
+
+    Args:
+        backbone: The network.
+        batches: Images and labels.
+        autocast: Context of each forward pass.
+        kind: What the classifier reads, or the mean of the patch tokens.
+    """
     backbone.eval()
     features, labels = [], []
     for images, batch_labels in batches:
         with autocast():
-            features.append(backbone(images).pooled.float())
+            features.append(backbone(images).features(kind).float())
         labels.append(batch_labels)
     return torch.cat(features), torch.cat(labels)
 

@@ -214,6 +214,7 @@ def create_backbone(
     """
     name, arguments = model_arguments(config, num_classes=num_classes, image_size=image_size)
     backbone = create_exported(name, arguments)
+    backbone.name = config.name
     check_fit(backbone, config.name, image_size)
     initialise(backbone, config.weight_init)
     return backbone

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
 
+# Which vector stands for an image.
+Features = Literal["pooled", "patches"]
 # Part of the best token's logits that a network with a token head adds to the class logits:
 # zihangJiang/TokenLabeling@9dbfd59, tlt/models/lvvit.py:208-211.
 TOKEN_READOUT = 0.5
@@ -51,6 +53,10 @@ class Tokens:
         """One vector an image: the class token, else the mean of the patch tokens."""
         return self.patch.mean(dim=1) if self.cls is None else self.cls
 
+    def features(self, kind: Features) -> Float[Tensor, "B D"]:
+        """Return one vector an image: ``pooled``, or the mean of the patch tokens."""
+        return self.pooled if kind == "pooled" else self.patch.mean(dim=1)
+
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -63,11 +69,13 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
         embed_dim: D.
         patch_size: Pixels (height, width) of a cell that ``embed`` makes; images and views are
             multiples of it.
+        name: What it was asked for by; ``None`` where it was built without one.
     """
 
     model: ModelT
     embed_dim: int
     patch_size: tuple[int, int]
+    name: str | None = None
 
     @property
     def token_head(self) -> nn.Module | None:
@@ -81,7 +89,9 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
 
     @property
     def model_name(self) -> str:
-        """Name of the model: timm's, or that of its class where timm did not create it."""
+        """Name of the model: as it was asked for, else timm's, else that of its class."""
+        if self.name is not None:
+            return self.name
         facts = getattr(self.model, "pretrained_cfg", None) or {}
         return facts.get("architecture") or type(self.model).__name__
 

@@ -23,7 +23,7 @@ from smallvit.pretrain.prototypes import (
     create_head,
     create_view_loss,
     freeze_prototypes,
-    target_entropy,
+    target_metrics,
 )
 
 
@@ -95,10 +95,10 @@ class DinoObjective(AbstractPretraining):
         if batch.local_views is not None:
             student += project(self.student, self.student_head, batch.local_views)
         temp = config.target_temp(batch.epoch)
-        entropy = target_entropy(teacher, self.criterion.center, temp)  # the loss moves the centre
+        metrics = target_metrics(teacher, self.criterion.center, temp)  # the loss moves the centre
         with torch.autocast(teacher.device.type, enabled=False):  # bfloat16 has two digits
             loss = self.criterion(list(teacher), student, teacher_temp=temp)
-        return StepOutput(loss=loss, metrics={"train/teacher_entropy": entropy})
+        return StepOutput(loss=loss, metrics=metrics)
 
     def after_step(self, progress: float) -> None:
         """Move the momentum teacher towards the student."""

@@ -39,7 +39,7 @@ from smallvit.pretrain.prototypes import (
     create_head,
     create_view_loss,
     freeze_prototypes,
-    target_entropy,
+    target_metrics,
 )
 
 
@@ -162,7 +162,7 @@ class IbotObjective(AbstractPretraining):
 
         temp = config.target_temp(batch.epoch)
         # The losses move the centres.
-        entropy = target_entropy(teacher, self.criterion.center, temp)
+        metrics = target_metrics(teacher, self.criterion.center, temp)
         with torch.autocast(views.device.type, enabled=False):
             terms = {
                 "cls": self.criterion(list(teacher), student, teacher_temp=temp),
@@ -174,8 +174,8 @@ class IbotObjective(AbstractPretraining):
                 pooled = tokens.pooled.float().unflatten(0, (2, -1))
                 terms["koleo"] = self.koleo(pooled[0]) + self.koleo(pooled[1])
                 loss = loss + config.koleo_weight * terms["koleo"]
-        metrics = {f"train/loss_{name}": term.detach() for name, term in terms.items()}
-        return StepOutput(loss=loss, metrics={"train/teacher_entropy": entropy, **metrics})
+        metrics |= {f"train/loss_{name}": term.detach() for name, term in terms.items()}
+        return StepOutput(loss=loss, metrics=metrics)
 
     def after_step(self, progress: float) -> None:
         """Move the momentum teacher towards the student."""

@@ -8,7 +8,7 @@ Shapes in this file:
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from lightly.loss import SIGReg
@@ -85,6 +85,8 @@ class LeJepaObjective(AbstractPretraining):
         that each can be logged, and so that views may all be large. Solarizing is for the second
         large view alone, where the authors do it in a fifth of all views.
     """
+
+    compares_images: ClassVar[bool] = True
 
     def __init__(
         self, backbone: AbstractBackbone, config: LeJepaConfig, *, image_size: int | None = None

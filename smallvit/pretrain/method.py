@@ -10,6 +10,7 @@ Shapes in this file:
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,11 +20,20 @@ from smallvit.core.errors import ConfigError
 from smallvit.core.objective import AbstractObjective
 from smallvit.data.batches import ViewBatch
 from smallvit.data.views import ViewsConfig
-from smallvit.models.tokens import AbstractBackbone
+from smallvit.models.tokens import AbstractBackbone, Features
 
 
 class AbstractPretraining(AbstractObjective[ViewBatch]):
-    """A method of stage 1: views in, loss out; no label comes near it."""
+    """A method of stage 1: views in, loss out; no label comes near it.
+
+    Attributes:
+        features: What of an image is watched and scored: what the network pools, or the patch
+            tokens of a method that trains no more than these.
+        compares_images: Whether the images of a batch are compared with each other.
+    """
+
+    features: ClassVar[Features] = "pooled"
+    compares_images: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -59,19 +69,21 @@ def check_two_views(views: ViewsConfig, method: str) -> None:
         )
 
 
-def check_negatives(batch: ViewBatch, method: str) -> None:
-    """Refuse a batch of one image, which leaves no other to tell it from.
+def check_batch_size(method: str, batch_size: int, num_images: int) -> None:
+    """Refuse batches of one image, and batches that hold an image twice.
 
     Args:
-        batch: The batch.
-        method: Which method contrasts its images.
+        method: Which method compares the images of a batch.
+        batch_size: B.
+        num_images: Images to train on.
 
     Raises:
         ConfigError: Says what to set.
     """
-    if batch.global_views.shape[1] < 2:
+    if batch_size < 2 or batch_size > num_images:
         raise ConfigError(
-            f"{method} contrasts the images of a batch: set pretrain.optim.batch_size 2 or more"
+            f"{method} compares the images of a batch with each other: --batch-size {batch_size} "
+            f"must be between 2 and the {num_images:,} training images"
         )
 
 

@@ -10,7 +10,7 @@ Shapes in this file:
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,6 @@ from smallvit.data.views import ViewsConfig
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretrain.method import (
     AbstractPretraining,
-    check_negatives,
     check_two_views,
     update_momentum,
 )
@@ -96,6 +95,8 @@ class MocoV3Objective(AbstractPretraining):
         are fixed sines.
     """
 
+    compares_images: ClassVar[bool] = True
+
     def __init__(
         self, backbone: AbstractBackbone, config: MocoV3Config, *, image_size: int
     ) -> None:
@@ -117,7 +118,6 @@ class MocoV3Objective(AbstractPretraining):
 
     def forward(self, batch: ViewBatch) -> StepOutput:
         """Compare the student's predictions with the momentum teacher's keys of the other view."""
-        check_negatives(batch, self.config.name)
         self._still_teacher()
         views = batch.global_views
         with torch.no_grad():

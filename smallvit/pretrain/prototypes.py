@@ -1,6 +1,8 @@
 """What the methods share that compare distributions over prototypes: dino and ibot.
 
 Shapes in this file:
+    V    global views
+    B    images
     K    prototypes
 """
 
@@ -101,9 +103,22 @@ def freeze_prototypes(head: DINOProjectionHead, frozen: bool) -> None:
 
 
 @torch.no_grad()
-def target_entropy(
-    logits: Float[Tensor, "*shape K"], center: Float[Tensor, "... K"], temp: float
-) -> Float[Tensor, ""]:
-    """Return the mean entropy of targets, in nats; log K says that they are uniform."""
+def target_metrics(
+    logits: Float[Tensor, "V B K"], center: Float[Tensor, "... K"], temp: float
+) -> dict[str, Float[Tensor, ""]]:
+    """Return two entropies of targets, in nats: how sure each is, and how many prototypes all use.
+
+    Returns:
+        ``train/teacher_entropy``, the mean of each target's own; log K says that they are uniform.
+        ``train/prototype_entropy``, that of the mean target; 0 says that one prototype has all.
+    """
     prob = torch.softmax((logits - center) / temp, dim=-1)
-    return -(prob * prob.clamp(min=1e-9).log()).sum(dim=-1).mean()
+    return {
+        "train/teacher_entropy": entropy(prob).mean(),
+        "train/prototype_entropy": entropy(prob.flatten(0, -2).mean(dim=0)),
+    }
+
+
+def entropy(prob: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape"]:
+    """Return the entropy of distributions over the last axis, in nats."""
+    return torch.special.entr(prob).sum(dim=-1)

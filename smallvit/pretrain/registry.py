@@ -3,10 +3,8 @@
 Adding one means a file with its config and objective, and its two lines here.
 """
 
-from collections.abc import Callable
-
 from smallvit.core.errors import UnknownNameError
-from smallvit.models.tokens import AbstractBackbone
+from smallvit.models.tokens import AbstractBackbone, Features
 from smallvit.pretrain.dino import DinoConfig, DinoObjective
 from smallvit.pretrain.ibot import IbotConfig, IbotObjective
 from smallvit.pretrain.lejepa import LeJepaConfig, LeJepaObjective
@@ -19,7 +17,7 @@ from smallvit.pretrain.simmim import SimMimConfig, SimMimObjective
 MethodConfig = (
     DinoConfig | IbotConfig | MaeConfig | SimMimConfig | MocoV3Config | SimClrConfig | LeJepaConfig
 )
-_METHODS: dict[type, Callable[..., AbstractPretraining]] = {
+_METHODS: dict[type, type[AbstractPretraining]] = {
     DinoConfig: DinoObjective,
     IbotConfig: IbotObjective,
     MaeConfig: MaeObjective,
@@ -40,6 +38,11 @@ def get_method(name: str) -> type:
     if name not in METHODS:
         raise UnknownNameError("method", name, METHODS)
     return METHODS[name]
+
+
+def features_of(config: MethodConfig) -> Features:
+    """Return what of an image a method trains, which is what is scored."""
+    return _METHODS[type(config)].features
 
 
 def create_objective(

@@ -1,7 +1,7 @@
 """Contrast within a batch: two views of an image are alike, those of all others are not."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from lightly.loss import NTXentLoss
@@ -14,7 +14,6 @@ from smallvit.data.views import ViewsConfig
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretrain.method import (
     AbstractPretraining,
-    check_negatives,
     check_two_views,
     project,
 )
@@ -73,6 +72,8 @@ class SimClrObjective(AbstractPretraining):
         shift, as there; lightly's has both.
     """
 
+    compares_images: ClassVar[bool] = True
+
     def __init__(
         self, backbone: AbstractBackbone, config: SimClrConfig, *, image_size: int | None = None
     ) -> None:
@@ -94,7 +95,6 @@ class SimClrObjective(AbstractPretraining):
 
     def forward(self, batch: ViewBatch) -> StepOutput:
         """Compare each view with all others of the batch."""
-        check_negatives(batch, self.config.name)
         first, second = project(self.student, self.student_head, batch.global_views)
         # Cosines in bfloat16 have two digits, and the temperature multiplies what is lost.
         with torch.autocast(first.device.type, enabled=False):

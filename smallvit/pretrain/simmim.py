@@ -8,7 +8,7 @@ Shapes in this file:
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from smallvit.core.config import Range
 from smallvit.core.objective import StepOutput
 from smallvit.data.batches import ViewBatch
 from smallvit.data.views import ViewsConfig
-from smallvit.models.tokens import AbstractBackbone
+from smallvit.models.tokens import AbstractBackbone, Features
 from smallvit.pretrain.masks import as_mask, encode_masked, mask_grid, num_hidden, split_at_random
 from smallvit.pretrain.method import AbstractPretraining
 from smallvit.pretrain.pixels import check_one_view, cut_cells, one_plain_view
@@ -55,7 +55,7 @@ class SimMimObjective(AbstractPretraining):
     """Network, mask token, one linear layer, and the absolute error on hidden pixels.
 
     It works with every architecture. Final tokens alone are trained: what only pools them, such
-    as CaiT's class attention, stays as it was.
+    as CaiT's class attention, stays as it was. So the mean of the patch tokens is watched.
 
     Args:
         backbone: The network.
@@ -69,6 +69,9 @@ class SimMimObjective(AbstractPretraining):
         As ``SimMimConfig``. The number of hidden cells is rounded to the nearest, theirs up.
         Hidden pixels are blackened before the stem, which theirs, without overlap, need not.
     """
+
+    # No target reaches a class token at the end, or what pools the tokens.
+    features: ClassVar[Features] = "patches"
 
     def __init__(
         self, backbone: AbstractBackbone, config: SimMimConfig, *, image_size: int

@@ -6,6 +6,7 @@ Shapes in this file:
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from smallvit.engine.runtime import Runtime
 from smallvit.evaluate.knn import NUM_NEIGHBOURS, TEMPERATURE, extract_features, knn_top1
 from smallvit.evaluate.linear_probe import linear_top1
 from smallvit.evaluate.spread import effective_rank, feature_std
-from smallvit.models.tokens import AbstractBackbone
+from smallvit.models.tokens import AbstractBackbone, Features
 
 logger = logging.getLogger("smallvit")
 EVAL_BATCH = 512
@@ -38,14 +39,19 @@ PROBE_ITERATIONS = 100
 # - uniform: a run at loss = log K had targets within 0.004 of it from its fourth evaluation of ten
 #   and within 0.0002 at the end; the paper's settings on 1,200 photographs, slow as they are
 #   there, came no nearer than 0.02.
-# - point: with a centre that stood still the entropy went from 7e-3 of log K to 1e-5 in one pass;
-#   a teacher temperature as sharp as 0.04 leaves 0.1 in runs that learn.
+# - point: the mean target of all images, since each by itself may be as sharp as it likes; with a
+#   centre that stood still it went from 7e-3 of log K to 1e-5 in one pass.
 # - constant and line: fresh ViTs on digits have a standard deviation of 0.09 and rank 2.2, which
 #   good runs keep for long; a learning rate 60 times too high came down to 0.02 and 1.5 and left.
 BOUNDS = {"uniform": 0.005, "point": 0.01, "constant": 0.01, "line": 0.2}
+# A fresh CaiT has a standard deviation of 7e-6 and rank 1.001, since its class attention is scaled
+# by 1e-5. So what starts from fresh weights must fall to this part of its start, too.
+OF_START = 0.5
+FEWEST_IMAGES = 16  # whose features say something of a spread
 # Every run starts near one of them or another. One that leaves is let go: its distance grows by
-# this factor between evaluations.
+# this factor between evaluations, by more than a rounding error.
 LEAVING = 1.5
+ROUNDING = 0.01  # of the bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +81,6 @@ def take_evenly(split: Split, most: int) -> Split:
     return Split(images=split.images, labels=split.labels, index=split.index[places])
 
 
-def extract_split(
-    backbone: AbstractBackbone, dataset: Dataset, split: Split, runtime: Runtime
-) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
-    """Return the features and labels of a split's images, as they are, without augmentation."""
-    batches = eval_batches(dataset, split, EVAL_BATCH)
-    return extract_features(backbone, batches, autocast=runtime.autocast)
-
-
 class Monitor:
     """The evaluation of stage 1: features are extracted once for all that is measured.
 
@@ -91,6 +89,7 @@ class Monitor:
         dataset: On the device; without labels there is no probe.
         runtime: Precision.
         config: Settings.
+        features: What of an image is measured.
     """
 
     def __init__(
@@ -99,11 +98,14 @@ class Monitor:
         dataset: Dataset,
         runtime: Runtime,
         config: MonitorConfig,
+        *,
+        features: Features = "pooled",
     ) -> None:
         self.backbone = backbone
         self.dataset = dataset
         self.runtime = runtime
         self.config = config
+        self.features: Features = features
         self.bank = take_evenly(dataset.splits["labelled"], config.bank_size)
         self.watched = dataset.splits["val" if dataset.labelled else "train"]
         if not dataset.labelled:
@@ -115,7 +117,7 @@ class Monitor:
         rows = torch.arange(len(features), device=features.device)
         if len(rows) > SPREAD_IMAGES:
             rows = rows[:SPREAD_IMAGES] * len(features) // SPREAD_IMAGES
-        spread = torch.stack([feature_std(features[rows]), effective_rank(features[rows])])
+        spread = measure_spread(features[rows])
         scores: dict[str, float] = {}
         if self.dataset.labelled:
             bank = self._extract(self.bank)
@@ -124,8 +126,11 @@ class Monitor:
                 scores["val/linear"] = linear_top1(
                     *bank, features, labels, max_iterations=PROBE_ITERATIONS
                 )
-        std, rank = spread.tolist()
-        return {**scores, "features/std": std, "features/rank": rank}
+        return {**scores, **spread}
+
+    def measure_start(self) -> dict[str, float]:
+        """Measure the spread of the features alone."""
+        return measure_spread(self._extract(take_evenly(self.watched, SPREAD_IMAGES))[0])
 
     def score_knn(self, split: Split) -> float:
         """Return the k-NN accuracy on one split alone."""
@@ -142,7 +147,9 @@ class Monitor:
     @property
     def facts(self) -> dict[str, Any]:
         """What the numbers are measured on, for result.json."""
-        spread = {"spread_images": min(len(self.watched), SPREAD_IMAGES)}
+        spread: dict[str, Any] = {"spread_images": min(len(self.watched), SPREAD_IMAGES)}
+        if self.features != "pooled":
+            spread["features"] = self.features
         if not self.dataset.labelled:
             return spread
         return {
@@ -155,7 +162,11 @@ class Monitor:
         }
 
     def _extract(self, split: Split) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
-        return extract_split(self.backbone, self.dataset, split, self.runtime)
+        """Return the features and labels of a split's images, as they are."""
+        batches = eval_batches(self.dataset, split, EVAL_BATCH)
+        return extract_features(
+            self.backbone, batches, autocast=self.runtime.autocast, kind=self.features
+        )
 
     def _knn(self, bank: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -> float:
         return knn_top1(
@@ -175,6 +186,12 @@ class Monitor:
             )
 
 
+def measure_spread(features: Float[Tensor, "N D"]) -> dict[str, float]:
+    """Return standard deviation and effective rank, by the names of their metrics."""
+    std, rank = torch.stack([feature_std(features), effective_rank(features)]).tolist()
+    return {"features/std": std, "features/rank": rank}
+
+
 def collapse_distances(
     metrics: Mapping[str, float | None], max_entropy: float | None
 ) -> dict[str, float]:
@@ -186,14 +203,34 @@ def collapse_distances(
     """
     distances: dict[str, float] = {}
     entropy, std = metrics.get("train/teacher_entropy"), metrics.get("features/std")
-    rank = metrics.get("features/rank")
+    used, rank = metrics.get("train/prototype_entropy"), metrics.get("features/rank")
     if entropy is not None and max_entropy is not None:
-        distances |= {"uniform": 1 - entropy / max_entropy, "point": entropy / max_entropy}
+        # Rounding may put the entropy of uniform targets above log K.
+        distances["uniform"] = max(0.0, 1 - entropy / max_entropy)
+    if used is not None and max_entropy is not None:
+        distances["point"] = used / max_entropy
     if std is not None:
         distances["constant"] = std
     if rank is not None:
         distances["line"] = rank - 1
     return distances
+
+
+def collapse_bounds(start: Mapping[str, float], num_images: int) -> dict[str, float]:
+    """Return how near to each kind of collapse a run must come to be at it.
+
+    Args:
+        start: Spread of the features of fresh weights, by metric; empty for weights that were
+            trained, which have no such excuse.
+        num_images: Images whose features are measured; of few, only the targets are judged.
+    """
+    at_start = collapse_distances(start, None)
+    bounds = {
+        kind: min(bound, OF_START * at_start.get(kind, math.inf)) for kind, bound in BOUNDS.items()
+    }
+    if num_images < FEWEST_IMAGES:
+        bounds |= {"constant": 0.0, "line": 0.0}
+    return bounds
 
 
 class CollapseWatch:
@@ -211,6 +248,7 @@ class CollapseWatch:
         metrics_path: metrics.jsonl of the run.
         warmup_steps: Steps in which nothing is judged.
         total_steps: Steps of the whole run.
+        bounds: Distance of each kind of collapse below which a run is at it.
     """
 
     def __init__(
@@ -222,8 +260,10 @@ class CollapseWatch:
         metrics_path: Path,
         warmup_steps: float,
         total_steps: int,
+        bounds: Mapping[str, float] = BOUNDS,
     ) -> None:
         self.config = config
+        self.bounds = bounds
         self.method = method
         self.max_entropy = max_entropy
         self.metrics_path = metrics_path
@@ -257,28 +297,38 @@ class CollapseWatch:
     def _find(self, step: int, metrics: dict[str, float]) -> str | None:
         """Return the kind of collapse, or ``None``."""
         distances = collapse_distances(metrics, self.max_entropy)
-        near = [kind for kind, bound in BOUNDS.items() if distances.get(kind, bound) < bound]
+        bounds = self.bounds
+        near = [kind for kind, bound in bounds.items() if distances.get(kind, bound) < bound]
         if not near:
             return None
         rows = read_metrics(self.metrics_path)
         earlier = [row for row in rows if row["step"] < step and "features/std" in row]
         if not earlier:
+            if step == self.total_steps:
+                logger.warning(
+                    "%s, but one evaluation does not tell a collapse from a start: for more of "
+                    "them lower schedule.eval_epochs",
+                    _describe(near[0], metrics, self.max_entropy),
+                )
             return None
         if earlier[-1]["step"] < self.warmup_steps and step < self.total_steps:
             return None
         before = collapse_distances(earlier[-1], self.max_entropy)
         for kind in near:
-            was = before.get(kind, BOUNDS[kind])
-            if was < BOUNDS[kind] and distances[kind] <= LEAVING * was:
+            was = before.get(kind, bounds[kind])
+            leaving = distances[kind] > LEAVING * max(was, ROUNDING * bounds[kind])
+            if was < bounds[kind] and not leaving:
                 return kind
         return None
 
 
 def _describe(kind: str, metrics: Mapping[str, float], max_entropy: float | None) -> str:
     if kind in ("uniform", "point"):
-        what = "the targets are uniform" if kind == "uniform" else "every target is one prototype"
-        entropy = metrics["train/teacher_entropy"]
-        return f"{what} (train/teacher_entropy {entropy:.4g} of {max_entropy:.4g} nats)"
+        what, name = {
+            "uniform": ("the targets are uniform", "train/teacher_entropy"),
+            "point": ("all targets are one prototype", "train/prototype_entropy"),
+        }[kind]
+        return f"{what} ({name} {metrics[name]:.4g} of {max_entropy:.4g} nats)"
     if kind == "constant":
         std = metrics["features/std"]
         return f"the features of all images are the same (features/std {std:.4g} of 1)"

@@ -13,6 +13,7 @@ from smallvit.evaluate.knn import extract_features
 from smallvit.evaluate.linear_probe import linear_top1
 from smallvit.inference.export import read_export
 from smallvit.models.tokens import AbstractBackbone
+from smallvit.pretrain.registry import features_of
 from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.monitor import EVAL_BATCH, Monitor
 from smallvit.run.recipe import Recipe
@@ -70,13 +71,15 @@ def score_run(
     if not (classifies or knn or linear):
         raise ConfigError(f"{path} is a pretrain run without a classifier: add --knn or --linear")
     backbone, dataset = open_scored(run, runtime)
+    recipe = _recipe_of(run)
+    features = "pooled" if classifies else features_of(recipe.pretrain.method)
     scores: dict[str, float] = {}
     if classifies:
         scores |= score_classifier(backbone, dataset, split, runtime)
     else:
         scores["n"] = len(dataset.splits[split])
     if knn:
-        monitor = Monitor(backbone, dataset, runtime, _recipe_of(run).pretrain.monitor)
+        monitor = Monitor(backbone, dataset, runtime, recipe.pretrain.monitor, features=features)
         scores["knn"] = monitor.score_knn(dataset.splits[split])
     if linear:
         sides = [
@@ -84,6 +87,7 @@ def score_run(
                 backbone,
                 eval_batches(dataset, dataset.splits[part], EVAL_BATCH),
                 autocast=runtime.autocast,
+                kind=features,
             )
             for part in ("labelled", split)
         ]

@@ -35,10 +35,16 @@ from smallvit.inference.export import write_export
 from smallvit.inference.token_pictures import draw_tokens
 from smallvit.models.registry import ModelConfig, create_backbone, model_arguments
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.pretrain.method import AbstractPretraining
+from smallvit.pretrain.method import AbstractPretraining, check_batch_size
 from smallvit.pretrain.registry import create_objective
 from smallvit.run.data import load_dataset, require_labels
-from smallvit.run.monitor import EVAL_BATCH, CollapseWatch, Monitor, take_evenly
+from smallvit.run.monitor import (
+    EVAL_BATCH,
+    CollapseWatch,
+    Monitor,
+    collapse_bounds,
+    take_evenly,
+)
 from smallvit.run.provenance import join_extra_data
 from smallvit.run.recipe import Recipe, Stage, differences, run_values, stage_values
 from smallvit.run.start import cost_of, start_from
@@ -276,9 +282,21 @@ def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Pre
     objective = create_objective(backbone, config.method, image_size=dataset.image_size)
     objective = objective.to(runtime.device)
     train = dataset.splits["train"]
+    if objective.compares_images:
+        check_batch_size(config.method.name, config.optim.batch_size, len(train))
+    elif config.optim.batch_size > len(train):
+        logger.warning(
+            "each batch of %d holds all %d images %.1f times: for more steps a pass lower "
+            "--batch-size",
+            config.optim.batch_size,
+            len(train),
+            config.optim.batch_size / len(train),
+        )
     order = Order(len(train), config.optim.batch_size, recipe.seed, runtime.device)
     total_steps = order.num_steps(config.schedule.epochs)
-    monitor = Monitor(objective.exported, dataset, runtime, config.monitor)
+    monitor = Monitor(
+        objective.exported, dataset, runtime, config.monitor, features=objective.features
+    )
     return Prepared(
         model=recipe.model,
         objective=objective,
@@ -408,6 +426,16 @@ def _prepare_supervised(
     )
 
 
+def _origin(facts: dict[str, Any]) -> str:
+    """Say in one sentence what a network was trained from and on, for its card."""
+    init = facts["init"]
+    start = {"scratch": "from scratch", "weights": "from other weights"}.get(
+        init, f"from a {init} run"
+    )
+    seen = f", which saw other data: {extra}" if (extra := facts["extra_data"]) != "none" else ""
+    return f"Trained by smallvit {start}{seen}."
+
+
 def score_classifier(
     backbone: AbstractBackbone, dataset: Dataset, split: str, runtime: Runtime
 ) -> dict[str, float]:
@@ -422,6 +450,7 @@ def _watch(prepared: Prepared, metrics_path: Path) -> CollapseWatch | None:
         return None
     assert isinstance(prepared.objective, AbstractPretraining)
     schedule = prepared.schedule
+    start = prepared.monitor.measure_start() if prepared.facts["init"] == "scratch" else {}
     return CollapseWatch(
         prepared.monitor.config,
         method=prepared.facts["method"],
@@ -429,6 +458,7 @@ def _watch(prepared: Prepared, metrics_path: Path) -> CollapseWatch | None:
         metrics_path=metrics_path,
         warmup_steps=warmup_steps(schedule, prepared.total_steps),
         total_steps=prepared.total_steps,
+        bounds=collapse_bounds(start, prepared.monitor.facts["spread_images"]),
     )
 
 
@@ -488,7 +518,7 @@ def _finish(
         mean=dataset.mean,
         std=dataset.std,
         card=(
-            f"# {prepared.model.name} on {dataset.name}\n\nTrained from scratch by smallvit."
+            f"# {prepared.model.name} on {dataset.name}\n\n{_origin(prepared.facts)}"
             f"{scores}\n\nLoad it with "
             '`timm.create_model("local-dir:<this folder>", pretrained=True)`.\n'
         ),

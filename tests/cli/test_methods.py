@@ -126,3 +126,23 @@ def test_every_option_of_a_method_is_explained():
     for field in dataclasses.fields(MethodOptions):
         for option in getattr(field.type, "__metadata__", ()):
             assert field.name == "views" or not option.help.endswith("] "), field.name
+
+
+@pytest.mark.parametrize("name", ["simclr", "mocov3", "lejepa"])
+def test_batches_that_hold_an_image_twice_are_refused_before_anything_is_written(
+    name, tiny, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    words = ["pretrain", "--recipe", tiny, "--method", name, "--batch-size", "5000"]
+    assert main([*words, "--out", str(run)]) == 2
+    line = last_line(capsys.readouterr().err)
+    assert f"{name} compares the images" in line
+    assert "--batch-size 5000 must be between 2 and the 1,295 training images" in line
+    assert not run.exists()
+
+
+def test_batches_that_hold_an_image_twice_are_said_for_the_other_methods(tiny, capsys):
+    words = ["pretrain", "--recipe", tiny, "--batch-size", "2590", "--dry-run"]
+    assert main(words) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "each batch of 2590 holds all 1295 images 2.0 times" in said

@@ -254,6 +254,12 @@ def test_a_key_of_another_kind_is_refused_with_its_file():
         tagged({"name": "near"}, {"ratio": 0.5})
 
 
+@pytest.mark.parametrize("name", [["near"], {"near": 1}, 3])
+def test_a_kind_that_is_no_text_is_refused(name):
+    with pytest.raises(ConfigError, match=r"stage\.method\.name: cannot be"):
+        resolve(Tagged, layers({"stage": {"method": {"name": name}}}))
+
+
 def test_a_kind_that_does_not_exist_suggests_the_nearest():
     with pytest.raises(
         ConfigError, match=r"stage\.method\.name: cannot be 'fra'; .*'far'\? known: far, near"

@@ -160,8 +160,10 @@ def test_a_hybrid_of_convolutions_is_refused():
     assert backbone.drop_refusal == "its stem mixes neighbouring patches"
 
 
-def test_a_model_is_called_by_timms_name_or_by_its_class():
+def test_a_model_is_called_as_it_was_asked_for_or_by_timms_name_or_by_its_class():
     backbone = build("gani_vit", TINY)
+    assert backbone.model_name == "gani_vit"
+    backbone.name = None
     assert backbone.model_name == "vit_tiny_patch16_224"
     backbone.model.pretrained_cfg = None
     assert backbone.model_name == "VisionTransformer"

@@ -3,9 +3,8 @@ import torch
 from torch import nn
 
 from smallvit.core.errors import ConfigError
-from smallvit.data.batches import ViewBatch
 from smallvit.data.views import ViewsConfig
-from smallvit.pretrain.method import check_negatives, check_two_views, project, update_momentum
+from smallvit.pretrain.method import check_batch_size, check_two_views, project, update_momentum
 
 
 def pair(seed: int) -> nn.Sequential:
@@ -80,9 +79,11 @@ def test_other_views_than_two_large_ones_are_refused(large, small):
         check_two_views(ViewsConfig(num_global=large, num_local=small), "simclr")
 
 
-def test_a_batch_of_one_image_is_refused():
-    batch = ViewBatch(
-        global_views=torch.zeros(2, 1, 3, 8, 8), local_views=None, epoch=0.0, progress=0.0
-    )
-    with pytest.raises(ConfigError, match=r"mocov3 contrasts .*batch_size 2 or more"):
-        check_negatives(batch, "mocov3")
+@pytest.mark.parametrize("size", [1, 4])
+def test_batches_of_one_image_and_of_copies_are_refused(size):
+    with pytest.raises(ConfigError, match=f"--batch-size {size} must be between 2 and the 3 train"):
+        check_batch_size("mocov3", size, 3)
+
+
+def test_batches_of_all_images_are_fine():
+    check_batch_size("mocov3", 3, 3)

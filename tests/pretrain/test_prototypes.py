@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smallvit.pretrain.prototypes import PrototypeConfig, create_head, target_entropy
+from smallvit.pretrain.prototypes import PrototypeConfig, create_head, target_metrics
 
 
 def head(**changes):
@@ -53,23 +53,27 @@ def test_no_warm_up_is_at_its_end_at_once():
     assert PrototypeConfig(warmup_teacher_temp_epochs=0.0).target_temp(0.0) == 0.07
 
 
+def entropies(logits, centre, temp):
+    metrics = target_metrics(logits, centre, temp)
+    return [metrics[f"train/{name}_entropy"].item() for name in ("teacher", "prototype")]
+
+
 def test_uniform_targets_have_entropy_log_k():
     centre = torch.randn(1, 1, 6)
-    entropy = target_entropy(centre.expand(2, 3, 6), centre, 0.04)
-    torch.testing.assert_close(entropy, torch.tensor(math.log(6)))
+    assert entropies(centre.expand(2, 3, 6), centre, 0.04) == pytest.approx([math.log(6)] * 2)
 
 
-def test_one_hot_targets_have_no_entropy():
-    logits = 100 * torch.eye(6)
-    torch.testing.assert_close(
-        target_entropy(logits, torch.zeros(6), 0.1), torch.tensor(0.0), atol=1e-6, rtol=0
-    )
+def test_one_hot_targets_have_no_entropy_and_use_as_many_prototypes_as_they_differ():
+    logits = 100 * torch.eye(6).repeat(2, 1, 1)
+    assert entropies(logits, torch.zeros(6), 0.1) == pytest.approx([0, math.log(6)], abs=1e-6)
+    assert entropies(logits[:, :1], torch.zeros(6), 0.1) == pytest.approx([0, 0], abs=1e-6)
 
 
-def test_entropy_is_the_mean_over_samples():
+def test_entropy_is_the_mean_over_samples_and_that_of_their_mean():
     """Closed form: probabilities 1/4 and 3/4 at temperature 0.5, then uniform."""
-    logits = torch.tensor([[0.0, 0.5 * math.log(3)], [0.0, 0.0]])
+    logits = torch.tensor([[[0.0, 0.5 * math.log(3)], [0.0, 0.0]]])
     first = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    torch.testing.assert_close(
-        target_entropy(logits, torch.zeros(2), 0.5), torch.tensor((first + math.log(2)) / 2)
+    mean = -(0.375 * math.log(0.375) + 0.625 * math.log(0.625))
+    assert entropies(logits, torch.zeros(2), 0.5) == pytest.approx(
+        [(first + math.log(2)) / 2, mean]
     )

@@ -62,7 +62,7 @@ def test_a_centre_that_stands_still_lets_every_target_become_one_prototype(recip
         recipe, tmp_path / "run", "--method.center-momentum", "0.99999", "--epochs", "8"
     )
     assert code == 4
-    assert "every target is one prototype" in result["error"]
+    assert "all targets are one prototype (train/prototype_entropy" in result["error"]
 
 
 def test_a_run_that_learns_goes_through_and_is_watched(recipe, tmp_path):
@@ -90,3 +90,17 @@ def test_a_collapsed_run_that_is_resumed_collapses_at_the_same_step(recipe, tmp_
     again = json.loads((tmp_path / "run/result.json").read_text())
     assert again["error"] == first["error"]
     assert len(read_metrics(tmp_path / "run/metrics.jsonl")) == len(rows)
+
+
+def test_simmim_of_a_network_whose_pooling_it_leaves_alone_is_judged_by_its_patch_tokens(
+    recipe, tmp_path
+):
+    """CaiT's class attention stays at its start, 1e-5 of a constant."""
+    network = ["--model", "gani_cait", "--model.depth", "1", "--model.embed-dim", "16"]
+    small = [*network, "--model.num-heads", "2", "--model.patch-size", "2"]
+    settings = ["--method", "simmim", "--schedule.eval-epochs", "0.5", *small]
+    code, result = pretrain(recipe, tmp_path / "run", *settings)
+    assert (code, result["status"]) == (0, "completed")
+    assert result["metrics"]["features/std"] > 0.01
+    assert result["monitor"]["features"] == "patches"
+    assert main(["eval", str(tmp_path / "run"), "--knn", "--linear"]) == 0

@@ -10,27 +10,34 @@ import torch
 
 from smallvit.core.errors import CollapsedError
 from smallvit.data.loader import Dataset, Split
+from smallvit.data.views import eval_batches
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
-from smallvit.evaluate.knn import knn_top1
+from smallvit.evaluate.knn import extract_features, knn_top1
 from smallvit.evaluate.spread import effective_rank, feature_std
+from smallvit.pretrain.prototypes import target_metrics
 from smallvit.pretrain.registry import METHODS
 from smallvit.run.monitor import (
     BOUNDS,
     CollapseWatch,
     Monitor,
     MonitorConfig,
+    collapse_bounds,
     collapse_distances,
-    extract_split,
     get_remedy,
     take_evenly,
 )
 
 LOG_K = math.log(16)
-HEALTHY = {"train/teacher_entropy": 1.0, "features/std": 0.6, "features/rank": 8.0}
+HEALTHY = {
+    "train/teacher_entropy": 1.0,
+    "train/prototype_entropy": 2.0,
+    "features/std": 0.6,
+    "features/rank": 8.0,
+}
 COLLAPSED = {
     "uniform": {**HEALTHY, "train/teacher_entropy": 0.998 * LOG_K},
-    "point": {**HEALTHY, "train/teacher_entropy": 0.001},
+    "point": {**HEALTHY, "train/prototype_entropy": 0.001},
     "constant": {**HEALTHY, "features/std": 0.004},
     "line": {**HEALTHY, "features/rank": 1.05},
 }
@@ -108,7 +115,9 @@ def test_the_numbers_are_those_of_their_own_functions(small_vit):
     monitor = make_monitor(backbone, dataset, bank_size=10, knn_neighbours=3)
     found = monitor()
     bank, val = (
-        extract_split(backbone, dataset, split, monitor.runtime)
+        extract_features(
+            backbone, eval_batches(dataset, split, 64), autocast=monitor.runtime.autocast
+        )
         for split in (monitor.bank, dataset.splits["val"])
     )
     assert found["val/knn"] == knn_top1(*bank, *val, num_classes=2, num_neighbours=3)
@@ -131,6 +140,18 @@ def test_each_image_goes_through_the_network_once_an_evaluation(small_vit):
     assert sum(seen) == 10 + 10
 
 
+def test_the_mean_of_the_patch_tokens_can_be_measured_in_place_of_the_pooled(small_vit):
+    dataset, backbone = make_dataset(), small_vit()
+    runtime = open_runtime(RuntimeConfig(device="cpu", precision="fp32"))
+    monitor = Monitor(backbone, dataset, runtime, MonitorConfig(), features="patches")
+    val = dataset.splits["val"]
+    ((images, _),) = eval_batches(dataset, val, 64)
+    expected = feature_std(backbone(images).patch.mean(dim=1)).item()
+    assert monitor()["features/std"] == pytest.approx(expected)
+    assert monitor.measure_start()["features/std"] == pytest.approx(expected)
+    assert monitor.facts["features"] == "patches"
+
+
 def test_the_probe_can_be_left_out(small_vit):
     assert "val/linear" not in make_monitor(small_vit(), make_dataset(), linear_probe=False)()
 
@@ -150,7 +171,7 @@ def test_a_bank_smaller_than_the_neighbours_is_said_with_both_numbers(small_vit,
     ("kind", "metrics"),
     {
         "uniform": {"train/teacher_entropy": LOG_K},
-        "point": {"train/teacher_entropy": 0.0},
+        "point": {"train/prototype_entropy": 0.0},
         "constant": {"features/std": 0.0},
         "line": {"features/rank": 1.0},
     }.items(),
@@ -167,7 +188,7 @@ def test_a_method_without_targets_is_judged_by_its_features_alone():
 def test_two_collapsed_evaluations_in_a_row_stop_the_run(tmp_path, kind):
     watch = make_watch(tmp_path)
     judge(watch, (20, HEALTHY), (30, COLLAPSED[kind]))
-    with pytest.raises(CollapsedError, match=r"by step 40: the|every.*; lower") as caught:
+    with pytest.raises(CollapsedError, match=r"by step 40: (the|all) .*; lower") as caught:
         judge(watch, (40, COLLAPSED[kind]))
     assert caught.value.exit_code == 4
     assert "\n" not in str(caught.value)
@@ -195,8 +216,50 @@ def test_the_last_evaluation_counts_with_one_before_it_in_the_warm_up(tmp_path):
         judge(make_watch(tmp_path), (5, COLLAPSED["line"]), (100, COLLAPSED["line"]))
 
 
-def test_a_single_evaluation_proves_nothing(tmp_path):
+def test_a_single_evaluation_proves_nothing_and_that_is_said(tmp_path, caplog):
     judge(make_watch(tmp_path), (100, COLLAPSED["uniform"]))
+    (said,) = [r.message for r in caplog.records]
+    assert said.startswith("the targets are uniform")
+    assert said.endswith("lower schedule.eval_epochs")
+
+
+def test_targets_of_1024_prototypes_that_are_uniform_to_the_last_bit_are_found(tmp_path):
+    """In float32 their entropy is above log K."""
+    uniform = target_metrics(torch.zeros(2, 3, 1024), torch.zeros(1024), 0.04)
+    metrics = {**HEALTHY, **{name: value.item() for name, value in uniform.items()}}
+    watch = make_watch(tmp_path)
+    watch.max_entropy = math.log(1024)
+    with pytest.raises(CollapsedError, match="the targets are uniform"):
+        judge(watch, (20, metrics), (30, metrics))
+
+
+def test_targets_that_are_sharp_but_differ_are_no_collapse(tmp_path):
+    logits = 100 * torch.eye(16).repeat(2, 1, 1)
+    sharp = target_metrics(logits, torch.zeros(16), 0.04)
+    assert sharp["train/teacher_entropy"].item() == pytest.approx(0)
+    metrics = {**HEALTHY, **{name: value.item() for name, value in sharp.items()}}
+    judge(make_watch(tmp_path), (20, metrics), (30, metrics), (100, metrics))
+
+
+def test_a_network_that_starts_flat_is_judged_by_how_far_it_falls(tmp_path):
+    start = {"features/std": 1e-5, "features/rank": 1.002}
+    watch = make_watch(tmp_path)
+    watch.bounds = collapse_bounds(start, 100)
+    flat, flatter = {**HEALTHY, **start}, {**HEALTHY, **start, "features/std": 4e-6}
+    judge(watch, (20, flat), (30, flat), (40, flatter))
+    with pytest.raises(CollapsedError, match="features of all images are the same"):
+        judge(watch, (50, flatter))
+
+
+def test_bounds_of_weights_that_were_trained_and_of_ordinary_starts_are_the_fixed_ones():
+    start = {"features/std": 0.09, "features/rank": 2.2}
+    assert collapse_bounds({}, 100) == collapse_bounds(start, 100) == BOUNDS
+
+
+def test_the_features_of_few_images_are_not_judged():
+    bounds = collapse_bounds({}, 3)
+    assert (bounds["constant"], bounds["line"]) == (0, 0)
+    assert bounds["uniform"] == BOUNDS["uniform"]
 
 
 def test_a_run_that_leaves_the_start_is_let_go(tmp_path):
