@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers.drop import DropPath
 
 from smallvit.core.config import to_plain
 from smallvit.data.batches import ViewBatch
+from smallvit.data.loader import Order
 from smallvit.data.policies import choose_autoaugment
 from smallvit.data.registry import get_dataset_spec
 from smallvit.engine.fit import FitPlan, fit
 from smallvit.engine.log import LogConfig, read_metrics
 from smallvit.engine.optim import create_optimizer, set_schedule
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
-from smallvit.models.registry import ModelConfig
+from smallvit.models.registry import ModelConfig, create_backbone
 from smallvit.pretrain.dino import DinoConfig, DinoObjective
 from smallvit.run.recipe import check_recipe, find_recipe, load_recipe
 
@@ -52,7 +54,9 @@ COLOURS = {
     "solarize_prob": 0.2,
 }
 STAGE_1 = {
+    "name": "adamw",
     "lr": 2e-4,
+    "backbone_lr_scale": 1.0,
     "batch_size": 512,
     "weight_decay": 0.04,
     "weight_decay_end": 0.4,
@@ -61,11 +65,14 @@ STAGE_1 = {
     "grad_clip_mode": "parameter",
 }
 STAGE_2 = {
+    "name": "adamw",
     "lr": 1e-3,
+    "backbone_lr_scale": 1.0,
     "batch_size": 256,
     "weight_decay": 0.05,
     "weight_decay_end": None,
     "decay": "all",
+    "betas": (0.9, 0.999),
     "grad_clip_norm": None,
 }
 SCHEDULE_1 = {"epochs": 200.0, "warmup_epochs": 30.0, "min_lr": 1e-6}
@@ -126,6 +133,34 @@ def test_stage_two_is_that_of_the_paper(name):
     assert stage.augment.padding * spec.image_size == 4
     assert choose_autoaugment(stage.augment.policy, spec.autoaugment) == POLICIES[spec.name]
     assert stage.method.label_smoothing == 0.1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_fine_tuning_by_the_recipe_alone_is_the_papers_baseline(name):
+    """Their ViT, Swin and CaiT (scratch): no stage 1, no token labels."""
+    recipe = recipe_of(name)
+    assert recipe.finetune.init is None
+    assert recipe.finetune.score_maps is None
+    assert not recipe.finetune.token_label.enabled
+    assert "scratch" in recipe.arms
+
+
+@pytest.mark.parametrize("name", RECIPES[:3])
+def test_stochastic_depth_is_that_of_the_paper(name):
+    """Linear in ViT and Swin, the same in every block of patches of CaiT."""
+    model = create_backbone(recipe_of(name).model, num_classes=10, image_size=32).model
+    rates = [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
+    assert max(rates) == pytest.approx(0.1)
+    assert (min(rates) == pytest.approx(0.1)) == name.endswith("cait")
+
+
+def test_stage_two_shows_each_image_300_times():
+    """Their 100 epochs are three passes each: 195 steps of 256 a pass, in which 80 are left out."""
+    stage = recipe_of("cifar10/gani-vit").finetune
+    order = Order(50_000, stage.optim.batch_size, 0, torch.device("cpu"))
+    steps = order.num_steps(stage.schedule.epochs)
+    assert steps * 256 / 50_000 == pytest.approx(100 * 3, abs=256 / 50_000)
+    assert steps / (100 * 3 * 195) == pytest.approx(1, abs=0.002)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -26,18 +26,27 @@ RECIPES = list(shipped())
 # Recipes of a method differ from their generic one in stage 1 alone, as a test below says.
 OF_METHODS = [name for name in RECIPES if name.startswith("generic/") and "-" in name]
 STAGE_1 = [*OF_METHODS, *(name for name in RECIPES if "/gani-" in name)]
+# Recipes of stage 2 alone, and how to make their networks small.
+STAGE_2 = [name for name in RECIPES if "pretrain" not in read_layer(find_recipe(name)).values]
+TINY = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+SMALLER: dict[str, dict[str, Any]] = {
+    "cct": TINY,
+    "deit-vit": TINY,
+    "t2t-transfer": TINY | {"patch_size": 4},  # the least of its stem
+    "relabel-resnet": {"width": 4},
+}
 CLASSES, IMAGES_A_CLASS = 2, 8
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a folder of two class folders of noise."""
+    """Make a folder of two class folders of noise, one darker than the other."""
     root = tmp_path_factory.mktemp("pictures")
     noise = np.random.default_rng(0)
     for label in range(CLASSES):
         (root / f"class {label}").mkdir()
         for number in range(IMAGES_A_CLASS):
-            pixels = noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            pixels = noise.integers(128 * label, 128 * (label + 1), (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / f"class {label}" / f"{number}.png")
     return root
 
@@ -64,6 +73,21 @@ def two_steps(name: str, pictures: Path) -> Recipe:
     if patch_size is not None:
         overrides["data"]["image_size"] = 8 * patch_size
     return load_recipe(name, overrides)[0]
+
+
+def maps_of(recipe: Recipe) -> Path:
+    """Write score maps with a teacher that took enough steps to tell dark from light."""
+    teacher = {
+        "model": {"name": "resnet8_small", "width": 4, "depth": None, "stride": None},
+        "augment": {"crop": "none", "erasing_prob": 0.0},
+        "optim": {"lr": 0.05},
+        "schedule": {"epochs": 6.0, "eval_epochs": 6.0},
+    }
+    run = run_stage(with_values(recipe, {"teacher": teacher}), "teacher")
+    assert run is not None
+    maps = run_label(with_values(recipe, {"label": {"teacher": str(run.path)}}))
+    assert maps is not None
+    return maps.path / SCORE_MAPS
 
 
 def test_there_are_recipes():
@@ -97,7 +121,30 @@ def test_recipe_takes_two_steps_of_stage_1(name, pictures, tmp_path):
     assert run.result["method"] == load_recipe(name, {})[0].pretrain.method.name
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in STAGE_1])
+@pytest.mark.parametrize("name", STAGE_2)
+def test_recipe_takes_two_steps_of_stage_2(name, pictures, tmp_path):
+    recipe = two_steps(name, pictures)
+    smaller = SMALLER[name.partition("/")[2]]
+    side = 8 * smaller.get("patch_size", 2)
+    recipe = with_values(
+        recipe, {"model": {"patch_size": None} | smaller, "data": {"image_size": side}}
+    )
+    run = run_stage(recipe, "finetune", out=tmp_path / "first")
+    assert run is not None
+    assert run.result["steps"] == 2
+    assert not run.result["token_labels"]
+    # What its teacher or its start brings.
+    if "token_label" in read_layer(find_recipe(name)).values["finetune"]:
+        labels = {"score_maps": str(maps_of(recipe)), "token_label": {"enabled": True}}
+    else:
+        labels = {"init": str(run.path)}
+    again = run_stage(with_values(recipe, {"finetune": labels}), "finetune", out=tmp_path / "again")
+    assert again is not None
+    assert again.result["steps"] == 2
+    assert again.result["token_labels"] or again.result["init"] == "finetune"
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if n not in {*STAGE_1, *STAGE_2}])
 def test_recipe_takes_two_steps_of_each_stage(name, pictures, tmp_path):
     recipe = two_steps(name, pictures)
     start = run_stage(recipe, "pretrain", out=tmp_path / "pretrain")
@@ -105,12 +152,9 @@ def test_recipe_takes_two_steps_of_each_stage(name, pictures, tmp_path):
     assert start is not None
     assert teacher is not None
     assert start.result["steps"] == teacher.result["steps"] == 2
-    labelling = with_values(recipe, {"label": {"teacher": str(teacher.path)}})
-    maps = run_label(labelling, out=tmp_path / "label")
-    assert maps is not None
     settings = {
         "init": str(start.path),
-        "score_maps": str(maps.path / SCORE_MAPS),
+        "score_maps": str(maps_of(recipe)),
         "token_label": {"enabled": True},
     }
     both = run_stage(with_values(recipe, {"finetune": settings}), "finetune", out=tmp_path / "both")

@@ -22,6 +22,7 @@ COMMANDS = {
     "teacher": "Train the annotator of stage 2 on the same training split.",
     "label": "Write a teacher's score maps of the training split.",
     "finetune": "Stage 2: train on labels and, with --token-label, on score maps.",
+    "segment": "Train a segmentation head on images and masks of class indices.",
     "run": "Run every stage of a recipe and show what each brought.",
     "eval": "Score one run.",
     "bench": "Put fine-tuned runs in a leaderboard.",

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from smallvit.engine.runtime import RuntimeConfig
-from smallvit.run.score import score_run
+from smallvit.evaluate.readout import Readout
+from smallvit.run.score import evaluate_run
 
 
 def eval_command(
@@ -18,6 +19,7 @@ def eval_command(
     split: Literal["val", "test"] = "val",
     knn: Annotated[bool, Parameter(negative="")] = False,
     linear: Annotated[bool, Parameter(negative="")] = False,
+    readout: Readout | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
 ) -> None:
@@ -28,16 +30,25 @@ def eval_command(
         split: Held-out split.
         knn: Add the vote of the 20 nearest labelled training images.
         linear: Add a logistic regression on the labelled training images.
+        readout: What to make the logits of: the classifier on pooled features, that plus half of
+            the largest token logit of each class, or the mean of the token logits. Without it, what
+            the network itself returns: cls+max with a token head of its own (LV-ViT), else cls.
         device: Device to compute on.
         precision: Precision of matrix products.
     """
     runtime = RuntimeConfig(device=device, precision=precision)
-    scores = score_run(run, split=split, knn=knn, linear=linear, runtime_config=runtime)
-    table = Table(title=f"{run} on {split}")
+    scored = evaluate_run(
+        run, split=split, knn=knn, linear=linear, readout=readout, runtime_config=runtime
+    )
+    title = f"{run} on {split}" + (f", readout {scored.readout}" if scored.readout else "")
+    console = Console()
+    table = Table(title=title, min_width=min(len(title), console.width))  # else it is folded
     table.add_column("score")
     table.add_column("value", justify="right")
-    for name, value in scores.items():
+    for name, value in scored.metrics.items():
         counted = f"{value:,.0f}" if name == "n" else f"{value:.4f}"
         shown = counted if name in ("n", "nll") else f"{value:.2%}"
         table.add_row(name, shown)
-    Console().print(table)
+    console.print(table)
+    if scored.reads:
+        console.print(f"{scored.readout}: {scored.reads}", highlight=False)

@@ -18,7 +18,7 @@ from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.finetune.objective import SupervisedConfig
 from smallvit.finetune.token_labeling import TokenLabelConfig
 from smallvit.models.registry import ModelConfig
-from smallvit.run.chain import make_score_maps, newest_run
+from smallvit.run.chain import add_token_labels, newest_run
 from smallvit.run.data import load_dataset
 from smallvit.run.recipe import Recipe, with_values
 from smallvit.run.stage import run_stage
@@ -54,7 +54,8 @@ def finetune_command(
     Args:
         use_token_labels: Supervise every patch token with a teacher's score map.
         init: Run or export to start from, ``timm:NAME`` for timm's weights, or ``scratch``.
-        teacher: Run of the teacher that writes the score maps.
+        teacher: Run of the teacher that writes the score maps, or with --token-label.source online
+            labels each batch.
         score_maps: File of score maps written before.
         which: Data.
         training: Model and length.
@@ -142,10 +143,8 @@ def _complete(recipe: Recipe, teacher: Path | None, *, dry_run: bool) -> Recipe:
         else:
             logger.info("continuing from %s", start)
         recipe = with_values(recipe, {"finetune": {"init": start}})
-    if config.score_maps is not None and teacher is None:
-        return recipe
-    if dry_run:
+    named = config.score_maps is not None or config.teacher is not None
+    if dry_run and config.token_label.source != "ema" and (teacher is not None or not named):
         logger.info("dry run: token labels are left out, their maps would be made first")
         return with_values(recipe, {"finetune": {"token_label": {"enabled": False}}})
-    maps = make_score_maps(recipe, teacher, given.argv)
-    return with_values(recipe, {"finetune": {"score_maps": str(maps)}})
+    return add_token_labels(recipe, teacher, given.argv)

@@ -1,7 +1,8 @@
 """``smallvit label``."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -9,15 +10,18 @@ from smallvit.cli.options import DataOptions, FolderOptions, given, overrides
 from smallvit.cli.training import apply_offline, say_recipe
 from smallvit.core.config import merge
 from smallvit.core.console import console
+from smallvit.core.errors import ConfigError
 from smallvit.core.places import absolute
 from smallvit.data.loader import DataConfig
 from smallvit.run.label import SCORE_MAPS, run_label
-from smallvit.run.recipe import LabelConfig, load_recipe
+from smallvit.run.recipe import LabelConfig, Recipe, load_recipe
 
 
 def label_command(
     *,
-    teacher: Annotated[Path, Parameter(name="--teacher")],
+    teacher: Annotated[Path | None, Parameter(name="--teacher")] = None,
+    resume: Path | None = None,
+    allow_leak: Annotated[bool, Parameter(negative="")] = False,
     which: DataOptions = DataOptions(),
     where: FolderOptions = FolderOptions(),
     data: DataConfig = DataConfig(),
@@ -27,20 +31,36 @@ def label_command(
 
     Args:
         teacher: Run of the teacher. Its own data and splits are used unless others are named.
+        resume: Run to continue, with its own settings.
+        allow_leak: Take a teacher that may have seen test images of this data set; it is recorded.
         which: Data.
         where: Folders.
         data: Data settings.
         label: Settings of the maps.
     """
     apply_offline(which)
-    settings = {key: value for key, value in overrides("label").items() if key != "teacher"}
-    settings = merge(settings, {"label": {"teacher": str(absolute(teacher))}})
-    own = teacher / "recipe.yaml"
-    named = which.recipe or (str(own) if own.is_file() else None)
-    recipe, name = load_recipe(named, settings)
-    say_recipe(name)
+    own_options = ("teacher", "allow_leak")
+    settings = {key: value for key, value in overrides("label").items() if key not in own_options}
+    if allow_leak:
+        settings = merge(settings, {"label": {"allow_leak": True}})
+    if teacher is not None:
+        settings = merge(settings, {"label": {"teacher": str(absolute(teacher))}})
+    if resume is not None:
+        recipe = _resumed(resume, which, settings)
+    else:
+        own = None if teacher is None else teacher / "recipe.yaml"
+        named = which.recipe or (str(own) if own is not None and own.is_file() else None)
+        if teacher is None and named is None:
+            raise ConfigError("no teacher named: give --teacher RUN; 'smallvit teacher' trains one")
+        recipe, name = load_recipe(named, settings)
+        say_recipe(name)
     run = run_label(
-        recipe, out=where.out, overwrite=where.overwrite, dry_run=where.dry_run, argv=given.argv
+        recipe,
+        out=where.out,
+        overwrite=where.overwrite,
+        resume=resume,
+        dry_run=where.dry_run,
+        argv=given.argv,
     )
     if run is not None:
         console.print(
@@ -50,3 +70,13 @@ def label_command(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _resumed(folder: Path, which: DataOptions, settings: Mapping[str, Any]) -> Recipe:
+    """Resolve the recipe that a run to continue brings."""
+    if which.recipe is not None:
+        raise ConfigError("--resume brings its own recipe: leave --recipe out")
+    own = folder / "recipe.yaml"
+    if not own.is_file():
+        raise ConfigError(f"--resume {folder}: no run there")
+    return load_recipe(str(own), settings)[0]

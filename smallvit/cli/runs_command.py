@@ -47,5 +47,10 @@ def show(run: Path, /) -> None:
 
 def _score(result: dict[str, Any]) -> str:
     metrics = result.get("metrics", {})
-    names = {"val/top1": "val top-1", "val/knn": "val k-NN", "val/teacher_top1": "teacher val"}
+    names = {
+        "val/top1": "val top-1",
+        "val/knn": "val k-NN",
+        "val/teacher_top1": "teacher val",
+        "val/miou": "val mIoU",
+    }
     return ", ".join(f"{names[k]} {v:.2%}" for k, v in metrics.items() if k in names)

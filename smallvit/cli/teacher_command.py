@@ -1,17 +1,41 @@
 """``smallvit teacher``."""
 
-from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions
-from smallvit.cli.training import train
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
+from smallvit.cli.training import apply_offline, train
+from smallvit.core.config import merge
+from smallvit.core.errors import ConfigError
+from smallvit.core.places import absolute
 from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import DataConfig
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.finetune.objective import SupervisedConfig
 from smallvit.models.registry import ModelConfig
+from smallvit.run.adopt import adopt_settings
+from smallvit.run.start import TIMM
+
+# Of training alone, by the part before a dot.
+OF_TRAINING = (
+    "epochs",
+    "batch_size",
+    "resume",
+    "method",
+    "augment",
+    "optim",
+    "schedule",
+    "log",
+    "grad_checkpointing",
+)
 
 
 def teacher_command(
     *,
+    start: Annotated[str | None, Parameter(name="--from")] = None,
+    allow_leak: Annotated[bool, Parameter(name="--allow-leak", negative="")] = False,
     which: DataOptions = DataOptions(),
     training: TrainOptions = TrainOptions(),
     where: FolderOptions = FolderOptions(),
@@ -23,8 +47,41 @@ def teacher_command(
     schedule: ScheduleConfig = ScheduleConfig(),
     log: LogConfig = LogConfig(),
 ) -> None:
-    """Train the annotator of stage 2 on the same training split.
+    """Train the annotator of stage 2 on the same training split, or adopt a trained network.
 
     Defaults shown are those of the code; the recipe's values come before them.
+
+    Args:
+        start: Trained network to take instead of training one: run, export, ``timm:NAME``, or a
+            file of weights with --model. A classifier of other classes is fitted anew.
+        allow_leak: With --from, take a network that saw CIFAR-10 for CINIC-10 or the other way
+            round, and record it.
+        which: Data.
+        training: Model and length.
+        where: Folders.
+        data: Data settings.
+        model: Model settings.
+        method: Loss.
+        augment: Augmentation.
+        optim: Optimizer.
+        schedule: Length and learning rate.
+        log: How often to write.
     """
+    given.values.pop("allow_leak", None)
+    if start is None and allow_leak:
+        raise ConfigError("--allow-leak needs --from")
+    if start is None:
+        train("teacher", which, training, where)
+        return
+    of_training = [key for key in given.values if key.split(".")[0] in OF_TRAINING]
+    if of_training:
+        option = of_training[0].replace("_", "-")
+        raise ConfigError(f"--from takes a network as it is and trains none: leave --{option} out")
+    apply_offline(which)
+    start = start if start.startswith(TIMM) else str(absolute(start))
+    brought = adopt_settings(start, overrides("teacher"))
+    if which.recipe is not None:
+        brought.pop("data", None)
+    adopted = {"teacher": {"adopt": start, "allow_leak": allow_leak}}
+    given.brought = merge(given.brought, merge(brought, adopted))
     train("teacher", which, training, where)

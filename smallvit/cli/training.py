@@ -1,12 +1,14 @@
 """What the training commands have in common."""
 
 import os
+from functools import partial
 
 from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
 from smallvit.core import places
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run
+from smallvit.run.adopt import run_teacher
 from smallvit.run.recipe import Recipe, Stage, load_recipe
 from smallvit.run.stage import run_stage
 
@@ -19,10 +21,9 @@ NEXT = {
 def train(stage: Stage, which: DataOptions, training: TrainOptions, where: FolderOptions) -> None:
     """Run one training stage with the options given."""
     apply_offline(which)
-    recipe = load_for(stage, which, training)
-    run = run_stage(
-        recipe,
-        stage,
+    run_it = run_teacher if stage == "teacher" else partial(run_stage, stage=stage)
+    run = run_it(
+        load_for(stage, which, training),
         out=where.out,
         overwrite=where.overwrite,
         resume=training.resume,

@@ -36,17 +36,49 @@ class ViewBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBox:
-    """A box on the token grid, in tokens: rows [top, bottom), columns [left, right)."""
+    """A box on the token grid, in tokens: rows [top, bottom), columns [left, right).
+
+    Attributes:
+        top: First row inside.
+        left: First column inside.
+        bottom: First row below.
+        right: First column to the right.
+        grid: The token grid (h, w).
+    """
 
     top: int
     left: int
     bottom: int
     right: int
+    grid: tuple[int, int]
 
     @property
     def area(self) -> int:
         """Tokens inside."""
         return (self.bottom - self.top) * (self.right - self.left)
+
+    @property
+    def share(self) -> float:
+        """Part of the grid inside."""
+        return self.area / (self.grid[0] * self.grid[1])
+
+    def on(self, grid: tuple[int, int]) -> "TokenBox":
+        """Return the same part of the image as a box on a finer grid.
+
+        Args:
+            grid: Rows and columns, each a multiple of those of the box's own grid.
+        """
+        if grid == self.grid:
+            return self
+        rows, columns = grid[0] // self.grid[0], grid[1] // self.grid[1]
+        assert (rows * self.grid[0], columns * self.grid[1]) == grid, (self.grid, grid)
+        return TokenBox(
+            top=rows * self.top,
+            left=columns * self.left,
+            bottom=rows * self.bottom,
+            right=columns * self.right,
+            grid=grid,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +93,7 @@ class LabelledBatch:
         score_maps: Teacher probabilities over the student's token grid, cropped and moved and
             mixed like the image; ``None`` without token labels.
         mix_box: Tokens that each image takes from its partner; ``None`` mixes nothing.
+        progress: Fraction of training done before this step, in [0, 1).
     """
 
     images: Float[Tensor, "B 3 H W"]
@@ -68,3 +101,4 @@ class LabelledBatch:
     partner_share: Float[Tensor, " B"] | None = None
     score_maps: Float[Tensor, "B C h w"] | None = None
     mix_box: TokenBox | None = None
+    progress: float = 0.0

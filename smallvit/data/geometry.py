@@ -131,7 +131,8 @@ def resample(
     with ``antialias=True``.
 
     Args:
-        maps: Images in [0, 1] or score maps; fastest where they lie as (B, H, C, W) in memory.
+        maps: Images in [0, 1] or score maps; fastest where they lie in memory as (B, H, C, W), for
+            few channels, or as (B, H, W, C), for many.
         geometry: Boxes and mirror flags.
         size: Output (h, w).
         kernel: Cubic convolution (a = -0.5) or triangle.
@@ -146,6 +147,11 @@ def resample(
     columns = _box_weights(
         geometry.left, geometry.width, geometry.hflip, geometry, width, size[1], kernel, fill
     )
+    if maps.is_contiguous(memory_format=torch.channels_last):
+        # Score maps of many classes: (B, h, H) x (B, H, W C), then (B h, w, W) x (B h, W, C).
+        out = (rows @ maps.movedim(1, 3).flatten(2)).reshape(-1, width, channels)
+        out = columns.repeat_interleave(size[0], dim=0) @ out
+        return out.reshape(batch, *size, channels).movedim(3, 1)
     # One product an image and axis for all channels: (B, h, H) x (B, H, C W), then
     # (B, h C, W) x (B, W, w).
     out = rows @ maps.transpose(1, 2).reshape(batch, height, channels * width)
@@ -197,14 +203,45 @@ def warp(
         fill: What lies outside the map: black, or the nearest cell.
     """
     height, width = maps.shape[2:]
-    grid = (_cell_centres(height, width, maps.device) @ to_source.mT).unflatten(1, (height, width))
+    places = _cell_centres(height, width, maps.device) @ to_source.mT
+    if fill == "edge" and not nearest and not maps.is_cuda:
+        return _mean_of_four(maps, places)
     return F.grid_sample(
         maps,
-        grid,
+        places.unflatten(1, (height, width)),
         mode="nearest" if nearest else "bilinear",
         padding_mode="zeros" if fill == "zero" else "border",
         align_corners=False,
     )
+
+
+def _mean_of_four(
+    maps: Float[Tensor, "B C H W"], places: Float[Tensor, "B cells 2"]
+) -> Float[Tensor, "B C H W"]:
+    """Take the bilinear mean of the four cells around each place; outside, of the nearest ones.
+
+    What ``grid_sample`` computes, but over cells whose channels are neighbours in memory: on a CPU
+    a quarter of the time for 200 classes.
+    """
+    batch, channels, height, width = maps.shape
+    sides = places.new_tensor([width, height])
+    x, y = ((places + 1) * (sides / 2) - 0.5).clamp(min=0).minimum(sides - 1).unbind(2)
+    left, top = x.floor(), y.floor()
+    right_share, bottom_share = x - left, y - top
+    right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
+    cells = torch.stack([r * width + c for r in (top, bottom) for c in (left, right)], dim=2)
+    shares = torch.stack(
+        [r * c for r in (1 - bottom_share, bottom_share) for c in (1 - right_share, right_share)],
+        dim=2,
+    )
+    first = torch.arange(batch, device=maps.device)[:, None, None] * (height * width)
+    out = F.embedding_bag(
+        (cells.long() + first).flatten(0, 1),
+        maps.movedim(1, 3).reshape(-1, channels),
+        per_sample_weights=shares.flatten(0, 1),
+        mode="sum",
+    )
+    return out.reshape(batch, height, width, channels).movedim(3, 1)
 
 
 @lru_cache(maxsize=16)

@@ -211,6 +211,8 @@ class LabelledBatches:
             labelled split, or ``None``.
         grid: Student's token grid, which the maps are cropped to.
         mix_token: Whether a box of tokens is taken from another image in every step.
+        total_steps: Steps of the whole run, of which ``progress`` is a part.
+        mapped_steps: Steps that have score maps, the first ones; ``None`` is all.
     """
 
     def __init__(
@@ -222,6 +224,8 @@ class LabelledBatches:
         score_maps: ScoreMapReader | None = None,
         grid: tuple[int, int] = (1, 1),
         mix_token: bool = False,
+        total_steps: int | None = None,
+        mapped_steps: int | None = None,
     ) -> None:
         self.dataset = dataset
         self.split = dataset.splits["labelled"]
@@ -230,6 +234,8 @@ class LabelledBatches:
         self.score_maps = score_maps
         self.grid = grid
         self.mix_token = mix_token
+        self.total_steps = total_steps
+        self.mapped_steps = mapped_steps
         self.policy: Policy = policies.choose_autoaugment(config.policy, dataset.autoaugment)
         self.policy_draws = policies.num_draws(self.policy, config.randaugment_ops)
         self.mean, self.std = channel_tensors(dataset, order.device)
@@ -241,7 +247,8 @@ class LabelledBatches:
         draw = self.order.draw(step)
         config, side = self.config, self.dataset.image_size
         images, draws = self._augmented(step)
-        maps = None if self.score_maps is None else self._maps(draw, draws)
+        mapped = self.mapped_steps is None or step < self.mapped_steps
+        maps = self._maps(draw, draws) if mapped and self.score_maps is not None else None
         share = None
         if config.mix_prob and (config.cutmix_alpha or config.mixup_alpha):
             mask = mix.sample_mask(
@@ -261,6 +268,7 @@ class LabelledBatches:
             partner_share=share,
             score_maps=maps,
             mix_box=sample_token_box(self.order.seed, step, self.grid) if self.mix_token else None,
+            progress=0.0 if self.total_steps is None else step / self.total_steps,
         )
 
     def where(self, step: int) -> geometry.Geometry:
@@ -359,7 +367,7 @@ def sample_token_box(seed: int, step: int, grid: tuple[int, int]) -> TokenBox:
         start = centre - length // 2
         sides.append((max(start, 0), min(start + length, size)))
     (top, bottom), (left, right) = sides
-    return TokenBox(top=top, left=left, bottom=bottom, right=right)
+    return TokenBox(top=top, left=left, bottom=bottom, right=right, grid=grid)
 
 
 def eval_batches(

@@ -7,6 +7,7 @@ from smallvit.engine.log import read_metrics
 PANELS = {
     "Loss": ("train/loss", "train/loss_cls", "train/loss_token"),
     "Accuracy": ("train/top1", "val/top1", "val/knn", "val/linear"),
+    "Segmentation": ("train/pixel_accuracy", "val/pixel_accuracy", "val/miou"),
     "Effective rank": ("features/rank",),
     "Entropy of targets (nats)": ("train/teacher_entropy", "train/prototype_entropy"),
     "Learning rate": ("opt/lr",),

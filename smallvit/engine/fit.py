@@ -107,7 +107,7 @@ def fit(
         _restore(checkpoints / "last.pt", objective, optimizer, result, plan.identity)
     metrics_path = plan.folder / "metrics.jsonl" if plan.folder else None
     end = plan.total_steps if stop_after is None else min(stop_after, plan.total_steps)
-    totals: dict[str, torch.Tensor] = {}
+    totals: dict[str, tuple[torch.Tensor, int]] = {}
     counted = 0
     bad_step = torch.full((), -1, device=plan.runtime.device)
     sitting = lap = time.monotonic()
@@ -126,7 +126,7 @@ def fit(
             save_checkpoint(checkpoints / name, state)
 
     with (
-        _signals() as received,
+        note_signals() as received,
         TrainLog(metrics_path, plan.title, plan.total_steps, result.step) as log,
     ):
         for step in range(result.step, end):
@@ -150,7 +150,8 @@ def fit(
             bad = metrics.pop("not_finite") > 0
             bad_step = torch.where((bad_step < 0) & bad, step, bad_step)
             for name, value in metrics.items():
-                totals[name] = totals[name] + value if counted else value
+                total, times = totals.get(name, (None, 0))
+                totals[name] = (value if total is None else total + value, times + 1)
             counted += 1
             result.step = step + 1
 
@@ -161,9 +162,13 @@ def fit(
             save_now = last or stop or (result.step % every == 0 if every else eval_now)
             if result.step % plan.log.every_steps == 0 or eval_now or save_now:
                 # The only wait for the device: one copy for all metrics since the last line.
-                names, values = list(totals), torch.stack([*totals.values(), bad_step.float()])
+                values = torch.stack([*(total for total, _ in totals.values()), bad_step.float()])
                 *sums, bad_at = values.tolist()
-                line = {name: total / counted for name, total in zip(names, sums, strict=True)}
+                # A term that a stage leaves out from some step on is the mean of its own steps.
+                counts = ((name, times) for name, (_, times) in totals.items())
+                line = {
+                    name: total / times for (name, times), total in zip(counts, sums, strict=True)
+                }
                 if bad_at >= 0:
                     raise DivergedError(int(bad_at), line)
                 now = time.monotonic()
@@ -171,6 +176,7 @@ def fit(
                 line["perf/images_per_s"] = counted * plan.optim.batch_size / (now - lap)
                 line |= {"opt/lr": lr, "epoch": result.step / plan.epoch_steps}
                 counted = 0
+                totals.clear()
                 if eval_now and evaluate is not None:
                     objective.eval()
                     result.metrics = evaluate()
@@ -230,7 +236,7 @@ def _restore(
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def note_signals() -> Iterator[list[int]]:
     """Note SIGTERM and SIGINT for the loop; a second signal ends the process at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -103,6 +103,8 @@ def describe(metrics: Mapping[str, float]) -> str:
         "val/knn": "k-NN {:.2%}",
         "val/linear": "probe {:.2%}",
         "features/rank": "rank {:.1f}",
+        "train/pixel_accuracy": "train pixels {:.1%}",
+        "val/miou": "val mIoU {:.2%}",
         "perf/images_per_s": "{:.0f} images/s",
     }
     return "  ".join(text.format(metrics[key]) for key, text in shown.items() if key in metrics)

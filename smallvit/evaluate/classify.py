@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from smallvit.evaluate.readout import Readout, read_logits
 from smallvit.models.tokens import AbstractBackbone
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -19,14 +20,29 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def predict_logits(
-    backbone: AbstractBackbone, batches: Batches, *, autocast: Callable[[], torch.autocast]
+    backbone: AbstractBackbone,
+    batches: Batches,
+    *,
+    autocast: Callable[[], torch.autocast],
+    readout: Readout | None = None,
 ) -> tuple[Float[Tensor, "N C"], Int[Tensor, " N"]]:
-    """Return the logits and labels of all images, with the network in evaluation mode."""
+    """Return the logits and labels of all images, with the network in evaluation mode.
+
+    Args:
+        backbone: The network.
+        batches: Images and their labels.
+        autocast: Precision of the forward pass.
+        readout: What to make the logits of; ``None`` is what the network itself returns.
+    """
     backbone.eval()
     logits, labels = [], []
     for images, batch_labels in batches:
         with autocast():
-            logits.append(backbone.logits(backbone(images)).float())
+            tokens = backbone(images)
+            if readout is None:
+                logits.append(backbone.logits(tokens).float())
+            else:
+                logits.append(read_logits(backbone, tokens, readout).float())
         labels.append(batch_labels)
     return torch.cat(logits), torch.cat(labels)
 

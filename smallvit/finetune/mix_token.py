@@ -16,10 +16,12 @@ def mix_tokens(grid: Float[Tensor, "B h w X"], box: TokenBox) -> Float[Tensor, "
     """Take the tokens inside ``box`` from the partner, which is the batch in reverse order.
 
     Applied to embedded patches and to score maps alike, so that each token keeps meeting its own
-    image's label. An image in the middle of an odd batch is its own partner.
+    image's label. An image in the middle of an odd batch is its own partner. Where a network ends
+    in fewer tokens than it begins with (Swin, most CNNs), the box on its first grid is the same
+    part of the image; there tokens at its edge have seen both images.
 
     Args:
-        grid: Anything laid out on the token grid, channels last.
+        grid: Anything laid out on the token grid or a finer one, channels last.
         box: The same box for the whole batch.
 
     Source:
@@ -27,6 +29,7 @@ def mix_tokens(grid: Float[Tensor, "B h w X"], box: TokenBox) -> Float[Tensor, "
         zihangJiang/TokenLabeling@9dbfd59, tlt/models/lvvit.py:189-221, which mixes the inputs and
         un-mixes the outputs; mixing the targets is the same loss.
     """
+    box = box.on((grid.shape[1], grid.shape[2]))
     mixed = grid.clone()
     mixed[:, box.top : box.bottom, box.left : box.right] = grid.flip(0)[
         :, box.top : box.bottom, box.left : box.right
@@ -34,9 +37,6 @@ def mix_tokens(grid: Float[Tensor, "B h w X"], box: TokenBox) -> Float[Tensor, "
     return mixed
 
 
-def mix_labels(
-    labels: Float[Tensor, "B C"], box: TokenBox, grid: tuple[int, int]
-) -> Float[Tensor, "B C"]:
+def mix_labels(labels: Float[Tensor, "B C"], box: TokenBox) -> Float[Tensor, "B C"]:
     """Mix image labels by the part of the grid that each image really has after clipping."""
-    share = box.area / (grid[0] * grid[1])
-    return torch.lerp(labels, labels.flip(0), share)
+    return torch.lerp(labels, labels.flip(0), box.share)

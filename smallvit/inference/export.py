@@ -3,16 +3,17 @@
 import difflib
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 from huggingface_hub import HfApi, try_to_load_from_cache
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model_pretrained, split_model_name_tag
 from timm.models._hub import save_for_hf
-from torch import nn
+from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
 from smallvit.models.convert import adapt, position_grid
@@ -20,6 +21,8 @@ from smallvit.models.registry import ALIASES, create_exported, settings_from
 from smallvit.models.tokens import AbstractBackbone
 
 WEIGHTS = "model.safetensors"
+# Beside the plain model: timm takes model.safetensors where a folder has more files than that.
+TOKEN_HEAD = "token_head.safetensors"
 HUB_TIMEOUT_S = 30.0
 
 
@@ -33,6 +36,7 @@ def write_export(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     card: str,
+    token_head: nn.Linear | None = None,
 ) -> None:
     """Write weights, architecture, class names and preprocessing.
 
@@ -45,10 +49,13 @@ def write_export(
         mean: Per-channel mean that inputs are normalised with.
         std: Per-channel standard deviation.
         card: Text of the README.
+        token_head: Classifier of patch tokens that was trained beside the network, kept in a file
+            of its own; the plain model knows nothing of it.
 
     Raises:
         DataError: If the folder cannot be made.
     """
+    assert token_head is None or backbone.token_head is None, "the network has a token head itself"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -69,25 +76,54 @@ def write_export(
             "crop_mode": "center",
         },
     )
+    if token_head is None:
+        (folder / TOKEN_HEAD).unlink(missing_ok=True)  # of an earlier export in this folder
+    else:
+        save_file(token_head.state_dict(), folder / TOKEN_HEAD)
     (folder / "README.md").write_text(card)
 
 
 def read_export(folder: Path) -> AbstractBackbone:
-    """Load an exported network.
+    """Load an exported network, and the token head that was trained beside it as ``aux_head``.
 
     Raises:
-        DataError: If files are missing or broken.
+        DataError: If files are missing or broken, or the token head is of another network.
     """
     try:
         config = _read_config(folder)
         weights = load_file(folder / WEIGHTS)
         backbone = create_exported(config["architecture"], config["model_args"])
         backbone.model.load_state_dict(weights)
+        head = load_file(folder / TOKEN_HEAD) if (folder / TOKEN_HEAD).is_file() else None
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         raise DataError(
             f"{folder} is no whole export ({type(error).__name__}): finish its run, or repeat it"
         ) from error
+    if head is not None:
+        backbone.aux_head = _token_head(head, backbone, folder / TOKEN_HEAD)
     return backbone
+
+
+def _token_head(weights: dict[str, Tensor], backbone: AbstractBackbone, path: Path) -> nn.Linear:
+    """Build the classifier of a network's patch tokens from a file; refuse that of another one."""
+    remedy = "repeat its run, or remove the file to go without"
+    if backbone.token_head is not None:
+        raise DataError(f"{path}: {backbone.model_name} has a token head of its own: {remedy}")
+    num_classes: Any = backbone.model.num_classes
+    fitting = {"weight": (num_classes, backbone.embed_dim), "bias": (num_classes,)}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if found != fitting:
+        raise DataError(
+            f"{path} does not fit {backbone.model_name}: {_shapes(found)}, here "
+            f"{_shapes(fitting)}: {remedy}"
+        )
+    head = nn.Linear(backbone.embed_dim, num_classes)
+    head.load_state_dict(weights)
+    return head
+
+
+def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shapes[name])}" for name in sorted(shapes, reverse=True))
 
 
 def exported_model(folder: Path) -> dict[str, Any]:
@@ -244,9 +280,17 @@ def _fill(model: nn.Module, source: nn.Module, *, same_classes: bool) -> list[st
     return notes
 
 
-def weights_hash(model: nn.Module) -> str:
-    """Return the SHA-256 of all weights, by name."""
+def weights_hash(model: nn.Module, aux_head: nn.Module | None = None) -> str:
+    """Return the SHA-256 of all weights, by name.
+
+    Args:
+        model: Plain model.
+        aux_head: Token head that annotates in place of its classifier.
+    """
+    weights = sorted(model.state_dict().items())
+    if aux_head is not None:
+        weights += sorted(aux_head.state_dict(prefix="aux_head.").items())
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in weights:
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -70,12 +70,18 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
         patch_size: Pixels (height, width) of a cell that ``embed`` makes; images and views are
             multiples of it.
         name: What it was asked for by; ``None`` where it was built without one.
+        aux_head: Classifier of patch tokens that token labeling trained beside ``model``, which
+            has none of its own; ``None`` where nothing did.
     """
 
     model: ModelT
     embed_dim: int
     patch_size: tuple[int, int]
     name: str | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux_head: nn.Linear | None = None
 
     @property
     def token_head(self) -> nn.Module | None:
@@ -133,8 +139,13 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
         return self.encode(self.embed(images))
 
     def classify_tokens(self, patch: Float[Tensor, "B N D"]) -> Float[Tensor, "B N C"]:
-        """Return dense logits: those of the token head, else of the classifier at every place."""
-        return self.classify(patch) if self.token_head is None else self.token_head(patch)
+        """Return dense logits.
+
+        They are those of the model's own token head, else of the auxiliary one, else of the image
+        classifier at every place.
+        """
+        head = self.aux_head if self.token_head is None else self.token_head
+        return self.classify(patch) if head is None else head(patch)
 
     def logits(self, tokens: Tokens) -> Float[Tensor, "B C"]:
         """Return the image logits that ``model`` itself returns for these tokens."""

@@ -13,11 +13,12 @@ from typing import Literal
 
 import torch
 
+from smallvit.core.momentum import update_momentum
 from smallvit.core.objective import StepOutput
 from smallvit.core.schedule import cosine
 from smallvit.data.batches import ViewBatch
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.pretrain.method import AbstractPretraining, project, update_momentum
+from smallvit.pretrain.method import AbstractPretraining, project
 from smallvit.pretrain.prototypes import (
     PrototypeConfig,
     create_head,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
+from smallvit.core.momentum import update_momentum
 from smallvit.core.objective import StepOutput
 from smallvit.core.schedule import cosine
 from smallvit.data.batches import ViewBatch
@@ -33,7 +34,7 @@ from smallvit.pretrain.masks import (
     num_hidden,
     split_in_blocks,
 )
-from smallvit.pretrain.method import AbstractPretraining, project, update_momentum
+from smallvit.pretrain.method import AbstractPretraining, project
 from smallvit.pretrain.prototypes import (
     PrototypeConfig,
     create_head,

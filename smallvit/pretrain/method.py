@@ -9,10 +9,8 @@ Shapes in this file:
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -93,22 +91,3 @@ def project(
     """Run all views of one size through network and head in one pass."""
     pooled = backbone(views.flatten(0, 1)).pooled
     return head(pooled).float().unflatten(0, views.shape[:2])
-
-
-@torch.no_grad()
-def update_momentum(pairs: Sequence[tuple[nn.Module, nn.Module]], momentum: float) -> None:
-    """Move momentum copies towards their students, all parameters in one call.
-
-    Args:
-        pairs: Each copy with its student.
-        momentum: Part of the copy that is kept.
-    """
-    copies: list[Tensor] = [p for copy, _ in pairs for p in copy.parameters()]
-    students: list[Tensor] = [p for _, student in pairs for p in student.parameters()]
-    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-        copies, students, 1 - momentum
-    )
-    for copy, student in pairs:
-        # Running statistics of batch norms are averages already.
-        for mine, theirs in zip(copy.buffers(), student.buffers(), strict=True):
-            mine.copy_(theirs)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
+from smallvit.core.momentum import update_momentum
 from smallvit.core.objective import StepOutput
 from smallvit.core.schedule import cosine
 from smallvit.data.batches import ViewBatch
@@ -28,7 +29,6 @@ from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretrain.method import (
     AbstractPretraining,
     check_two_views,
-    update_momentum,
 )
 
 

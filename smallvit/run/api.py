@@ -7,7 +7,8 @@ from smallvit.core import places
 from smallvit.core.config import merge, nest
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run
-from smallvit.run.chain import make_score_maps
+from smallvit.run.adopt import run_teacher
+from smallvit.run.chain import add_token_labels
 from smallvit.run.label import run_label
 from smallvit.run.recipe import Recipe, Stage, load_recipe, with_values
 from smallvit.run.stage import run_stage
@@ -48,8 +49,13 @@ def pretrain(
 
 
 def teacher(*, recipe: str | None = None, out: Path | str | None = None, **settings: Any) -> Run:
-    """Train the annotator of stage 2; arguments as for ``pretrain``."""
-    return _train("teacher", _resolve("teacher", recipe, settings), out)
+    """Train the annotator of stage 2, or take the network that ``adopt`` names.
+
+    Arguments are those of ``pretrain``.
+    """
+    run = run_teacher(_resolve("teacher", recipe, settings), out=None if out is None else Path(out))
+    assert run is not None
+    return run
 
 
 def label(
@@ -96,9 +102,10 @@ def finetune(
         resolved = with_values(resolved, {"finetune": {"init": "scratch"}})
     if resolved.finetune.token_label.enabled:
         folder = None if teacher is None else _folder(teacher)
-        known = score_maps or (resolved.finetune.score_maps if teacher is None else None)
-        maps = places.absolute(known) if known else make_score_maps(resolved, folder, [])
-        resolved = with_values(resolved, {"finetune": {"score_maps": str(maps)}})
+        if score_maps is not None:
+            maps = str(places.absolute(score_maps))
+            resolved = with_values(resolved, {"finetune": {"score_maps": maps}})
+        resolved = add_token_labels(resolved, folder, [])
     elif teacher is not None or score_maps is not None:
         raise ConfigError("teacher and score_maps need token_label=True")
     return _train("finetune", resolved, out)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, find_runs, new_folder
 from smallvit.data.loader import Dataset
 from smallvit.models.registry import ModelConfig
+from smallvit.run.adopt import run_teacher
 from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.label import SCORE_MAPS, run_label
 from smallvit.run.recipe import (
@@ -55,12 +57,15 @@ def run_recipe(
     require_labels(dataset, "`smallvit run`")  # before stage 1 takes hours
     label = f"run-{recipe.model.name}-s{recipe.seed}"
     folder = places.absolute(out or new_folder(places.runs_dir(), dataset.name, label))
-    pretrained = maps = None
+    pretrained, labels = None, {}
     if {"ssl", "both"} & set(recipe.arms):
         pretrained = _stage(recipe, "pretrain", folder / "pretrain", argv)
-    if {"token-labels", "both"} & set(recipe.arms):
+    source = recipe.finetune.token_label.source
+    if {"token-labels", "both"} & set(recipe.arms) and source != "ema":
         teacher = _stage(recipe, "teacher", folder / "teacher", argv)
-        maps = _label(recipe, teacher, folder / "label", argv)
+        labels = {"teacher": str(teacher.path)}
+        if source == "stored":
+            labels = {"score_maps": str(_label(recipe, teacher, folder / "label", argv))}
     runs = []
     for arm in recipe.arms:
         settings: dict[str, Any] = {
@@ -69,14 +74,42 @@ def run_recipe(
         }
         if arm in ("ssl", "both") and pretrained is not None:
             settings["init"] = str(pretrained.path)
-        if arm in ("token-labels", "both") and maps is not None:
-            settings["score_maps"] = str(maps)
+        if arm in ("token-labels", "both"):
+            settings |= labels
         armed = with_values(recipe, {"finetune": settings})
         runs.append(_stage(armed, "finetune", folder / f"finetune-{arm}", argv))
     return folder, runs
 
 
-def make_score_maps(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) -> Path:
+def add_token_labels(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) -> Recipe:
+    """Fill in what the patch tokens of stage 2 learn from, where it is not named.
+
+    Args:
+        recipe: Resolved settings.
+        teacher: Run of the teacher that was named beside them.
+        argv: Command line, for env.json.
+
+    Raises:
+        ConfigError: If what was named is not what ``token_label.source`` reads.
+    """
+    config = recipe.finetune
+    source = config.token_label.source
+    if source != "stored" and config.score_maps is not None:
+        raise ConfigError(f"token_label.source {source} reads no score maps: leave them out")
+    if source == "ema":
+        if teacher is not None:
+            raise ConfigError("token_label.source ema has no teacher: leave --teacher out")
+        return recipe
+    if source == "online":
+        named = teacher or config.teacher or _find_teacher(recipe, argv)
+        return with_values(recipe, {"finetune": {"teacher": str(places.absolute(named))}})
+    if config.score_maps is not None and teacher is None:
+        return recipe
+    maps = _make_score_maps(recipe, teacher, argv)
+    return with_values(recipe, {"finetune": {"score_maps": str(maps)}})
+
+
+def _make_score_maps(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) -> Path:
     """Return score maps for a recipe: those there are, else from a teacher, trained if need be.
 
     Args:
@@ -90,16 +123,22 @@ def make_score_maps(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) -
         if maps is not None and (maps.path / SCORE_MAPS).is_file():
             logger.info("score maps: %s", maps.path / SCORE_MAPS)
             return maps.path / SCORE_MAPS
-        found = newest_run(dataset, "teacher", same=("labelled", "val", "test"))
-        if found is None:
-            logger.info("no teacher of %s under %s: training one", dataset.name, places.runs_dir())
-            found = run_stage(recipe, "teacher", argv=argv)
-            assert found is not None
-        teacher = found.path
+        teacher = _find_teacher(recipe, argv)
     logger.info("writing score maps with %s", teacher)
     run = run_label(with_values(recipe, {"label": {"teacher": str(teacher)}}), argv=argv)
     assert run is not None
     return run.path / SCORE_MAPS
+
+
+def _find_teacher(recipe: Recipe, argv: Sequence[str]) -> Path:
+    """Return the newest teacher of the same data and split; train one where there is none."""
+    dataset = load_dataset(recipe.data)
+    found = newest_run(dataset, "teacher", same=("labelled", "val", "test"))
+    if found is None:
+        logger.info("no teacher of %s under %s: training one", dataset.name, places.runs_dir())
+        found = run_teacher(recipe, argv=argv)
+        assert found is not None
+    return found.path
 
 
 def newest_run(
@@ -136,7 +175,8 @@ def _stage(recipe: Recipe, stage: Stage, folder: Path, argv: Sequence[str]) -> R
     if run is not None:
         return run
     unfinished = folder if (folder / "result.json").is_file() else None
-    made = run_stage(recipe, stage, out=folder, resume=unfinished, argv=argv)
+    run_it = run_teacher if stage == "teacher" else partial(run_stage, stage=stage)
+    made = run_it(recipe, out=folder, resume=unfinished, argv=argv)
     assert made is not None
     return made
 
@@ -144,7 +184,8 @@ def _stage(recipe: Recipe, stage: Stage, folder: Path, argv: Sequence[str]) -> R
 def _label(recipe: Recipe, teacher: Run, folder: Path, argv: Sequence[str]) -> Path:
     recipe = with_values(recipe, {"label": {"teacher": str(teacher.path)}})
     if _finished(recipe, "label", folder) is None:
-        run_label(recipe, out=folder, overwrite=(folder / "result.json").is_file(), argv=argv)
+        unfinished = folder if (folder / "result.json").is_file() else None
+        run_label(recipe, out=folder, resume=unfinished, argv=argv)
     return folder / SCORE_MAPS
 
 

@@ -1,6 +1,7 @@
 """What an earlier run has seen: no image that a run is scored on may have been trained on."""
 
 import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,47 @@ from smallvit.run.data import load_dataset
 from smallvit.run.recipe import Recipe
 
 logger = logging.getLogger("smallvit")
+# CINIC-10 spreads the images of CIFAR-10 over its three splits (Darlow et al., 2018,
+# https://arxiv.org/abs/1810.03505): what one holds out may be trained on in the other.
+SHARING = {
+    "CIFAR-10": re.compile(r"(?<![a-z0-9])cifar[-_ ]?10(?![0-9])", re.IGNORECASE),
+    "CINIC-10": re.compile(r"(?<![a-z0-9])cinic[-_ ]?10(?![0-9])", re.IGNORECASE),
+}
+ALLOWED = " (shares images: --allow-leak)"
 
 
-def other_data(run: Run, dataset: Dataset, option: str) -> str:
+def check_leak(extra_data: str, dataset_name: str, *, allow: bool, option: str) -> str:
+    """Refuse what saw CIFAR-10 for CINIC-10 and the other way round, told by the names.
+
+    Args:
+        extra_data: What a network has seen beside the data set, as results record it.
+        dataset_name: Data set that the new run is scored on.
+        allow: Record it instead. What an earlier run recorded so is not asked for again.
+        option: What named the network, and which, for messages.
+
+    Returns:
+        ``extra_data`` with a mark on what shares images with the data set.
+
+    Raises:
+        ConfigError: If it may have seen held-out images and that is not allowed.
+    """
+    ours = _sharing(dataset_name)
+    sources = extra_data.split(", ")
+    for i, source in enumerate(sources):
+        theirs = _sharing(source)
+        if not (ours and theirs) or ours == theirs or source.endswith(ALLOWED):
+            continue
+        if not allow:
+            raise ConfigError(
+                f"{option} saw {source}, and {theirs} and {ours} share images: held-out ones of "
+                f"{dataset_name} may be among them; take one that did not, or pass --allow-leak "
+                "to go on and have it recorded"
+            )
+        sources[i] = f"{source}{ALLOWED}"
+    return ", ".join(sources)
+
+
+def other_data(run: Run, dataset: Dataset, option: str, *, allow_leak: bool = False) -> str:
     """Say what a run was trained on beside a dataset, and refuse one that saw its held-out images.
 
     On the same images the splits have to be the same. Of other data the images are compared by
@@ -26,6 +65,8 @@ def other_data(run: Run, dataset: Dataset, option: str) -> str:
         run: Run that a new one is to build on.
         dataset: Data of the new run.
         option: What named the run, for messages.
+        allow_leak: Go on where the other data is known to share images with this; see
+            ``check_leak``.
 
     Returns:
         ``"none"``, or the name of the other data.
@@ -43,6 +84,7 @@ def other_data(run: Run, dataset: Dataset, option: str) -> str:
                     f"have seen this {split} split: use the same data.split_seed and fractions"
                 )
         return "none"
+    marked = check_leak(name, dataset.name, allow=allow_leak, option=f"{option} {run.path}")
     unlabelled = not env["dataset"]["class_names"]
     seen = _count_seen(run, dataset)
     if seen is None and name != dataset.name:
@@ -55,7 +97,7 @@ def other_data(run: Run, dataset: Dataset, option: str) -> str:
             dataset.name,
         )
     if not seen and (seen is not None or name != dataset.name):
-        return name
+        return marked
     held = (
         ""
         if seen is None
@@ -64,17 +106,19 @@ def other_data(run: Run, dataset: Dataset, option: str) -> str:
             for split, count in seen.items()
         )
     )
-    if run.result["stage"] == "pretrain" and (unlabelled or name != dataset.name):
+    without_labels = run.result["stage"] == "pretrain" and (unlabelled or name != dataset.name)
+    if without_labels or marked != name:
         logger.warning(
-            "%s %s was pretrained without labels on %s, which holds %s of %s: the accuracy may be "
-            "too high, and is recorded with it",
+            "%s %s was %s on %s, which holds %s of %s: the accuracy may be too high, and is "
+            "recorded with it",
             option,
             run.path,
+            "pretrained without labels" if without_labels else "trained",
             name,
             held,
             dataset.name,
         )
-        return f"{name} (with {held})"
+        return marked.replace(name, f"{name} (with {held})", 1)
     what = f"which hold {held} of this data" if held else "so their splits cannot be compared"
     raise ConfigError(
         f"{option} {run.path} was trained on other images, called {name}, {what}: train it again "
@@ -86,6 +130,11 @@ def join_extra_data(*sources: str) -> str:
     """Join what several runs were trained on beside a dataset."""
     names = {name for source in sources for name in source.split(", ")} - {"none"}
     return ", ".join(sorted(names)) or "none"
+
+
+def _sharing(name: str) -> str | None:
+    """Return which of the data sets that share images a name speaks of, if any."""
+    return next((known for known, pattern in SHARING.items() if pattern.search(name)), None)
 
 
 def _count_seen(run: Run, dataset: Dataset) -> dict[str, int] | None:

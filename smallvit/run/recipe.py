@@ -30,7 +30,16 @@ Stage = Literal["pretrain", "teacher", "label", "finetune"]
 Arm = Literal["scratch", "ssl", "token-labels", "both"]
 STAGES: tuple[Stage, ...] = ("pretrain", "teacher", "label", "finetune")
 SHARED = ("seed", "data", "model", "runtime", "log")
-PATHS = ("data.path", "label.teacher", "pretrain.init", "finetune.init", "finetune.score_maps")
+PATHS = (
+    "data.path",
+    "label.teacher",
+    "teacher.adopt",
+    "pretrain.init",
+    "finetune.init",
+    "finetune.score_maps",
+    "finetune.teacher",
+    "segment.init",
+)
 OF_NAMED_DATA = ("dataset", "path", "image_column", "label_column", "hflip")
 
 
@@ -41,6 +50,7 @@ class PretrainConfig:
     Attributes:
         init: Run or export whose weights it goes on from, or ``timm:NAME`` for timm's; null or
             ``scratch`` is fresh weights.
+        allow_leak: Take a start that may have seen held-out images of this data; it is recorded.
         method: What is learned, and its views.
         optim: Optimizer.
         schedule: Length and learning rate.
@@ -48,6 +58,7 @@ class PretrainConfig:
     """
 
     init: str | None = None
+    allow_leak: bool = False
     method: MethodConfig = field(default_factory=DinoConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=2.0e-4, batch_size=512, weight_decay=0.04)
@@ -64,6 +75,8 @@ class TeacherConfig:
     """Training the annotator of stage 2.
 
     Attributes:
+        adopt: Run, export, file of weights or ``timm:NAME`` that is taken instead of training one.
+        allow_leak: Adopt one that may have seen held-out images of this data set; it is recorded.
         model: Its network.
         method: Its loss.
         augment: Its augmentation.
@@ -71,6 +84,8 @@ class TeacherConfig:
         schedule: Length and learning rate.
     """
 
+    adopt: str | None = None
+    allow_leak: bool = False
     model: ModelConfig = field(default_factory=lambda: ModelConfig(name="resnet20_small"))
     method: SupervisedConfig = field(default_factory=SupervisedConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -88,12 +103,18 @@ class LabelConfig:
     Attributes:
         teacher: Run of the teacher.
         top_k: Classes listed a place; null is 5, or all where there are 10 or fewer.
+        temperature: What the teacher's logits are divided by; above 1 its maps are softer.
+        flip: Average each map with the mirrored one of the mirrored image: twice the time.
         batch_size: Images of one forward pass.
+        allow_leak: Take a teacher that may have seen test images of this data set; it is recorded.
     """
 
     teacher: Path | None = None
     top_k: Annotated[int | None, Range(ge=1)] = None
+    temperature: Annotated[float, Range(gt=0)] = 1.0
+    flip: bool = False
     batch_size: Annotated[int, Range(ge=1, le=1 << 20)] = 256
+    allow_leak: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +126,10 @@ class FinetuneConfig:
             which null is as well unless ``smallvit finetune --token-label`` finds a pretrain run to
             continue from.
         score_maps: File of score maps for token labeling.
+        teacher: Run of the teacher that labels patches in every step, where
+            ``token_label.source`` is ``online``.
+        allow_leak: Take a start, teacher or maps that may have seen held-out images of this data
+            set; it is recorded.
         token_label: Token labeling.
         method: Loss on the image label.
         augment: Augmentation.
@@ -114,6 +139,8 @@ class FinetuneConfig:
 
     init: str | None = None
     score_maps: Path | None = None
+    teacher: Path | None = None
+    allow_leak: bool = False
     token_label: TokenLabelConfig = field(default_factory=TokenLabelConfig)
     method: SupervisedConfig = field(default_factory=SupervisedConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -303,6 +330,36 @@ def run_values(run: Run, stage: Stage) -> dict[str, Any]:
     """
     layer = Layer(source=str(run.path / "recipe.yaml"), values=run.recipe)
     return stage_values(resolve(Recipe, [layer]), stage)
+
+
+def open_unfinished(folder: Path, stage: str) -> Run:
+    """Return the run that ``--resume`` names.
+
+    Raises:
+        ConfigError: If it is none, is complete or of another stage.
+    """
+    if not (folder / "recipe.yaml").is_file() or not (folder / "result.json").is_file():
+        raise ConfigError(f"--resume {folder}: no run there")
+    run = Run(folder)
+    if run.result["stage"] != stage:
+        raise ConfigError(f"--resume {folder}: that is a {run.result['stage']} run, not {stage}")
+    if run.completed:
+        raise ConfigError(f"--resume {folder}: that run is complete; start a new one")
+    return run
+
+
+def refuse_changes(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse to continue a run with other settings than its own.
+
+    Raises:
+        ConfigError: Naming the first few that differ.
+    """
+    changed = differences(theirs, ours)
+    if changed:
+        raise ConfigError(
+            f"--resume {folder} continues the same run, but these settings differ: "
+            f"{'; '.join(changed[:5])}: leave them out, or start a new run"
+        )
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:

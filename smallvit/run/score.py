@@ -1,5 +1,6 @@
 """Scoring a finished run on a held-out split."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -9,17 +10,35 @@ from smallvit.core.run_folder import Run, open_run
 from smallvit.data.loader import Dataset
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
+from smallvit.evaluate.classify import classification_metrics, predict_logits
 from smallvit.evaluate.knn import extract_features
 from smallvit.evaluate.linear_probe import linear_top1
+from smallvit.evaluate.readout import Readout, check_readout, describe_readout, own_readout
 from smallvit.inference.export import read_export
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretrain.registry import features_of
 from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.monitor import EVAL_BATCH, Monitor
 from smallvit.run.recipe import Recipe
-from smallvit.run.stage import score_classifier
+from smallvit.run.segment import score_segmentation
 
 HeldOut = Literal["val", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunScores:
+    """What one run scored.
+
+    Attributes:
+        metrics: ``top1``, ``top5`` and ``nll`` of its classifier, ``n``, ``knn`` and ``linear``;
+            those that it has.
+        readout: What the logits of its classifier were made of; ``None`` without one.
+        reads: That in words, with the classifier of tokens that it uses.
+    """
+
+    metrics: dict[str, float]
+    readout: Readout | None = None
+    reads: str | None = None
 
 
 def open_scored(run: Run, runtime: Runtime) -> tuple[AbstractBackbone, Dataset]:
@@ -47,10 +66,21 @@ def score_run(
     path: Path,
     *,
     split: HeldOut = "val",
-    knn: bool = False,
-    linear: bool = False,
     runtime_config: RuntimeConfig | None = None,
 ) -> dict[str, float]:
+    """Score the classifier of one run by the logits that its network itself returns."""
+    return evaluate_run(path, split=split, runtime_config=runtime_config).metrics
+
+
+def evaluate_run(
+    path: Path,
+    *,
+    split: HeldOut = "val",
+    knn: bool = False,
+    linear: bool = False,
+    readout: Readout | None = None,
+    runtime_config: RuntimeConfig | None = None,
+) -> RunScores:
     """Score one run: its classifier where it has one, and probes of its features where asked.
 
     Args:
@@ -58,24 +88,42 @@ def score_run(
         split: Validation or test.
         knn: Weighted vote of the nearest labelled training images.
         linear: Logistic regression on the labelled training images.
+        readout: What to make the logits of; ``None`` is what the network itself returns.
         runtime_config: Device and precision; ``None`` is the automatic choice.
 
     Raises:
-        ConfigError: If a run without a classifier is scored without a probe.
+        ConfigError: If a run without a classifier is scored without a probe, or by a readout; or
+            if that reads a token head that nothing trained.
     """
     run = open_run(path)
     runtime = open_runtime(runtime_config or RuntimeConfig())
     if run.result["stage"] == "label":
         raise ConfigError(f"{path} holds score maps, no network: score its teacher")
+    if run.result["stage"] == "segment":
+        if knn or linear or readout is not None:
+            raise ConfigError(f"{path} is a segment run: leave --knn, --linear and --readout out")
+        scores = score_segmentation(path, split=split, runtime_config=runtime_config)
+        return RunScores(metrics=scores)
     classifies = run.result["stage"] != "pretrain"
     if not (classifies or knn or linear):
         raise ConfigError(f"{path} is a pretrain run without a classifier: add --knn or --linear")
+    if readout is not None and not classifies:
+        raise ConfigError(
+            f"{path} is a pretrain run without a classifier: leave --readout {readout} out"
+        )
     backbone, dataset = open_scored(run, runtime)
     recipe = _recipe_of(run)
     features = "pooled" if classifies else features_of(recipe.pretrain.method)
+    batches = eval_batches(dataset, dataset.splits[split], EVAL_BATCH)
     scores: dict[str, float] = {}
+    taken, reads = None, None
     if classifies:
-        scores |= score_classifier(backbone, dataset, split, runtime)
+        taken = readout or own_readout(backbone)
+        check_readout(backbone, taken)
+        reads = describe_readout(backbone, taken)
+        scores |= classification_metrics(
+            *predict_logits(backbone, batches, autocast=runtime.autocast, readout=readout)
+        )
     else:
         scores["n"] = len(dataset.splits[split])
     if knn:
@@ -92,7 +140,7 @@ def score_run(
             for part in ("labelled", split)
         ]
         scores["linear"] = linear_top1(*sides[0], *sides[1])
-    return scores
+    return RunScores(metrics=scores, readout=taken, reads=reads)
 
 
 def _recipe_of(run: Run) -> Recipe:

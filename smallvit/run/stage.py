@@ -23,13 +23,12 @@ from smallvit.core.run_folder import (
     write_recipe,
 )
 from smallvit.data.loader import Dataset, Order
-from smallvit.data.views import LabelledBatches, ViewBatches, eval_batches
+from smallvit.data.views import LabelledBatches, ViewBatches
 from smallvit.engine.checkpoint import load_checkpoint
 from smallvit.engine.curves import draw_curves
 from smallvit.engine.fit import FitPlan, FitResult, fit
 from smallvit.engine.optim import OptimConfig, ScheduleConfig, warmup_steps
 from smallvit.engine.runtime import Runtime, open_runtime
-from smallvit.evaluate.classify import classification_metrics, predict_logits
 from smallvit.finetune.objective import FinetuneObjective
 from smallvit.inference.export import write_export
 from smallvit.inference.token_pictures import draw_tokens
@@ -37,18 +36,25 @@ from smallvit.models.registry import ModelConfig, create_backbone, model_argumen
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretrain.method import AbstractPretraining, check_batch_size
 from smallvit.pretrain.registry import create_objective
+from smallvit.run.classifier import score_classifier
 from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.monitor import (
-    EVAL_BATCH,
     CollapseWatch,
     Monitor,
     collapse_bounds,
     take_evenly,
 )
 from smallvit.run.provenance import join_extra_data
-from smallvit.run.recipe import Recipe, Stage, differences, run_values, stage_values
-from smallvit.run.start import cost_of, start_from
-from smallvit.teachers.score_maps import open_score_maps
+from smallvit.run.recipe import (
+    Recipe,
+    Stage,
+    open_unfinished,
+    refuse_changes,
+    run_values,
+    stage_values,
+)
+from smallvit.run.start import start_from
+from smallvit.run.token_labels import TokenLabels, open_token_labels
 
 logger = logging.getLogger("smallvit")
 DRAWN_IMAGES = 8
@@ -121,7 +127,9 @@ def run_stage(
     values = stage_values(recipe, stage)
     if resume is not None:
         # As the run has them: an older version wrote no keys that it did not know.
-        values = _refuse_changes(values, stage, resume)
+        run = open_unfinished(resume, stage)
+        refuse_changes(resume, run_values(run, stage), values)
+        values = run.recipe
     runtime = open_runtime(recipe.runtime)
     dataset = load_dataset(recipe.data).to(runtime.device)
     prepared = _prepare(recipe, stage, dataset, runtime)
@@ -243,24 +251,6 @@ def recorded(folder: Path, facts: dict[str, Any], resumed: bool) -> Iterator[dic
         write_json(path, {**base, **record, "status": status})
 
 
-def _refuse_changes(values: dict[str, Any], stage: Stage, folder: Path) -> dict[str, Any]:
-    """Return the settings of the run to continue; refuse other ones."""
-    if not (folder / "recipe.yaml").is_file() or not (folder / "result.json").is_file():
-        raise ConfigError(f"--resume {folder}: no run there")
-    run = Run(folder)
-    if run.completed:
-        raise ConfigError(f"--resume {folder}: that run is complete; start a new one with --init")
-    if run.result["stage"] != stage:
-        raise ConfigError(f"--resume {folder}: that is a {run.result['stage']} run, not {stage}")
-    changed = differences(run_values(run, stage), values)
-    if changed:
-        raise ConfigError(
-            f"--resume {folder} continues the same run, but these settings differ: "
-            f"{'; '.join(changed[:5])}: leave them out, or start a new run with --init"
-        )
-    return run.recipe
-
-
 def _prepare(recipe: Recipe, stage: Stage, dataset: Dataset, runtime: Runtime) -> Prepared:
     if stage == "pretrain":
         return _prepare_pretrain(recipe, dataset, runtime)
@@ -275,7 +265,9 @@ def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Pre
     facts: dict[str, Any] = {"init": "scratch", "extra_data": "none"}
     upstream: dict[str, dict[str, float]] = {}
     if config.init not in (None, "scratch"):
-        init_facts, upstream = start_from(backbone, config.init, dataset)
+        init_facts, upstream = start_from(
+            backbone, config.init, dataset, allow_leak=config.allow_leak
+        )
         facts |= init_facts
     if config.method.views.num_local:
         _check_views(backbone, config.method.views.local_size, dataset.image_size)
@@ -352,39 +344,23 @@ def _prepare_supervised(
     )
     facts: dict[str, Any] = {"init": "scratch", "token_labels": False, "extra_data": "none"}
     upstream: dict[str, dict[str, float]] = {}
-    reader, token_weight, mix_token = None, None, False
     grid = backbone.grid(dataset.image_size)
+    token_label, labels = None, TokenLabels()
     if stage == "finetune":
         if recipe.finetune.init not in (None, "scratch"):
-            init_facts, init_cost = start_from(backbone, recipe.finetune.init, dataset)
+            init_facts, init_cost = start_from(
+                backbone, recipe.finetune.init, dataset, allow_leak=recipe.finetune.allow_leak
+            )
             facts |= init_facts
             upstream |= init_cost
-        token_label = recipe.finetune.token_label
-        if token_label.enabled:
-            path = recipe.finetune.score_maps
-            if path is None:
-                raise ConfigError("token labeling needs --score-maps FILE or --teacher RUN")
-            maps, header = open_score_maps(path, dataset)
-            if token_label.mix_token and backbone.embed_grid(dataset.image_size) != grid:
-                raise ConfigError(
-                    f"{model.name} turns a grid of patches into another one of tokens, so boxes of "
-                    "mixed tokens do not keep: set finetune.token_label.mix_token false"
-                )
-            reader = maps.to(runtime.device).dense
-            token_weight, mix_token = token_label.token_weight, token_label.mix_token
-            facts |= {
-                "token_labels": True,
-                "teacher": {
-                    "model": header.teacher,
-                    "weights": header.teacher_hash,
-                    "val_top1": header.teacher_val_top1,
-                    "extra_data": header.extra_data,
-                },
-            }
-            facts["extra_data"] = join_extra_data(facts["extra_data"], header.extra_data)
-            label_run = Run(path.parent)
-            if (path.parent / "result.json").is_file():
-                upstream |= label_run.result.get("upstream", {}) | {"label": cost_of(label_run)}
+        if recipe.finetune.token_label.enabled:
+            token_label = recipe.finetune.token_label
+            if token_label.mix_token:
+                _check_box(backbone, model.name, dataset.image_size, grid)
+            labels = open_token_labels(recipe.finetune, backbone, dataset, runtime)
+            seen = join_extra_data(facts["extra_data"], labels.facts.get("extra_data", "none"))
+            facts |= {"token_labels": True, **labels.facts, "extra_data": seen}
+            upstream |= labels.upstream
     if config.augment.repeats > max(config.schedule.epochs, 1):
         logger.warning(
             "with augment.repeats %d, schedule.epochs %g sees only %.0f %% of the images: an epoch "
@@ -395,7 +371,11 @@ def _prepare_supervised(
         )
     torch.manual_seed(rng.step_seed(recipe.seed, -2))
     objective = FinetuneObjective(
-        backbone, num_classes=dataset.num_classes, config=config.method, token_weight=token_weight
+        backbone,
+        num_classes=dataset.num_classes,
+        config=config.method,
+        token_label=token_label,
+        teacher=labels.teacher,
     ).to(runtime.device)
     order = Order(
         len(dataset.splits["labelled"]),
@@ -404,14 +384,22 @@ def _prepare_supervised(
         runtime.device,
         repeats=config.augment.repeats,
     )
+    total_steps = order.num_steps(config.schedule.epochs)
     return Prepared(
         model=model,
         objective=objective,
         batches=LabelledBatches(
-            dataset, order, config.augment, score_maps=reader, grid=grid, mix_token=mix_token
+            dataset,
+            order,
+            config.augment,
+            score_maps=labels.reader,
+            grid=grid,
+            mix_token=token_label is not None and token_label.mix_token,
+            total_steps=total_steps,
+            mapped_steps=None if token_label is None else token_label.mapped_steps(total_steps),
         ),
         order=order,
-        total_steps=order.num_steps(config.schedule.epochs),
+        total_steps=total_steps,
         optim=config.optim,
         schedule=config.schedule,
         evaluate=lambda: {
@@ -426,6 +414,19 @@ def _prepare_supervised(
     )
 
 
+def _check_box(
+    backbone: AbstractBackbone, name: str, image_size: int, grid: tuple[int, int]
+) -> None:
+    """Refuse MixToken where a token is not a whole number of the cells that the network embeds."""
+    first = backbone.embed_grid(image_size)
+    if first[0] % grid[0] or first[1] % grid[1]:
+        raise ConfigError(
+            f"{name} turns a grid of {first[0]} x {first[1]} patches into {grid[0]} x {grid[1]} "
+            "tokens, so boxes of mixed tokens do not keep: set finetune.token_label.mix_token "
+            "false"
+        )
+
+
 def _origin(facts: dict[str, Any]) -> str:
     """Say in one sentence what a network was trained from and on, for its card."""
     init = facts["init"]
@@ -434,14 +435,6 @@ def _origin(facts: dict[str, Any]) -> str:
     )
     seen = f", which saw other data: {extra}" if (extra := facts["extra_data"]) != "none" else ""
     return f"Trained by smallvit {start}{seen}."
-
-
-def score_classifier(
-    backbone: AbstractBackbone, dataset: Dataset, split: str, runtime: Runtime
-) -> dict[str, float]:
-    """Return top1, top5, nll and n of a classifier on one split."""
-    batches = eval_batches(dataset, dataset.splits[split], EVAL_BATCH)
-    return classification_metrics(*predict_logits(backbone, batches, autocast=runtime.autocast))
 
 
 def _watch(prepared: Prepared, metrics_path: Path) -> CollapseWatch | None:
@@ -521,6 +514,11 @@ def _finish(
             f"# {prepared.model.name} on {dataset.name}\n\n{_origin(prepared.facts)}"
             f"{scores}\n\nLoad it with "
             '`timm.create_model("local-dir:<this folder>", pretrained=True)`.\n'
+        ),
+        token_head=(
+            prepared.objective.token_head
+            if isinstance(prepared.objective, FinetuneObjective)
+            else None
         ),
     )
     draw_curves(folder / "metrics.jsonl", folder / "plots" / "curves.png", folder.name)

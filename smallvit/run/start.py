@@ -15,7 +15,7 @@ from smallvit.inference.export import (
     initialise_from_timm,
 )
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.run.provenance import join_extra_data, other_data
+from smallvit.run.provenance import check_leak, join_extra_data, other_data
 from smallvit.run.recipe import OF_NAMED_DATA
 
 logger = logging.getLogger("smallvit")
@@ -23,7 +23,7 @@ TIMM = "timm:"
 
 
 def start_from(
-    backbone: AbstractBackbone, start: str, dataset: Dataset
+    backbone: AbstractBackbone, start: str, dataset: Dataset, *, allow_leak: bool = False
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """Fill a network with the weights of a run, of an export or of timm.
 
@@ -31,6 +31,7 @@ def start_from(
         backbone: Network to fill.
         start: Folder of the run or export, or ``timm:NAME``.
         dataset: What the network is to be trained on.
+        allow_leak: Take weights that may have seen held-out images of it; it is recorded.
 
     Returns:
         Facts for result.json, and the cost of the runs that it builds on, by stage.
@@ -53,11 +54,15 @@ def start_from(
         run = open_run(Path(start))
         stage = run.result["stage"]
         extra = join_extra_data(
-            other_data(run, dataset, "--init"), run.result.get("extra_data", "none")
+            other_data(run, dataset, "--init", allow_leak=allow_leak),
+            run.result.get("extra_data", "none"),
         )
         facts = {"init": stage, "extra_data": extra}
-        cost = _total_cost(run)
+        cost = total_cost(run)
         notes = initialise_from(backbone, run.path / "export", dataset.class_names)
+    facts["extra_data"] = check_leak(
+        facts["extra_data"], dataset.name, allow=allow_leak, option=f"--init {start}"
+    )
     logger.info("weights of %s", start)
     for note in notes:
         logger.info("  %s", note)
@@ -104,7 +109,7 @@ def cost_of(run: Run) -> dict[str, float]:
     return {"samples_seen": result.get("samples_seen", 0), "wall_s": result.get("wall_s", 0.0)}
 
 
-def _total_cost(run: Run) -> dict[str, dict[str, float]]:
+def total_cost(run: Run) -> dict[str, dict[str, float]]:
     """Return the cost of a run and of those that it builds on, by stage."""
     stage, own = run.result["stage"], cost_of(run)
     upstream = run.result.get("upstream", {})

@@ -8,21 +8,20 @@ Shapes in this file:
     h w  the teacher's grid
 """
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float16, Int, Int32
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from smallvit.core.errors import DataError
 from smallvit.data.loader import Dataset
+from smallvit.teachers.tensor_file import read_tensors, write_tensors
 
 FORMAT_VERSION = 1
+CHECKED = 4096  # images whose values are checked at a time: little memory beside the maps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,8 @@ class ScoreMapHeader:
         teacher_train_top1: Its accuracy on the labelled training split.
         teacher_val_top1: Its accuracy on validation.
         extra_data: What else the teacher was trained on; ``"none"`` for this dataset alone.
+        temperature: What its logits were divided by.
+        flip: Whether its probabilities are the mean over each image and its mirror image.
     """
 
     version: int = FORMAT_VERSION
@@ -56,6 +57,8 @@ class ScoreMapHeader:
     teacher_train_top1: float
     teacher_val_top1: float
     extra_data: str
+    temperature: float = 1.0
+    flip: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +86,37 @@ class ScoreMaps:
             zihangJiang/TokenLabeling@9dbfd59, tlt/data/mixup.py:9-35 fills the others with logit
             0, which lets an unlisted class outrank a listed one; here they share the rest.
         """
-        parts, num_classes = [], 0
-        for dense in batches:
-            num_classes = dense.shape[1]
-            prob, index = dense.topk(min(top_k, num_classes), dim=1)
-            rest = (1 - prob.sum(dim=1)).clamp(min=0)
-            parts.append((prob.half().cpu(), index.int().cpu(), rest.half().cpu()))
-        prob, index, rest = (torch.cat(part) for part in zip(*parts, strict=True))
+        return cls.join([cls.from_batch(dense, top_k) for dense in batches])
+
+    @classmethod
+    def from_batch(cls, dense: Float[Tensor, "B C h w"], top_k: int) -> "ScoreMaps":
+        """Keep the ``top_k`` classes of every place of one batch, on the CPU.
+
+        Raises:
+            DataError: If a map holds NaN or infinite values.
+        """
+        num_classes = dense.shape[1]
+        prob, index = dense.topk(min(top_k, num_classes), dim=1)
+        rest = (1 - prob.sum(dim=1)).clamp(min=0)
+        prob, index, rest = prob.half().cpu(), index.int().cpu(), rest.half().cpu()
+        # NaN and infinity are the largest of their place, so that the top holds them.
+        fine = prob[:, 0].isfinite().all()
+        if not bool(fine):
+            raise DataError(
+                "the teacher answers with NaN or infinite probabilities: train it again, or raise "
+                "label.temperature if that is small"
+            )
         return cls(prob=prob, index=index, rest=rest, num_classes=num_classes)
+
+    @classmethod
+    def join(cls, parts: Sequence["ScoreMaps"]) -> "ScoreMaps":
+        """Put the maps of several batches one after the other."""
+        return cls(
+            prob=torch.cat([part.prob for part in parts]),
+            index=torch.cat([part.index for part in parts]),
+            rest=torch.cat([part.rest for part in parts]),
+            num_classes=parts[0].num_classes,
+        )
 
     def to(self, device: torch.device) -> "ScoreMaps":
         """Put the maps on a device."""
@@ -115,54 +141,94 @@ class ScoreMaps:
         return dense / dense.sum(dim=1, keepdim=True)
 
 
+def tensors_of(maps: ScoreMaps) -> dict[str, Tensor]:
+    """Return the tensors of a file, by name, those of wider numbers first."""
+    return {"index": maps.index, "prob": maps.prob, "rest": maps.rest}
+
+
 def write_score_maps(path: Path, maps: ScoreMaps, header: ScoreMapHeader) -> None:
-    """Write maps and header to one safetensors file, whole or not at all."""
-    metadata = {key: json.dumps(value) for key, value in asdict(header).items()}
-    partial = path.with_suffix(".part")
-    tensors = {"prob": maps.prob, "index": maps.index, "rest": maps.rest}
-    try:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write maps and header to one safetensors file, whole or not at all.
+
+    The same maps and header give the same bytes.
+
+    Raises:
+        DataError: If it cannot be written.
+    """
+    write_tensors(path, tensors_of(maps), asdict(header))
 
 
 def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
     """Read a file of score maps.
 
     Raises:
-        DataError: If it is missing, cut short, of another format, or holds no distributions.
+        DataError: If it is missing, cut short, altered, of another format, or holds no
+            distributions.
     """
     if not path.is_file():
         raise DataError(f"no score maps at {path}: write them with smallvit label")
+    again = "write it again with smallvit label"
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-            tensors = {name: file.get_tensor(name) for name in ("prob", "index", "rest")}
+        tensors, metadata = read_tensors(path)
+    except DataError as error:
+        raise DataError(f"{error}: no whole file of score maps, {again}") from error
+    version = metadata.get("version")
+    if version is not None and version != FORMAT_VERSION:
+        raise DataError(f"{path} has format {version}; this version reads {FORMAT_VERSION}")
+    try:
         metadata |= {key: tuple(metadata[key]) for key in ("class_names", "grid")}
         header = ScoreMapHeader(**metadata)
+        _check_shapes(path, tensors, header)
         maps = ScoreMaps(**tensors, num_classes=len(header.class_names))
-    except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
+    except (TypeError, KeyError) as error:
         raise DataError(
-            f"{path} is no whole file of score maps ({type(error).__name__}): write it again with "
-            "smallvit label"
+            f"{path} is no whole file of score maps ({type(error).__name__}): {again}"
         ) from error
-    if header.version != FORMAT_VERSION:
-        raise DataError(f"{path} has format {header.version}; this version reads {FORMAT_VERSION}")
-    total = maps.prob.float().sum(dim=1) + maps.rest.float()
-    fine = ((total - 1).abs() < 0.01) & (maps.prob >= 0).all(dim=1) & (maps.rest >= 0)
-    if not bool(fine.all()):
-        raise DataError(f"{path} holds values that are no probabilities: write it again")
-    if bool((maps.index < 0).any()) or bool((maps.index >= maps.num_classes).any()):
-        raise DataError(f"{path} lists classes outside 0 to {maps.num_classes - 1}: write it again")
+    for chunk in torch.arange(len(maps.prob)).split(CHECKED):
+        prob, index, rest = maps.prob[chunk], maps.index[chunk], maps.rest[chunk]
+        total = prob.float().sum(dim=1) + rest.float()
+        fine = ((total - 1).abs() < 0.01) & (prob >= 0).all(dim=1) & (rest >= 0)
+        if not bool(fine.all()):
+            raise DataError(f"{path} holds values that are no probabilities: {again}")
+        if bool((index < 0).any()) or bool((index >= maps.num_classes).any()):
+            raise DataError(f"{path} lists classes outside 0 to {maps.num_classes - 1}: {again}")
     return maps, header
 
 
-def open_score_maps(path: Path, dataset: Dataset) -> tuple[ScoreMaps, ScoreMapHeader]:
+def _check_shapes(path: Path, tensors: dict[str, Tensor], header: ScoreMapHeader) -> None:
+    """Refuse tensors whose shapes or types do not go together, or not with the header."""
+    prob, index, rest = (tensors[name] for name in ("prob", "index", "rest"))
+    height, width = header.grid
+    listed = prob.shape[1] if prob.ndim == 4 else 0
+    count = len(prob) if prob.ndim else 0
+    fits = (
+        1 <= listed <= len(header.class_names)
+        and prob.shape == index.shape == (count, listed, height, width)
+        and rest.shape == (count, height, width)
+        and (prob.dtype, index.dtype, rest.dtype) == (torch.float16, torch.int32, torch.float16)
+    )
+    if not fits:
+        shapes = ", ".join(
+            f"{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+            for name, tensor in (("prob", prob), ("index", index), ("rest", rest))
+        )
+        raise DataError(
+            f"{path} holds tensors that do not fit a {height}x{width} grid and "
+            f"{len(header.class_names)} classes ({shapes}): write it again with smallvit label"
+        )
+
+
+def open_score_maps(
+    path: Path, dataset: Dataset, teacher_hash: str | None = None
+) -> tuple[ScoreMaps, ScoreMapHeader]:
     """Read a file of score maps and check that it was written for this data.
 
+    Args:
+        path: The file.
+        dataset: Data that it must be of.
+        teacher_hash: SHA-256 of the weights that must have written it; ``None`` takes any.
+
     Raises:
-        DataError: If it is missing, broken or of other data.
+        DataError: If it is missing, broken, of other data or of another teacher.
     """
     maps, header = read_score_maps(path)
     check_score_maps(
@@ -173,6 +239,7 @@ def open_score_maps(path: Path, dataset: Dataset) -> tuple[ScoreMaps, ScoreMapHe
         split_hash=dataset.split_hashes["labelled"],
         class_names=dataset.class_names,
         count=len(dataset.splits["labelled"]),
+        teacher_hash=teacher_hash,
     )
     return maps, header
 
@@ -186,14 +253,15 @@ def check_score_maps(
     split_hash: str,
     class_names: tuple[str, ...],
     count: int,
+    teacher_hash: str | None = None,
 ) -> None:
-    """Refuse maps of other data, another split or order, or other classes.
+    """Refuse maps of other data, another split or order, other classes or another teacher.
 
     Raises:
         DataError: Naming what differs.
     """
     differences = {
-        "classes": (header.class_names, class_names),
+        "classes": _first_difference(header.class_names, class_names),
         "images": (header.fingerprint[:12], fingerprint[:12]),
         "training split": (header.split_hash[:12], split_hash[:12]),
         "number of images": (len(maps.prob), count),
@@ -204,3 +272,19 @@ def check_score_maps(
                 f"{path} was written for other {what} ({theirs}, here {ours}): write maps of this "
                 "data and split with smallvit label"
             )
+    if teacher_hash is not None and header.teacher_hash != teacher_hash:
+        raise DataError(
+            f"{path} was written by another teacher (a {header.teacher} with weights "
+            f"{header.teacher_hash[:12]}, here {teacher_hash[:12]}): write maps of this one with "
+            "smallvit label --teacher"
+        )
+
+
+def _first_difference(theirs: Sequence[str], ours: Sequence[str]) -> tuple[str, str]:
+    """Describe two lists of classes by their lengths, or by the first class that differs."""
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} classes", f"{len(ours)}"
+    for number, (their, our) in enumerate(zip(theirs, ours, strict=True)):
+        if their != our:
+            return f"class {number} is {their!r}", repr(our)
+    return "", ""

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
@@ -250,6 +251,30 @@ def test_the_result_does_not_depend_on_how_the_images_lie_in_memory():
     by_rows = image.transpose(1, 2).contiguous().transpose(1, 2)
     results = [resample(x, crop, (8, 8), kernel="bicubic", fill="zero") for x in (image, by_rows)]
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(("grid", "out"), [((4, 4), (8, 8)), ((8, 8), (8, 8)), ((3, 5), (2, 4))])
+def test_a_map_whose_classes_are_neighbours_in_memory_is_moved_alike(grid, out):
+    maps, draws = noise(6, 20, *grid), noise(6, 5)
+    by_place = maps.contiguous(memory_format=torch.channels_last)
+    padded = sample_padded_crop(draws[:, :3], padding_px=4, image_size=32, hflip=True)
+    cut = sample_resized_crop(
+        draws, scale=(0.2, 1.0), ratio=(0.75, 4 / 3), hflip=True, image_size=32
+    )
+    for crop in (padded, cut):
+        one, other = (
+            resample(x, crop, out, kernel="bilinear", fill="edge") for x in (maps, by_place)
+        )
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (3, 5), (1, 1)])
+def test_bilinear_means_of_maps_equal_those_of_grid_sample(grid):
+    maps, to_source = noise(6, 20, *grid), noise(6, 2, 3) * 3 - 1.5
+    places = F.affine_grid(to_source, [6, 20, *grid], align_corners=False)
+    expected = F.grid_sample(maps, places, padding_mode="border", align_corners=False)
+    moved = warp(maps, to_source, nearest=False, fill="edge")
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)
 
 
 ANGLE = math.radians(30)

@@ -376,7 +376,7 @@ def test_the_mean_area_of_clipped_token_boxes_is_that_of_cutmix():
 
 
 def test_area_of_a_token_box_is_its_number_of_tokens():
-    assert TokenBox(top=1, left=2, bottom=4, right=7).area == 15
+    assert TokenBox(top=1, left=2, bottom=4, right=7, grid=(8, 8)).area == 15
 
 
 def test_evaluation_walks_a_split_once_in_order():

@@ -10,6 +10,7 @@ from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
+from smallvit.finetune.token_labeling import TokenLabelConfig
 from smallvit.pretrain.dino import DinoConfig, DinoObjective
 
 
@@ -31,8 +32,12 @@ def finetune(small_vit) -> Callable[[], FinetuneObjective]:
 
     def build() -> FinetuneObjective:
         backbone = small_vit(drop_path_rate=0.2)
-        config = SupervisedConfig()
-        return FinetuneObjective(backbone, num_classes=5, config=config, token_weight=0.5)
+        return FinetuneObjective(
+            backbone,
+            num_classes=5,
+            config=SupervisedConfig(),
+            token_label=TokenLabelConfig(enabled=True),
+        )
 
     return build
 
@@ -65,7 +70,7 @@ def labelled_batch() -> Callable[[int], LabelledBatch]:
             images=images,
             labels=labels,
             score_maps=torch.randn(4, 5, 4, 4, generator=generator).softmax(dim=1),
-            mix_box=TokenBox(top=step % 3, left=1, bottom=4, right=3),
+            mix_box=TokenBox(top=step % 3, left=1, bottom=4, right=3, grid=(4, 4)),
         )
 
     return make

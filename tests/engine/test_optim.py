@@ -1,3 +1,6 @@
+import warnings
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -11,13 +14,37 @@ from smallvit.engine.optim import (
     create_optimizer,
     set_schedule,
 )
+from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
+from smallvit.finetune.token_labeling import TokenLabelConfig
+from smallvit.models.registry import ModelConfig, create_backbone
 
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.04, weight_decay_end=0.4)
 SCHEDULE = ScheduleConfig(epochs=10.0, warmup_epochs=1.0, min_lr=1e-6)
+# T2T-ViT's transfer to CIFAR, with a warm-up.
+TRANSFER = OptimConfig(name="sgd", lr=0.05, backbone_lr_scale=0.01, weight_decay=5e-4, decay="all")
+TRANSFER_SCHEDULE = ScheduleConfig(epochs=10.0, warmup_epochs=1.0, min_lr=2e-4)
+
+# One small network of each family, the size it is built for, and its classifiers.
+TINY: dict[str, Any] = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+FAMILIES: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
+    "vit_tiny": (TINY, 16, ("head",)),
+    "gani_vit": (TINY, 16, ("head",)),
+    "gani_cait": (TINY, 16, ("head",)),
+    "gani_swin": ({"embed_dim": 24}, 32, ("head.fc",)),
+    "sl_vit": (TINY, 16, ("head",)),
+    "lvvit_tiny": (TINY, 16, ("head", "token_head")),
+    "t2t_vit_7": (TINY, 32, ("head",)),
+    "t2t_vit_t_7": (TINY, 32, ("head",)),
+    "cct_7_3x1": (TINY, 16, ("head",)),
+    "resnet8_small": ({"width": 4}, 16, ("fc",)),
+    "resnet18_small": ({"width": 4}, 16, ("fc",)),
+    "convnext_atto_small": ({}, 32, ("head.fc",)),
+    "resnet10t": ({}, 96, ("fc",)),
+}
 
 
 @pytest.fixture
-def optimizer(small_vit) -> torch.optim.AdamW:
+def optimizer(small_vit) -> torch.optim.Optimizer:
     return create_optimizer(small_vit(), OPTIM)
 
 
@@ -209,3 +236,194 @@ def test_a_teacher_without_gradient_is_not_optimised(dino):
 def test_a_minimum_above_the_peak_is_refused():
     with pytest.raises(ConfigError, match=r"min_lr \(0.1\) is above optim.lr \(0.001\)"):
         check_schedule(OptimConfig(), ScheduleConfig(min_lr=0.1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_trained_parameter_is_in_one_group_with_its_own_rate(family):
+    settings, size, classifiers = FAMILIES[family]
+    config = ModelConfig(name=family, **settings)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="patches of")
+        model = create_backbone(config, num_classes=3, image_size=size)
+    heads = {f"model.{name}.{key}" for name in classifiers for key in ("weight", "bias")}
+    trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    for decay in ("products", "matrices", "all"):
+        optim = OptimConfig(backbone_lr_scale=0.5, decay=decay)
+        optimizer = create_optimizer(model, optim)
+        set_schedule(optimizer, optim, SCHEDULE, step=10, total_steps=100)
+        groups = optimizer.param_groups
+        found = [id(p) for group in groups for p in group["params"]]
+        assert len(found) == len(set(found))
+        assert set(found) == set(trained)
+        rates = {trained[id(p)]: group["lr"] for group in groups for p in group["params"]}
+        assert rates == {name: 1e-3 if name in heads else 5e-4 for name in trained.values()}
+        # Rates apart change nothing about which parameters are decayed.
+        together = create_optimizer(model, OptimConfig(decay=decay)).param_groups
+        assert decayed_of(groups) == decayed_of(together)
+
+
+def decayed_of(groups: list[dict[str, Any]]) -> set[int]:
+    return {id(p) for group in groups if group["decayed"] for p in group["params"]}
+
+
+def test_the_token_head_of_training_has_the_rate_of_heads(small_vit):
+    objective = FinetuneObjective(
+        small_vit(),
+        num_classes=5,
+        config=SupervisedConfig(),
+        token_label=TokenLabelConfig(enabled=True),
+    )
+    groups = create_optimizer(objective, TRANSFER).param_groups
+    names = {id(p): name for name, p in objective.named_parameters()}
+    heads = {names[id(p)] for g in groups if g["lr_scale"] == 1 for p in g["params"]}
+    assert heads == {
+        f"{head}.{key}"
+        for head in ("token_head", "student.model.head")
+        for key in ("weight", "bias")
+    }
+    assert sum(len(group["params"]) for group in groups) == len(names)
+
+
+def test_projection_heads_of_stage_1_have_the_rate_of_heads(dino):
+    objective = dino()
+    groups = create_optimizer(objective, OptimConfig(backbone_lr_scale=0.1)).param_groups
+    names = {id(p): name for name, p in objective.named_parameters()}
+    for group in groups:
+        # This student was built with a classifier.
+        heads = ("student_head.", "student.model.head.")
+        of_heads = [names[id(p)].startswith(heads) for p in group["params"]]
+        assert set(of_heads) == {group["lr_scale"] == 1}
+    assert {group["lr_scale"] for group in groups} == {0.1, 1.0}
+
+
+def rates_at(step: int, optimizer: torch.optim.Optimizer) -> tuple[float, float, float]:
+    """Return what ``set_schedule`` returns, and the rates of heads and backbone."""
+    lr = set_schedule(optimizer, TRANSFER, TRANSFER_SCHEDULE, step=step, total_steps=100)
+    rates = {group["lr_scale"]: group["lr"] for group in optimizer.param_groups}
+    return lr, rates[1.0], rates[0.01]
+
+
+@pytest.mark.parametrize(
+    ("step", "heads", "backbone"),
+    [
+        (0, 0.05 / 11, 5e-4 / 11),
+        (10, 0.05, 5e-4),
+        (55, (0.05 + 2e-4) / 2, (5e-4 + 2e-4) / 2),
+        (100, 2e-4, 2e-4),
+    ],
+)
+def test_warm_up_and_cosine_act_on_both_rates_and_the_minimum_is_that_of_both(
+    small_vit, step, heads, backbone
+):
+    """Closed form, as CosineAnnealingLR with one eta_min has it for every group."""
+    lr, *rates = rates_at(step, create_optimizer(small_vit(), TRANSFER))
+    assert rates == pytest.approx([heads, backbone])
+    assert lr == rates[0]
+
+
+def test_rates_apart_outlive_a_checkpoint(small_vit):
+    saved = create_optimizer(small_vit(), TRANSFER).state_dict()
+    optimizer = create_optimizer(small_vit(), TRANSFER)
+    optimizer.load_state_dict(saved)
+    assert rates_at(10, optimizer) == pytest.approx((0.05, 0.05, 5e-4))
+
+
+def test_rates_apart_move_heads_and_backbone_by_them(small_vit):
+    """Closed form: plain SGD moves by the rate times the gradient."""
+    model = small_vit()
+    config = OptimConfig(name="sgd", lr=0.5, backbone_lr_scale=0.25, momentum=0.0, weight_decay=0.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = create_optimizer(model, config)
+    schedule = ScheduleConfig(warmup_epochs=0.0)
+    set_schedule(optimizer, config, schedule, step=0, total_steps=10)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        rate = 0.5 if name.startswith("model.head.") else 0.125
+        torch.testing.assert_close(parameter.detach(), before[name] - rate)
+
+
+def test_one_rate_is_adamw_bit_for_bit(small_vit):
+    """Reference: torch's AdamW over two groups, with the schedule's rates."""
+    ours, theirs = small_vit(), small_vit()
+    optimizer = create_optimizer(ours, OPTIM)
+    names = dict(theirs.named_parameters())
+    kept = [n for n, p in names.items() if p.ndim == 1 or n.endswith(("pos_embed", "cls_token"))]
+    groups = [
+        {"params": [names[n] for n in names if n in kept], "weight_decay": 0.0},
+        {"params": [names[n] for n in names if n not in kept]},
+    ]
+    reference = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.999), fused=True)
+    for step in range(3):
+        lr_at(optimizer, step)
+        for group in reference.param_groups:
+            group["lr"] = 1e-3 * (step + 1) / 11
+        reference.param_groups[1]["weight_decay"] = decays(optimizer)[-1]
+        for model, stepped in ((ours, optimizer), (theirs, reference)):
+            generator = torch.Generator().manual_seed(step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            stepped.step()
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+    # As checkpoints of runs with one rate have them.
+    assert all("lr_scale" not in group for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_the_textbooks(nesterov):
+    """Closed form: decay is a part of the gradient, momentum sums gradients."""
+    model = nn.Linear(2, 1, bias=False)
+    config = OptimConfig(
+        name="sgd", lr=0.1, momentum=0.8, nesterov=nesterov, weight_decay=0.3, decay="all"
+    )
+    optimizer = create_optimizer(model, config)
+    weight, total = model.weight.detach().clone(), torch.zeros(1, 2)
+    for gradient in (torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 3.0]])):
+        slope = gradient + 0.3 * weight
+        total = 0.8 * total + slope
+        weight = weight - 0.1 * (slope + 0.8 * total if nesterov else total)
+        model.weight.grad = gradient.clone()
+        optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), weight)
+
+
+def test_sgd_skips_an_update_that_is_not_finite():
+    model = nn.Linear(2, 1)
+    before = model.weight.detach().clone()
+    optimizer: Any = create_optimizer(model, OptimConfig(name="sgd", lr=0.1))
+    for bad in (1.0, 0.0):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, float("nan") if bad else 1.0)
+        optimizer.found_inf = torch.tensor(bad)
+        optimizer.step()
+        assert torch.equal(model.weight, before) == bool(bad)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"momentum": 0.8}, r"optim.momentum \(0.8\) is no setting of adamw: leave it out, or set"),
+        ({"nesterov": True}, r"optim.nesterov \(True\) is no setting of adamw: .* optim.name sgd"),
+        (
+            {"name": "sgd", "betas": (0.9, 0.95)},
+            r"optim.betas \(\(0.9, 0.95\)\) is no setting of sgd: .* optim.name adamw",
+        ),
+        ({"name": "sgd", "nesterov": True, "momentum": 0.0}, "optim.nesterov needs momentum"),
+        (
+            {"lr": 1e-3, "backbone_lr_scale": 1e-4},
+            r"min_lr \(1e-06\) is above the backbone's .*backbone_lr_scale = 1e-07: lower it",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        check_schedule(OptimConfig(**settings), ScheduleConfig())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"name": "sgd", "momentum": 0.8, "nesterov": True}, {"betas": (0.9, 0.95)}, vars(TRANSFER)],
+)
+def test_settings_of_the_optimizer_itself_are_taken(settings):
+    check_schedule(OptimConfig(**settings), TRANSFER_SCHEDULE)

@@ -6,7 +6,9 @@ from jaxtyping import TypeCheckError
 from smallvit.data.batches import TokenBox
 from smallvit.finetune.mix_token import mix_labels, mix_tokens
 
-BOX = TokenBox(top=1, left=2, bottom=3, right=4)  # touches the right edge: clipped there
+BOX = TokenBox(
+    top=1, left=2, bottom=3, right=4, grid=(4, 4)
+)  # touches the right edge: clipped there
 
 
 def identities(batch_size: int) -> torch.Tensor:
@@ -20,7 +22,7 @@ def test_the_box_comes_from_the_partner():
 
 
 def test_class_target_is_mixed_by_the_area_of_the_box():
-    mixed = mix_labels(torch.eye(2), BOX, (4, 4))
+    mixed = mix_labels(torch.eye(2), BOX)
     torch.testing.assert_close(mixed, torch.tensor([[0.75, 0.25], [0.25, 0.75]]))
 
 
@@ -28,9 +30,9 @@ def test_class_target_is_mixed_by_the_area_of_the_box():
     "box",
     [
         BOX,
-        TokenBox(top=0, left=0, bottom=4, right=4),
-        TokenBox(top=2, left=1, bottom=2, right=3),
-        TokenBox(top=0, left=3, bottom=3, right=4),
+        TokenBox(top=0, left=0, bottom=4, right=4, grid=(4, 4)),
+        TokenBox(top=2, left=1, bottom=2, right=3, grid=(4, 4)),
+        TokenBox(top=0, left=3, bottom=3, right=4, grid=(4, 4)),
     ],
 )
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -41,28 +43,28 @@ def test_every_token_meets_its_own_images_label(box, batch_size):
     tokens = mix_tokens(identities(batch_size), box)[..., 0]
     targets = mix_tokens(maps.movedim(1, -1), box)
     assert torch.equal(targets.argmax(dim=-1).float(), tokens)
-    torch.testing.assert_close(mix_labels(labels, box, (4, 4)), targets.mean(dim=(1, 2)))
+    torch.testing.assert_close(mix_labels(labels, box), targets.mean(dim=(1, 2)))
 
 
 def test_the_middle_of_an_odd_batch_is_its_own_partner():
     mixed = mix_tokens(identities(5), BOX)
     assert torch.equal(mixed[2], identities(5)[2])
     assert mixed[1, 1, 2].item() == 3
-    labels = mix_labels(F.one_hot(torch.arange(5)).float(), BOX, (4, 4))
+    labels = mix_labels(F.one_hot(torch.arange(5)).float(), BOX)
     assert labels[2].tolist() == [0, 0, 1, 0, 0]
 
 
 def test_a_batch_of_one_stays_as_it_is():
     grid = torch.randn(1, 4, 4, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(mix_tokens(grid, BOX), grid)
-    assert mix_labels(torch.eye(3)[:1], BOX, (4, 4)).tolist() == [[1, 0, 0]]
+    assert mix_labels(torch.eye(3)[:1], BOX).tolist() == [[1, 0, 0]]
 
 
 def test_an_empty_box_mixes_nothing():
-    box = TokenBox(top=2, left=2, bottom=2, right=2)
+    box = TokenBox(top=2, left=2, bottom=2, right=2, grid=(4, 4))
     assert box.area == 0
     assert torch.equal(mix_tokens(identities(2), box), identities(2))
-    assert torch.equal(mix_labels(torch.eye(2), box, (4, 4)), torch.eye(2))
+    assert torch.equal(mix_labels(torch.eye(2), box), torch.eye(2))
 
 
 def test_the_input_is_left_alone():

@@ -164,3 +164,25 @@ def test_timm_creates_every_own_model(name):
         model = timm.create_model(name, num_classes=7)
     assert model.num_classes == 7
     assert timm.is_model(name)
+
+
+def test_an_auxiliary_head_reads_the_tokens_and_is_no_part_of_the_model():
+    backbone, side = build("vit_tiny")
+    backbone.eval()
+    assert backbone.aux_head is None
+    names, tokens = set(backbone.model.state_dict()), backbone(images(side))
+    head = backbone.aux_head = torch.nn.Linear(16, 5)
+    torch.testing.assert_close(backbone.classify_tokens(tokens.patch), head(tokens.patch))
+    assert set(backbone.model.state_dict()) == names
+    backbone.to(torch.float64)  # it moves with the backbone
+    assert head.weight.dtype == torch.float64
+
+
+def test_a_token_head_of_the_model_itself_goes_before_an_auxiliary_one():
+    backbone, side = build("lvvit_small")
+    tokens = backbone.eval()(images(side))
+    backbone.aux_head = torch.nn.Linear(16, 5)
+    torch.nn.init.normal_(backbone.model.token_head.weight)
+    torch.testing.assert_close(
+        backbone.classify_tokens(tokens.patch), backbone.model.token_head(tokens.patch)
+    )

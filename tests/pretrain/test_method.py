@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from smallvit.core.errors import ConfigError
+from smallvit.core.momentum import update_momentum
 from smallvit.data.views import ViewsConfig
-from smallvit.pretrain.method import check_batch_size, check_two_views, project, update_momentum
+from smallvit.pretrain.method import check_batch_size, check_two_views, project
 
 
 def pair(seed: int) -> nn.Sequential:

@@ -1,17 +1,23 @@
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from smallvit.core.errors import DataError
+from smallvit.data.loader import Dataset, Split
 from smallvit.teachers.score_maps import (
     ScoreMapHeader,
     ScoreMaps,
     check_score_maps,
+    open_score_maps,
     read_score_maps,
+    tensors_of,
     write_score_maps,
 )
+from smallvit.teachers.tensor_file import write_tensors
 
 CLASSES = tuple("abcdefghij")
 HEADER = ScoreMapHeader(
@@ -117,12 +123,28 @@ def test_positions_pick_images(maps):
     assert torch.equal(maps.dense(position), maps.dense(EVERY)[position])
 
 
-@pytest.mark.parametrize("side", [2, 3, 8])
-def test_grids_start_at_two_by_two(side, tmp_path):
-    maps = ScoreMaps.from_dense([draw(side=side)], 5)
-    write_score_maps(tmp_path / "maps.safetensors", maps, replace(HEADER, grid=(side, side)))
-    read, _ = read_score_maps(tmp_path / "maps.safetensors")
-    assert read.dense(EVERY).shape == (4, 10, side, side)
+@pytest.mark.parametrize("grid", [(1, 1), (2, 2), (3, 3), (8, 8), (2, 5), (7, 1)])
+def test_grids_of_any_shape_come_back(grid, tmp_path):
+    """The published code needs a map of at least six columns."""
+    logits = torch.randn(4, 10, *grid, generator=torch.Generator().manual_seed(0))
+    maps = ScoreMaps.from_dense([logits.softmax(dim=1)], 10)
+    write_score_maps(tmp_path / "maps.safetensors", maps, replace(HEADER, grid=grid))
+    read, header = read_score_maps(tmp_path / "maps.safetensors")
+    assert header.grid == grid
+    torch.testing.assert_close(read.dense(EVERY), logits.softmax(dim=1), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 200, 3000])
+def test_class_counts_of_any_size_come_back_with_dots_in_their_names(classes, tmp_path):
+    """The published code cuts the names of class folders at the first dot."""
+    names = tuple(f"{i:03d}.Black_footed.{i}" for i in range(classes))
+    dense = draw(classes, sharpness=5.0)
+    maps = ScoreMaps.from_dense([dense], 5)
+    header = replace(HEADER, class_names=names)
+    write_score_maps(tmp_path / "maps.safetensors", maps, header)
+    read, found = read_score_maps(tmp_path / "maps.safetensors")
+    assert found.class_names == names
+    assert torch.equal(read.dense(EVERY).argmax(dim=1), dense.argmax(dim=1))
 
 
 def test_a_file_returns_what_was_written(maps, path):
@@ -144,12 +166,47 @@ def test_fitting_maps_are_accepted(maps, path):
         ({"fingerprint": "e" * 64}, "other images"),
         ({"split_hash": "e" * 64}, "other training split"),
         ({"class_names": CLASSES[::-1]}, "other classes"),
+        ({"class_names": (*CLASSES[:9], "x")}, r"other classes \(class 9 is 'j', here 'x'\)"),
+        ({"class_names": CLASSES[:3]}, r"other classes \(10 classes, here 3\)"),
         ({"count": 5}, r"other number of images \(4, here 5\)"),
     ],
 )
 def test_maps_of_something_else_are_refused(maps, path, change, what):
     with pytest.raises(DataError, match=f"was written for {what}"):
         check_score_maps(path, maps, HEADER, **FITS | change)
+
+
+def test_maps_of_another_teacher_are_refused(maps, path):
+    check_score_maps(path, maps, HEADER, **FITS, teacher_hash=HEADER.teacher_hash)
+    with pytest.raises(DataError, match=r"another teacher \(a resnet8_small with weights tttttt"):
+        check_score_maps(path, maps, HEADER, **FITS, teacher_hash="u" * 64)
+
+
+def test_opening_checks_the_data_and_where_one_is_named_the_teacher(path):
+    split = Split(
+        images=torch.zeros(4, 3, 16, 16, dtype=torch.uint8),
+        labels=torch.zeros(4).long(),
+        index=EVERY,
+    )
+    dataset = Dataset(
+        name="digits",
+        class_names=CLASSES,
+        image_size=16,
+        splits={"labelled": split},
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        hflip=False,
+        fingerprint=HEADER.fingerprint,
+        split_hashes={"labelled": HEADER.split_hash},
+        broken=(),
+        store_path=Path(),
+    )
+    assert open_score_maps(path, dataset)[1] == HEADER
+    assert open_score_maps(path, dataset, HEADER.teacher_hash)[1] == HEADER
+    with pytest.raises(DataError, match="written by another teacher"):
+        open_score_maps(path, dataset, "u" * 64)
+    with pytest.raises(DataError, match="other images"):
+        open_score_maps(path, replace(dataset, fingerprint="e" * 64))
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -200,3 +257,73 @@ def test_a_class_out_of_range_is_refused(maps, path, index):
     write_score_maps(path, maps, HEADER)
     with pytest.raises(DataError, match="lists classes outside 0 to 9"):
         read_score_maps(path)
+
+
+def test_a_file_of_an_earlier_version_has_the_defaults(maps, path):
+    """It had no checksum, no temperature and no flip, and safetensors wrote it."""
+    header = {key: json.dumps(value) for key, value in asdict(HEADER).items()}
+    del header["temperature"], header["flip"]
+    save_file(tensors_of(maps), path, header)
+    read, found = read_score_maps(path)
+    assert found == HEADER
+    assert (found.temperature, found.flip) == (1.0, False)
+    assert torch.equal(read.prob, maps.prob)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prob": torch.zeros(4, 5, 2, 3).half()},
+        {"prob": torch.zeros(4, 4, 2, 2).half()},
+        {"prob": torch.zeros(20).half()},
+        {"index": torch.zeros(4, 6, 2, 2).int()},
+        {"index": torch.zeros(3, 5, 2, 2).int()},
+        {"rest": torch.zeros(4, 2, 1).half()},
+        {"rest": torch.zeros(5, 2, 2).half()},
+        {"rest": torch.zeros(4, 2, 2).int()},
+    ],
+)
+def test_tensors_that_do_not_go_together_are_refused(maps, path, change):
+    write_tensors(path, {**tensors_of(maps), **change}, asdict(HEADER))
+    with pytest.raises(DataError, match="do not fit a 2x2 grid and 10 classes"):
+        read_score_maps(path)
+
+
+def test_a_grid_of_the_header_that_is_not_the_maps_is_refused(maps, path):
+    write_score_maps(path, maps, replace(HEADER, grid=(4, 4)))
+    with pytest.raises(DataError, match="do not fit a 4x4 grid"):
+        read_score_maps(path)
+
+
+def test_more_listed_classes_than_there_are_names_are_refused(maps, path):
+    write_score_maps(path, maps, replace(HEADER, class_names=CLASSES[:4]))
+    with pytest.raises(DataError, match="do not fit a 2x2 grid and 4 classes"):
+        read_score_maps(path)
+
+
+@pytest.mark.parametrize("name", ["prob", "rest", "index"])
+def test_a_missing_tensor_is_refused(maps, path, name):
+    tensors = tensors_of(maps)
+    del tensors[name]
+    write_tensors(path, tensors, asdict(HEADER))
+    with pytest.raises(DataError, match="no whole file of score maps"):
+        read_score_maps(path)
+
+
+def test_a_flipped_bit_of_the_header_is_noticed(path):
+    whole = path.read_bytes()
+    length = 8 + int.from_bytes(whole[:8], "little")
+    for place in range(0, length, 5):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 7
+        path.write_bytes(changed)
+        with pytest.raises(DataError):
+            read_score_maps(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_teacher_that_answers_with_no_numbers_is_refused(value):
+    dense = draw()
+    dense[1, :, 0, 1] = value
+    with pytest.raises(DataError, match="NaN or infinite probabilities"):
+        ScoreMaps.from_dense([dense], 5)

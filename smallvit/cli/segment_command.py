@@ -1,0 +1,122 @@
+"""``smallvit segment``."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from smallvit.cli.options import FolderOptions, TrainOptions, given, overrides
+from smallvit.core import places
+from smallvit.core.config import merge
+from smallvit.core.console import console
+from smallvit.core.errors import ConfigError
+from smallvit.core.run_folder import Run
+from smallvit.engine.log import LogConfig
+from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.models.registry import ModelConfig
+from smallvit.run.segment import SegmentConfig, load_segment_recipe, run_segment
+from smallvit.segment.batches import SegmentAugmentConfig
+from smallvit.segment.data import SegmentDataConfig
+from smallvit.segment.heads import HeadConfig, HeadName
+
+DEFAULTS = SegmentConfig()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions:
+    """Which images and masks, and how.
+
+    Attributes:
+        data: Folder of images/{train,val,test}/NAME.* and masks/{train,val,test}/NAME.png.
+        recipe: Settings file, such as the recipe.yaml of an earlier segmentation.
+        seed: Seed of everything but the splits.
+        device: Device to compute on.
+        precision: Precision of matrix products.
+        grad_checkpointing: Compute blocks again in the backward pass: less memory, more time.
+        offline: Download nothing.
+    """
+
+    data: Path | None = None
+    recipe: Path | None = None
+    seed: int | None = None
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    precision: Literal["auto", "fp32", "bf16"] | None = None
+    grad_checkpointing: Annotated[bool | None, Parameter(negative="")] = None
+    offline: Annotated[bool, Parameter(negative="")] = False
+
+
+def segment_command(
+    *,
+    init: Annotated[str | None, Parameter(name="--init")] = None,
+    head_name: Annotated[HeadName | None, Parameter(name="--head")] = None,
+    which: SegmentOptions = SegmentOptions(),
+    training: TrainOptions = TrainOptions(),
+    where: FolderOptions = FolderOptions(),
+    data: SegmentDataConfig = SegmentDataConfig(),
+    model: ModelConfig = ModelConfig(),
+    head: HeadConfig = DEFAULTS.head,
+    augment: SegmentAugmentConfig = DEFAULTS.augment,
+    optim: OptimConfig = DEFAULTS.optim,
+    schedule: ScheduleConfig = DEFAULTS.schedule,
+    log: LogConfig = LogConfig(),
+) -> None:
+    """Train a segmentation head, and the backbone below it, on images and masks.
+
+    A mask is an 8-bit or palette PNG whose values are class indices; 255 is ignored. The test split
+    is left alone: ``smallvit eval RUN --split test`` scores it.
+
+    Args:
+        init: Run or export to start from, ``timm:NAME`` for timm's weights, or ``scratch``.
+        head_name: ``upernet-light`` joins several levels, ``linear`` reads the final tokens.
+        which: Data.
+        training: Model and length.
+        where: Folders.
+        data: Data settings.
+        model: Model settings.
+        head: Head settings.
+        augment: Crop of the training images.
+        optim: Optimizer.
+        schedule: Length and learning rate.
+        log: How often to write.
+    """
+    if which.offline or places.offline():
+        os.environ["SMALLVIT_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
+    settings = overrides("segment")
+    if "head" in settings:
+        settings = merge(settings, {"segment": {"head": {"name": settings.pop("head")}}})
+    file = which.recipe
+    if training.resume is not None:
+        if file is not None:
+            raise ConfigError("--resume brings its own recipe: leave --recipe out")
+        file = training.resume / "recipe.yaml"
+        if not file.is_file():
+            raise ConfigError(f"--resume {training.resume}: no run there")
+    run = run_segment(
+        load_segment_recipe(file, settings),
+        out=where.out,
+        overwrite=where.overwrite,
+        resume=training.resume,
+        dry_run=where.dry_run,
+        argv=given.argv,
+    )
+    if run is not None:
+        _say_done(run)
+
+
+def _say_done(run: Run) -> None:
+    """Say how a run ended beside what the most frequent class alone would score."""
+    result = run.result
+    metrics, baseline = result["metrics"], result["baseline"]
+    console.print(
+        f"segment: val mIoU {metrics['val/miou']:.2%}, pixels {metrics['val/pixel_accuracy']:.2%} "
+        f"({result['selected_on']}); the most frequent class alone "
+        f"{baseline['val/miou']:.2%} and {baseline['val/pixel_accuracy']:.2%}; "
+        f"{result['passes']:.1f} passes, {result['wall_s']:.1f} s\nrun: {run.path}\n"
+        f"pictures: {run.path / 'plots' / 'segments.png'}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )

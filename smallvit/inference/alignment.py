@@ -1,0 +1,119 @@
+"""A picture of images and their score maps, cut with one box: do they lie on one another?
+
+Shapes in this file:
+    B    images
+    C    classes
+    H W  image in pixels
+    h w  the teacher's grid
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from smallvit.core import rng
+from smallvit.data import geometry
+from smallvit.data.augment import to_float
+from smallvit.data.canvas import GAP, LINE, Box, Canvas, tile_side, to_pixels
+
+TILES = (144, 192)  # in pixels, as in contact_sheet.py
+SCALE = (0.25, 0.5)  # area of a crop: small enough to move what is seen
+RATIO = (0.75, 4 / 3)
+FINEST = 16  # cells a side of a crop's map, at most
+CROP = "#00a0ff"  # no colour of the heat
+HEAT = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.6}
+
+
+def draw_alignment(
+    path: Path,
+    images: UInt8[Tensor, "B 3 H W"],
+    score_maps: Float[Tensor, "B C h w"],
+    labels: Int[Tensor, " B"],
+    class_names: Sequence[str],
+    *,
+    hflip: bool,
+    seed: int,
+    title: str,
+) -> None:
+    """Draw images and crops of them, with the score maps of their class over both.
+
+    Image and map are cut, resized and mirrored by one geometry with the functions that make
+    training batches. Where another class has the largest mean over the crop, its map is drawn too.
+
+    Args:
+        path: PNG to write.
+        images: A few, as they are packed.
+        score_maps: Of these images; the channel axis sums to 1.
+        labels: Of these images.
+        class_names: In the order of the channels.
+        hflip: Whether some of the crops are mirrored.
+        seed: Of the crops.
+        title: First line.
+    """
+    count, (height, width) = len(images), images.shape[2:]
+    draws = rng.uniform(seed, "alignment", torch.zeros(count).long(), torch.arange(count), 5)
+    where = geometry.sample_resized_crop(
+        draws, scale=SCALE, ratio=RATIO, hflip=hflip, image_size=max(height, width)
+    )
+    crops = geometry.resample(
+        to_float(images), where, (height, width), kernel="bicubic", fill="zero"
+    )
+    crops = (crops * 255).round().clamp(0, 255).to(torch.uint8)
+    # As many cells as the student would have, but for very fine grids.
+    grid = score_maps.shape[2], score_maps.shape[3]
+    fine = min(max(grid[0], 8), FINEST), min(max(grid[1], 8), FINEST)
+    cut = geometry.resample(score_maps, where, fine, kernel="bilinear", fill="edge")
+
+    tile = tile_side(width, TILES)
+    high = round(tile * height / width)
+    row = LINE + high + GAP
+    lefts = [column * (tile + GAP) for column in range(5)]
+    canvas = Canvas(
+        5 * (tile + GAP) - GAP,
+        LINE + count * row,
+        title,
+        f"p(class) as heat, black is 0 and yellow is 1; {grid[0]}x{grid[1]} cells an image; a crop "
+        "and its map are cut by the same box",
+    )
+    heads = ("image, crop box", "map of its class", "crop", "map of its class", "map of top class")
+    for left, head in zip(lefts, heads, strict=True):
+        canvas.text(left, 0, head, tile, weight="bold")
+    sides = torch.stack([where.left * width, where.top * height], dim=1).tolist()
+    spans = torch.stack([where.width * width, where.height * height], dim=1).tolist()
+    for i, label in enumerate(labels.tolist()):
+        top = LINE + i * row + LINE
+        box = Box(
+            left=sides[i][0],
+            top=sides[i][1],
+            width=spans[i][0],
+            height=spans[i][1],
+            mirrored=bool(where.hflip[i]),
+        )
+        image, crop = images[i], crops[i]
+        mean = cut[i].mean(dim=(1, 2))
+        likeliest = int(mean.argmax())
+        texts = [
+            class_names[label],
+            f"mean {score_maps[i, label].mean():.2f}",
+            "mirrored" if box.mirrored else "",
+            f"mean {mean[label]:.2f}",
+            "the same"
+            if likeliest == label
+            else f"{class_names[likeliest]}: {mean[likeliest]:.2f}",
+        ]
+        for left, text in zip(lefts, texts, strict=True):
+            canvas.text(left, top - LINE, text, tile)
+        canvas.image(lefts[0], top, tile, to_pixels(image), height=high)
+        canvas.image(lefts[2], top, tile, to_pixels(crop), height=high)
+        heats = [(1, image, score_maps[i, label]), (3, crop, cut[i, label])]
+        if likeliest != label:
+            heats.append((4, crop, cut[i, likeliest]))
+        for column, under, heat in heats:
+            canvas.image(lefts[column], top, tile, to_pixels(under, grey=True), height=high)
+            canvas.image(lefts[column], top, tile, heat.numpy(), height=high, **HEAT)
+        for left in lefts[:2]:
+            canvas.box(left, top, tile / width, box, CROP)
+    canvas.save(path)

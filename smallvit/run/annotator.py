@@ -1,0 +1,106 @@
+"""Opening the teacher that labels patches: who it is, what it saw, and whether it is any good."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.run_folder import Run, open_run
+from smallvit.data.loader import Dataset
+from smallvit.engine.runtime import Runtime
+from smallvit.inference.export import read_export, weights_hash
+from smallvit.run.classifier import score_classifier
+from smallvit.run.provenance import check_leak, other_data
+from smallvit.teachers.teacher import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotator:
+    """A teacher that may label a dataset.
+
+    Attributes:
+        run: Its run.
+        teacher: The network, on the device.
+        weights: SHA-256 of its weights.
+        extra_data: What else it has seen.
+        scores: Its top-1 accuracy by split, in [0, 1].
+    """
+
+    run: Run
+    teacher: Teacher
+    weights: str
+    extra_data: str
+    scores: dict[str, float]
+
+
+def open_annotator(
+    path: Path,
+    dataset: Dataset,
+    runtime: Runtime,
+    *,
+    temperature: float = 1.0,
+    flip: bool = False,
+    allow_leak: bool = False,
+) -> Annotator:
+    """Open a teacher; refuse one of other data, classes or splits, and one that guesses.
+
+    Args:
+        path: Run of the teacher.
+        dataset: What it is to label, on the device.
+        runtime: Device and precision.
+        temperature: What its logits are divided by.
+        flip: Whether its maps are averaged with those of mirrored images.
+        allow_leak: Take one that may have seen held-out images; it is recorded.
+
+    Raises:
+        ConfigError: If it cannot label this data, or is no better than chance.
+        DataError: If its run is missing or broken.
+    """
+    run = open_run(path)
+    if run.result["stage"] not in ("teacher", "finetune"):
+        raise ConfigError(f"{run.path} is a {run.result['stage']} run and cannot classify")
+    theirs = tuple(run.env["dataset"]["class_names"])
+    if theirs != dataset.class_names:
+        raise ConfigError(
+            f"--teacher {run.path} knows {len(theirs)} classes ({', '.join(theirs[:3])}, ...), "
+            f"{dataset.name} has {dataset.num_classes} ({', '.join(dataset.class_names[:3])}, ...)"
+        )
+    if other_data(run, dataset, "--teacher", allow_leak=True) != "none":
+        raise ConfigError(
+            f"--teacher {run.path} was trained on other images ({run.env['dataset']['name']}) "
+            f"than {dataset.name} at {dataset.image_size} px: train one, or adopt "
+            "it with smallvit teacher --from"
+        )
+    extra_data = check_leak(
+        run.result.get("extra_data", "none"),
+        dataset.name,
+        allow=allow_leak,
+        option=f"--teacher {run.path}",
+    )
+    if flip and not dataset.hflip:
+        raise ConfigError(
+            f"label.flip averages over mirrored images, but those of {dataset.name} do not keep "
+            "their class: leave it out, or set data.hflip true if they do"
+        )
+    backbone = read_export(run.path / "export").to(runtime.device)
+    teacher = Teacher(backbone, temperature=temperature, flip=flip)
+    val = dataset.splits["val"]
+    scores = score_classifier(backbone, dataset, "val", runtime)
+    if not math.isfinite(scores["nll"]):
+        raise DataError(f"--teacher {run.path} answers with NaN or infinite values: train it again")
+    counts = val.labels[val.index].bincount()
+    chance = (counts.max() / counts.sum()).item()
+    if scores["top1"] <= chance:
+        raise ConfigError(
+            f"--teacher {run.path} names the right class of {scores['top1']:.2%} of the validation "
+            f"images, no more than chance (naming one class always: {chance:.2%}): train it longer "
+            "or take another one"
+        )
+    train = score_classifier(backbone, dataset, "labelled", runtime)
+    return Annotator(
+        run=run,
+        teacher=teacher,
+        weights=weights_hash(backbone.model, backbone.aux_head),
+        extra_data=extra_data,
+        scores={"labelled": train["top1"], "val": scores["top1"]},
+    )

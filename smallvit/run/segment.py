@@ -1,0 +1,406 @@
+"""The segmentation stage: settings, training on images and masks, scoring."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+
+from smallvit.core import places, rng
+from smallvit.core.config import Layer, Range, merge, resolve, to_plain
+from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.run_folder import (
+    Run,
+    create_folder,
+    new_folder,
+    open_run,
+    write_json,
+    write_recipe,
+)
+from smallvit.data.loader import Order
+from smallvit.engine.checkpoint import load_checkpoint
+from smallvit.engine.curves import draw_curves
+from smallvit.engine.fit import FitPlan, FitResult, fit
+from smallvit.engine.log import LogConfig
+from smallvit.engine.optim import OptimConfig, ScheduleConfig, check_schedule
+from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
+from smallvit.inference.export import exported_model, write_export
+from smallvit.models.registry import ModelConfig, model_arguments, settings_of
+from smallvit.run.monitor import take_evenly
+from smallvit.run.recipe import open_unfinished, read_layer, refuse_changes
+from smallvit.run.stage import describe_environment, prepare_backbone, recorded
+from smallvit.run.start import TIMM, start_from, start_settings
+from smallvit.segment.batches import SegmentAugmentConfig, SegmentBatches, eval_batches
+from smallvit.segment.data import SegmentData, SegmentDataConfig, load_segment_data
+from smallvit.segment.heads import HeadConfig, create_head
+from smallvit.segment.metrics import (
+    class_ious,
+    evaluate_segmentation,
+    majority_confusion,
+    segment_metrics,
+)
+from smallvit.segment.objective import SegmentObjective
+from smallvit.segment.picture import draw_segments
+
+logger = logging.getLogger("smallvit")
+STAGE = "segment"
+EVAL_BATCH = 64
+DRAWN_IMAGES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """A segmentation fine-tune.
+
+    Attributes:
+        init: Run or export whose weights it starts from, ``timm:NAME`` for timm's, or ``scratch``.
+        head: What reads the classes.
+        augment: Crop of the training images.
+        optim: Optimizer.
+        schedule: Length and learning rate.
+    """
+
+    init: str = "scratch"
+    head: HeadConfig = field(default_factory=HeadConfig)
+    augment: SegmentAugmentConfig = field(default_factory=SegmentAugmentConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5.0e-4, batch_size=32))
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(epochs=50.0))
+
+    def __post_init__(self) -> None:
+        check_schedule(self.optim, self.schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRecipe:
+    """Settings of a segmentation run; its recipe.yaml holds them and is one for ``--recipe``.
+
+    Attributes:
+        seed: Seed of everything but the splits.
+        data: Images, masks and splits.
+        model: The backbone.
+        runtime: Device and precision.
+        log: How often to write.
+        segment: Start, head and training.
+    """
+
+    seed: Annotated[int, Range(ge=0)] = 0
+    data: SegmentDataConfig = field(default_factory=SegmentDataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
+
+
+@dataclass(kw_only=True)
+class PreparedSegment:
+    """A segmentation that is ready to fit.
+
+    Attributes:
+        data: Images and masks, on the device.
+        objective: Network and head, on the device.
+        batches: Batch of a step.
+        order: Order of the training images.
+        facts: More for result.json.
+    """
+
+    data: SegmentData
+    objective: SegmentObjective
+    batches: SegmentBatches
+    order: Order
+    facts: dict[str, Any]
+
+
+def load_segment_recipe(recipe: Path | None, overrides: Mapping[str, Any]) -> SegmentRecipe:
+    """Resolve settings: defaults, then the model that a start brings, then a file, then overrides.
+
+    Args:
+        recipe: File such as a run's recipe.yaml, or ``None``.
+        overrides: Nested settings that win.
+
+    Raises:
+        ConfigError: On the first thing that is wrong.
+        DataError: If the start is not there.
+    """
+    layers = [Layer(source="command line", values=overrides)]
+    if recipe is not None:
+        return resolve(SegmentRecipe, [read_layer(recipe), *layers])
+    start = (overrides.get("segment") or {}).get("init", "scratch")
+    if start != "scratch":
+        values = {"model": _model_of(start, overrides)}
+        layers.insert(0, Layer(source=f"--init {start}", values=values))
+    return resolve(SegmentRecipe, layers)
+
+
+def _model_of(start: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model that a start brings, with patches of the size that it was trained with."""
+    model = dict(start_settings(start, overrides).get("model", {}))
+    if model and not start.startswith(TIMM) and "patch_size" in settings_of(model["name"]):
+        folder = Path(start)
+        export = folder / "export" if (folder / "result.json").is_file() else folder
+        model["patch_size"] = exported_model(export).get("patch_size", model.get("patch_size"))
+    return model
+
+
+def run_segment(
+    recipe: SegmentRecipe,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    resume: Path | None = None,
+    dry_run: bool = False,
+    argv: Sequence[str] = (),
+) -> Run | None:
+    """Train a segmentation, or continue one.
+
+    Args:
+        recipe: Resolved settings.
+        out: Run folder; ``None`` names one under the runs folder.
+        overwrite: Replace an earlier run in ``out``.
+        resume: Folder of the run to continue, with the same settings.
+        dry_run: Check everything and take one step, but write nothing.
+        argv: Command line, for env.json.
+
+    Returns:
+        The finished run; ``None`` after a dry run.
+
+    Raises:
+        SmallViTError: If settings, data or training are at fault; result.json then says so.
+    """
+    if resume is not None and (overwrite or out not in (None, resume)):
+        raise ConfigError("--resume goes on in its own folder: leave --out and --overwrite out")
+    values = to_plain(recipe)
+    if resume is not None:
+        # Keys that its version did not know have their defaults.
+        theirs = merge(to_plain(SegmentRecipe()), open_unfinished(resume, STAGE).recipe)
+        refuse_changes(resume, theirs, values)
+    runtime = open_runtime(recipe.runtime)
+    data = _load(recipe, runtime)
+    dataset = data.dataset
+    prepared = _prepare(recipe, data, runtime)
+    config, order = recipe.segment, prepared.order
+    plan = FitPlan(
+        title=STAGE,
+        seed=recipe.seed,
+        total_steps=order.num_steps(config.schedule.epochs),
+        epoch_steps=order.size / order.batch_size,
+        optim=config.optim,
+        schedule=config.schedule,
+        log=recipe.log,
+        runtime=runtime,
+        select_on="val/miou",
+        identity={
+            "settings": json.dumps(values),
+            "fingerprint": dataset.fingerprint,
+            "splits": json.dumps(dataset.split_hashes),
+        },
+    )
+
+    def evaluate() -> dict[str, float]:
+        scores = segment_metrics(_confusion(prepared.objective, data, "val", runtime))
+        return {f"val/{name}": value for name, value in scores.items()}
+
+    if dry_run:
+        fit(prepared.objective, prepared.batches, plan, evaluate=evaluate, stop_after=1)
+        logger.info("dry run of %s: settings, data, model and one step are fine", STAGE)
+        return None
+    label = f"{STAGE}-{recipe.model.name}-s{recipe.seed}"
+    folder = resume or out or new_folder(places.runs_dir(), dataset.name, label)
+    if resume is None:
+        create_folder(folder, overwrite=overwrite)
+        (folder / "checkpoints").mkdir()
+        write_recipe(folder / "recipe.yaml", values)
+    env = describe_environment(dataset, runtime, argv, prepared.facts)
+    env["dataset"]["class_names"] = list(data.class_names)
+    write_json(folder / "env.json", env)
+    logger.info("%s of %s -> %s", STAGE, dataset.name, folder)
+    facts = {
+        "stage": STAGE,
+        "dataset": dataset.name,
+        "model": recipe.model.name,
+        "seed": recipe.seed,
+        "params": sum(p.numel() for p in prepared.objective.parameters()),
+        "total_steps": plan.total_steps,
+        **prepared.facts,
+    }
+    with recorded(folder, facts, resume is not None) as record:
+        result = fit(
+            prepared.objective,
+            prepared.batches,
+            replace(plan, folder=folder),
+            evaluate=evaluate,
+            resume=resume is not None and (folder / "checkpoints" / "last.pt").is_file(),
+        )
+        _finish(folder, recipe, prepared, runtime, result)
+        samples = result.step * order.batch_size
+        record |= {
+            "steps": result.step,
+            "samples_seen": samples,
+            "passes": samples / order.size,
+            "wall_s": result.wall_s,
+            "images_per_s": samples / max(result.train_s, 1e-9),
+            "selected_on": f"val/miou at step {result.best['step']}",
+            "metrics": result.best,
+        }
+    return Run(folder)
+
+
+def score_segmentation(
+    path: Path,
+    *,
+    split: Literal["val", "test"] = "val",
+    runtime_config: RuntimeConfig | None = None,
+) -> dict[str, float]:
+    """Score a finished segmentation run on a held-out split.
+
+    Args:
+        path: Run folder.
+        split: Validation or test.
+        runtime_config: Device and precision; ``None`` is the automatic choice.
+
+    Returns:
+        ``miou``, ``pixel_accuracy``, the same of calling every pixel the most frequent class
+        (``majority/...``), ``iou/NAME`` of each class that is there, and ``n`` images.
+
+    Raises:
+        ConfigError: If the run is of another stage.
+        DataError: If its data is no longer what it saw.
+    """
+    run = open_run(path, stage=STAGE)
+    layer = Layer(source=str(path / "recipe.yaml"), values=run.recipe)
+    runtime = open_runtime(runtime_config or RuntimeConfig())
+    recipe = resolve(SegmentRecipe, [layer])
+    data = _load(recipe, runtime)
+    env = run.env
+    if (
+        env["dataset"]["fingerprint"] != data.dataset.fingerprint
+        or env["split_hashes"] != data.dataset.split_hashes
+    ):
+        raise DataError(
+            f"the images, masks or splits of {data.dataset.name} changed since {path} was trained: "
+            "train it again"
+        )
+    objective = _create_objective(recipe, data, runtime)
+    objective.load_state_dict(load_checkpoint(path / "checkpoints" / "best.pt")["objective"])
+    confusion = _confusion(objective.eval(), data, split, runtime)
+    ious = zip(data.class_names, class_ious(confusion).tolist(), strict=True)
+    return {
+        **segment_metrics(confusion),
+        **{f"majority/{name}": value for name, value in _majority(data, split).items()},
+        **{f"iou/{name}": iou for name, iou in ious if iou == iou},  # NaN: nowhere in the split
+        "n": float(len(data.dataset.splits[split])),
+    }
+
+
+def _load(recipe: SegmentRecipe, runtime: Runtime) -> SegmentData:
+    return load_segment_data(recipe.data, cache_dir=places.cache_dir()).to(runtime.device)
+
+
+def _create_objective(
+    recipe: SegmentRecipe, data: SegmentData, runtime: Runtime
+) -> SegmentObjective:
+    """Build network and head with weights that depend on the seed alone, on the device."""
+    backbone = prepare_backbone(
+        recipe.model, num_classes=0, dataset=data.dataset, runtime=runtime, seed=recipe.seed
+    )
+    torch.manual_seed(rng.step_seed(recipe.seed, -2))
+    head = create_head(
+        backbone,
+        num_classes=data.num_classes,
+        image_size=data.dataset.image_size,
+        config=recipe.segment.head,
+    )
+    return SegmentObjective(backbone, head).to(runtime.device)
+
+
+def _prepare(recipe: SegmentRecipe, data: SegmentData, runtime: Runtime) -> PreparedSegment:
+    config = recipe.segment
+    objective = _create_objective(recipe, data, runtime)
+    facts: dict[str, Any] = {"init": "scratch", "extra_data": "none"}
+    upstream: dict[str, dict[str, float]] = {}
+    if config.init != "scratch":
+        init_facts, upstream = start_from(objective.student, config.init, data.dataset)
+        facts |= init_facts
+    order = Order(
+        len(data.dataset.splits["train"]), config.optim.batch_size, recipe.seed, runtime.device
+    )
+    return PreparedSegment(
+        data=data,
+        objective=objective,
+        batches=SegmentBatches(data, order, config.augment),
+        order=order,
+        facts={
+            **facts,
+            "upstream": upstream,
+            "head": config.head.name,
+            "num_classes": data.num_classes,
+            "baseline": {f"val/{name}": value for name, value in _majority(data, "val").items()},
+        },
+    )
+
+
+def _confusion(
+    objective: SegmentObjective, data: SegmentData, split: str, runtime: Runtime
+) -> torch.Tensor:
+    return evaluate_segmentation(
+        objective,
+        eval_batches(data, data.dataset.splits[split], EVAL_BATCH),
+        num_classes=data.num_classes,
+        autocast=runtime.autocast,
+    )
+
+
+def _majority(data: SegmentData, split: str) -> dict[str, float]:
+    """Score what calls every pixel the most frequent class of the training masks."""
+    train, held_out = (
+        data.masks[data.dataset.splits[name].index].long() for name in ("train", split)
+    )
+    return segment_metrics(majority_confusion(train, held_out, data.num_classes))
+
+
+def _finish(
+    folder: Path,
+    recipe: SegmentRecipe,
+    prepared: PreparedSegment,
+    runtime: Runtime,
+    result: FitResult,
+) -> None:
+    """Export the selected network; draw the curves and some validation images."""
+    objective, data = prepared.objective, prepared.data
+    dataset = data.dataset
+    if result.best["step"] != result.step:
+        best = load_checkpoint(folder / "checkpoints" / "best.pt")
+        objective.load_state_dict(best["objective"])
+    _, arguments = model_arguments(recipe.model, num_classes=0, image_size=dataset.image_size)
+    metrics = ", ".join(f"{k} {v:.4f}" for k, v in result.best.items() if k != "step")
+    write_export(
+        folder / "export",
+        objective.student,
+        arguments=arguments,
+        class_names=(),
+        image_size=dataset.image_size,
+        mean=dataset.mean,
+        std=dataset.std,
+        card=(
+            f"# {recipe.model.name} on {dataset.name}\n\nBackbone of a segmentation by smallvit, "
+            f"without its {recipe.segment.head.name} head, which is in checkpoints/best.pt. "
+            f"Validation: {metrics}.\n\nLoad it with "
+            '`timm.create_model("local-dir:<this folder>", pretrained=True)`.\n'
+        ),
+    )
+    draw_curves(folder / "metrics.jsonl", folder / "plots" / "curves.png", folder.name)
+    shown = take_evenly(dataset.splits["val"], DRAWN_IMAGES)
+    (batch,) = eval_batches(data, shown, len(shown))
+    objective.eval()
+    with torch.no_grad(), runtime.autocast():
+        predicted = objective.logits(batch.images).argmax(dim=1)
+    draw_segments(
+        folder / "plots" / "segments.png",
+        shown.take(torch.arange(len(shown), device=shown.index.device)),
+        batch.masks,
+        predicted,
+        class_names=data.class_names,
+        title=folder.name,
+    )

@@ -1,0 +1,118 @@
+"""What supervises the patch tokens of stage 2: a file of score maps, or a teacher in every step."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from smallvit.core.errors import ConfigError
+from smallvit.core.run_folder import Run
+from smallvit.data.loader import Dataset
+from smallvit.engine.runtime import Runtime
+from smallvit.finetune.online import OnlineTeacher
+from smallvit.models.measure import measure
+from smallvit.models.tokens import AbstractBackbone
+from smallvit.run.annotator import open_annotator
+from smallvit.run.provenance import check_leak
+from smallvit.run.recipe import FinetuneConfig
+from smallvit.run.start import cost_of, total_cost
+from smallvit.teachers.score_maps import open_score_maps
+
+logger = logging.getLogger("smallvit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLabels:
+    """Where the score maps of a run come from.
+
+    Attributes:
+        reader: Returns the stored maps of samples by their place in the labelled split; ``None``
+            where none are stored.
+        teacher: Makes maps in each step; ``None`` where stored ones are read.
+        facts: For result.json.
+        upstream: Cost of the runs that they were made by, by stage.
+    """
+
+    reader: Callable[[Int[Tensor, " B"]], Float[Tensor, "B C h w"]] | None = None
+    teacher: OnlineTeacher | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    upstream: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def open_token_labels(
+    config: FinetuneConfig, student: AbstractBackbone, dataset: Dataset, runtime: Runtime
+) -> TokenLabels:
+    """Open what the settings of token labeling name.
+
+    Args:
+        config: Settings of stage 2.
+        student: The network that is to be trained, for the cost of a teacher beside it.
+        dataset: Images and splits.
+        runtime: Device.
+
+    Raises:
+        ConfigError: If nothing is named, or the teacher is of other classes or data.
+        DataError: If the file or run is missing, broken or of other data.
+    """
+    if config.token_label.source == "ema":
+        said = {"model": "running average of the student", "source": "ema"}
+        return TokenLabels(facts={"teacher": said})
+    if config.token_label.source == "online":
+        return _open_online(config, student, dataset, runtime)
+    if config.score_maps is None:
+        raise ConfigError("token labeling needs --score-maps FILE or --teacher RUN")
+    maps, header = open_score_maps(config.score_maps, dataset)
+    extra_data = check_leak(
+        header.extra_data,
+        dataset.name,
+        allow=config.allow_leak,
+        option=f"--score-maps {config.score_maps}",
+    )
+    upstream: dict[str, dict[str, float]] = {}
+    if (config.score_maps.parent / "result.json").is_file():
+        label_run = Run(config.score_maps.parent)
+        upstream = label_run.result.get("upstream", {}) | {"label": cost_of(label_run)}
+    said = {
+        "model": header.teacher,
+        "weights": header.teacher_hash,
+        "val_top1": header.teacher_val_top1,
+        "extra_data": extra_data,
+    }
+    return TokenLabels(
+        reader=maps.to(runtime.device).dense,
+        facts={"teacher": said, "extra_data": extra_data},
+        upstream=upstream,
+    )
+
+
+def _open_online(
+    config: FinetuneConfig, student: AbstractBackbone, dataset: Dataset, runtime: Runtime
+) -> TokenLabels:
+    if config.teacher is None:
+        raise ConfigError("token_label.source online needs --teacher RUN")
+    annotator = open_annotator(config.teacher, dataset, runtime, allow_leak=config.allow_leak)
+    backbone, run = annotator.teacher.backbone, annotator.run
+    own = measure(student, dataset.image_size).macs
+    theirs = measure(backbone, dataset.image_size).macs
+    logger.info(
+        "online teacher: %.1f million multiply-adds an image in each step, beside the %.1f of a "
+        "step of the student (three forward passes' worth); stored maps cost none",
+        theirs / 1e6,
+        3 * own / 1e6,
+    )
+    said = {
+        "model": run.result["model"],
+        "run": str(run.path),
+        "source": "online",
+        "weights": annotator.weights,
+        "val_top1": annotator.scores["val"],
+        "extra_data": annotator.extra_data,
+    }
+    return TokenLabels(
+        teacher=OnlineTeacher(annotator.teacher),
+        facts={"teacher": said, "extra_data": annotator.extra_data},
+        upstream=total_cost(run),
+    )

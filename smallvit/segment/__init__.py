@@ -1,0 +1,1 @@
+"""Segmentation: a head on a trained backbone that names the class of every pixel."""

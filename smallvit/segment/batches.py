@@ -1,0 +1,113 @@
+"""Batches of images and masks, cropped and mirrored together on the device.
+
+Shapes in this file:
+    B    images
+    H W  image in pixels
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from smallvit.core import rng
+from smallvit.core.config import Range
+from smallvit.data import augment, geometry
+from smallvit.data.augment import Fraction, check_bounds
+from smallvit.data.loader import Order, Split, channel_tensors
+from smallvit.segment.data import SegmentData
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentBatch:
+    """Images with the class of each pixel.
+
+    Attributes:
+        images: Normalised.
+        masks: Class indices; ``IGNORED`` where none counts.
+    """
+
+    images: Float[Tensor, "B 3 H W"]
+    masks: Int[Tensor, "B H W"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentAugmentConfig:
+    """The crop of training images; half of them are mirrored unless ``data.hflip`` is false.
+
+    Attributes:
+        scale: Area of the crop as a fraction of the image's.
+        ratio: Aspect ratio of the crop, width over height.
+    """
+
+    scale: tuple[Fraction, Fraction] = (0.5, 1.0)
+    ratio: Annotated[tuple[float, float], Range(gt=0)] = (0.75, 4 / 3)
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "ratio"):
+            check_bounds(f"augment.{name}", getattr(self, name))
+
+
+class SegmentBatches:
+    """Training batches by step: a batch depends on nothing but the seed and the step.
+
+    Args:
+        data: On the training device.
+        order: Which images each step takes.
+        config: The augmentation.
+    """
+
+    def __init__(self, data: SegmentData, order: Order, config: SegmentAugmentConfig) -> None:
+        self.data = data
+        self.split = data.dataset.splits["train"]
+        self.order = order
+        self.config = config
+        self.mean, self.std = channel_tensors(data.dataset, order.device)
+
+    def __call__(self, step: int) -> SegmentBatch:
+        """Make the batch of one step."""
+        draw = self.order.draw(step)
+        side = self.data.dataset.image_size
+        where = geometry.sample_resized_crop(
+            rng.uniform(self.order.seed, "segment", draw.epoch, draw.position, 5),
+            scale=self.config.scale,
+            ratio=self.config.ratio,
+            hflip=self.data.dataset.hflip,
+            image_size=side,
+        )
+        images = augment.to_float(self.split.take(draw.position))
+        images = geometry.resample(images, where, (side, side), kernel="bicubic", fill="edge")
+        images = images.contiguous().clamp_(0, 1)  # the kernel overshoots
+        return SegmentBatch(
+            images=augment.normalise(images, self.mean, self.std),
+            masks=crop_masks(self.data.take_masks(self.split, draw.position).long(), where),
+        )
+
+
+def crop_masks(masks: Int[Tensor, "B H W"], where: geometry.Geometry) -> Int[Tensor, "B H W"]:
+    """Cut each mask's box out as its image's was, by nearest neighbour.
+
+    Args:
+        masks: Class indices.
+        where: Boxes inside the image, and mirror flags.
+    """
+    sign = torch.where(where.hflip, -1.0, 1.0)
+    zero = torch.zeros_like(where.left)
+    across = torch.stack([where.width * sign, zero, 2 * where.left + where.width - 1], dim=1)
+    down = torch.stack([zero, where.height, 2 * where.top + where.height - 1], dim=1)
+    to_source = torch.stack([across, down], dim=1)  # (B, 2, 3)
+    # Indices up to 255 are exact in float32.
+    moved = geometry.warp(masks.float()[:, None], to_source, nearest=True, fill="edge")
+    return moved[:, 0].long()
+
+
+def eval_batches(data: SegmentData, split: Split, batch_size: int) -> Iterator[SegmentBatch]:
+    """Walk a split once, in order, without augmentation; the last batch may be smaller."""
+    device = split.index.device
+    mean, std = channel_tensors(data.dataset, device)
+    for position in torch.arange(len(split), device=device).split(batch_size):
+        images = augment.normalise(augment.to_float(split.take(position)), mean, std)
+        yield SegmentBatch(images=images, masks=data.take_masks(split, position).long())

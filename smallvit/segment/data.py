@@ -1,0 +1,394 @@
+"""Images with masks of class indices, in folders: checked, packed and split.
+
+Shapes in this file:
+    S    images of a split
+    B    images of a step
+    H W  image in pixels
+"""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped, UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from smallvit.core.config import Range
+from smallvit.core.errors import ConfigError, DataError
+from smallvit.data.images import IMAGE_SUFFIXES, open_image
+from smallvit.data.loader import USUAL_SIZES, Dataset, Split
+from smallvit.data.splits import Cut, StoredCut, cut_splits, load_cut, split_hash, store_cut
+from smallvit.data.store import cache_errors, file_stem, hash_images
+
+SPLITS = ("train", "val", "test")
+IGNORED = 255  # index of pixels that count for nothing
+MASK_MODES = ("P", "L", "1")  # of PIL: palette, 8-bit grey, 1-bit
+SMALL_GREYS = ("L;2", "L;4")  # PIL scales these to 8 bits, so that their values are no indices
+LAYOUT = "expected images/train/NAME.* with masks/train/NAME.png, and the same for val and test"
+# Files of one thread's turn: enough that threads do not wait for each other.
+CHUNK = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentDataConfig:
+    """Which images and masks, and how they are split.
+
+    Attributes:
+        path: Folder of ``images/{train,val,test}/NAME.*`` and ``masks/{train,val,test}/NAME.png``.
+        image_size: Side of the square that images are fitted into, in pixels; null is the usual
+            size nearest to the images' longer sides (8 to 256).
+        val_fraction: Part of the training images held out for validation where there is no val
+            folder.
+        test_fraction: Part of all training images held out for testing where there is no test
+            folder.
+        split_seed: Seed of the cut, apart from the training seed.
+        hflip: Whether images are mirrored in training.
+    """
+
+    path: Path | None = None
+    image_size: Annotated[int | None, Range(ge=8, le=1024)] = None
+    val_fraction: Annotated[float, Range(gt=0, lt=0.9)] = 0.1
+    test_fraction: Annotated[float, Range(gt=0, lt=0.9)] = 0.2
+    split_seed: Annotated[int, Range(ge=0)] = 0
+    hflip: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentData:
+    """Images with the class of each of their pixels.
+
+    Attributes:
+        dataset: The images and their splits, all of one packed array; it has no labels.
+        masks: Class of each pixel, in the order of the packed array; ``IGNORED`` where none counts.
+        class_names: In the order of the indices.
+    """
+
+    dataset: Dataset
+    masks: UInt8[Tensor, "packed H W"]
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def take_masks(self, split: Split, position: Int[Tensor, " B"]) -> UInt8[Tensor, "B H W"]:
+        """Gather masks by their position in a split."""
+        return self.masks.index_select(0, split.index[position])
+
+    def to(self, device: torch.device) -> "SegmentData":
+        """Put everything on the device; images that do not fit are streamed."""
+        return replace(self, dataset=self.dataset.to(device), masks=self.masks.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """An image file and its mask."""
+
+    image: Path
+    mask: Path
+
+
+def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentData:
+    """Read, check, fit and split a folder of images and masks.
+
+    An image of any size is resized until its longer side is ``image_size`` (bicubic, antialiased)
+    and centred on a square of its own mean colour. Its mask is resized by nearest neighbour, and
+    what lies outside the image is ignored.
+
+    Args:
+        config: What to load.
+        cache_dir: Folder that the cut is stored in.
+
+    Raises:
+        ConfigError: If no folder is named.
+        DataError: If files are missing or broken, or masks hold no usable class indices.
+    """
+    if config.path is None:
+        raise ConfigError(f"no data named: give --data FOLDER ({LAYOUT})")
+    pairs = list_pairs(config.path)
+    flat = [pair for split in pairs.values() for pair in split]
+    size = config.image_size or _find_size(flat)
+    images, masks, seen = _read_all(flat, size)
+    num_train = len(pairs["train"])
+    class_names = _name_classes(config.path, flat, seen, num_train)
+    hashes = hash_images(images)
+    counts = {name: len(split) for name, split in pairs.items()}
+    digest = hashlib.sha256(repr((class_names, counts)).encode() + hashes.tobytes())
+    digest.update(hash_images(masks).tobytes())
+    fingerprint = digest.hexdigest()
+    name = config.path.absolute().name
+    folder = cache_dir / "segment" / f"{file_stem(name)}-{fingerprint[:16]}"
+    with cache_errors(cache_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"hashes.{os.getpid()}.part.npy"
+        np.save(partial, hashes)
+        partial.replace(folder / "train.hashes.npy")  # where Dataset.image_hashes looks
+        stored = _cut(config, folder, images[:num_train], hashes[:num_train], counts)
+    places = {"train": stored.cut.train, "labelled": stored.cut.train}
+    first = num_train
+    for part in ("val", "test"):
+        places[part] = getattr(stored.cut, part)
+        if part in counts:
+            places[part] = np.arange(first, first + counts[part])
+            first += counts[part]
+    for part in SPLITS:
+        if (masks[places[part]] == IGNORED).all():
+            raise DataError(
+                f"{config.path}: every pixel of the {part} masks is {IGNORED}, which is ignored: "
+                "give each pixel its class index"
+            )
+    packed, labels = torch.from_numpy(images), torch.zeros(len(images), dtype=torch.int64)
+    splits = {
+        part: Split(images=packed, labels=labels, index=torch.from_numpy(index))
+        for part, index in places.items()
+    }
+    dataset = Dataset(
+        name=name,
+        class_names=(),
+        image_size=size,
+        splits=splits,
+        mean=stored.mean,
+        std=stored.std,
+        hflip=config.hflip,
+        fingerprint=fingerprint,
+        split_hashes={part: split_hash(split.index) for part, split in splits.items()},
+        broken=(),
+        store_path=folder,
+    )
+    return SegmentData(dataset=dataset, masks=torch.from_numpy(masks), class_names=class_names)
+
+
+def list_pairs(folder: Path) -> dict[str, list[Pair]]:
+    """Find the images and masks of each split, in the order of their names.
+
+    Raises:
+        DataError: If the folders are not there, or an image or a mask has no counterpart.
+    """
+    if not (folder / "images" / "train").is_dir():
+        raise DataError(f"no images/train in {folder}: {LAYOUT}")
+    found: dict[str, list[Pair]] = {}
+    for split in SPLITS:
+        images = _by_stem(folder / "images" / split, IMAGE_SUFFIXES)
+        masks = _by_stem(folder / "masks" / split, frozenset({".png"}))
+        if not images and not masks and split != "train":
+            continue
+        if not images:
+            raise DataError(f"{folder / 'images' / split} holds no images: {LAYOUT}")
+        for left, right, kind in ((images, masks, "mask"), (masks, images, "image")):
+            alone = [stem for stem in left if stem not in right]
+            if alone:
+                raise DataError(
+                    f"{folder}: {len(alone)} of {len(left)} files have no {kind}, first: "
+                    f"{left[alone[0]].relative_to(folder)}: {LAYOUT}"
+                )
+        found[split] = [Pair(image=images[stem], mask=masks[stem]) for stem in images]
+    return found
+
+
+def _by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
+    """List the files of a folder by name without suffix, sorted; empty where there is none."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise DataError(
+                f"{found[path.stem]} and {path.name} would have one mask: rename one of them"
+            )
+        found[path.stem] = path
+    return found
+
+
+def _find_size(pairs: list[Pair]) -> int:
+    """Return the usual side nearest to the median of the images' longer sides."""
+    chosen = np.linspace(0, len(pairs) - 1, num=min(64, len(pairs))).astype(int)
+    sides = [max(_open(pairs[i].image).size) for i in chosen]
+    return min(USUAL_SIZES, key=lambda size: abs(size - np.median(sides)))
+
+
+def _read_all(pairs: list[Pair], size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Decode all pairs: images (n, 3, H, W), masks (n, H, W), indices that each has (n, 256)."""
+    images = np.empty((len(pairs), 3, size, size), dtype=np.uint8)
+    masks = np.empty((len(pairs), size, size), dtype=np.uint8)
+    seen = np.zeros((len(pairs), 256), dtype=bool)
+
+    def read(start: int) -> None:
+        for i, pair in enumerate(pairs[start : start + CHUNK], start):
+            image, mask = _read_image(pair.image), _read_mask(pair.mask)
+            if image.size != mask.size:
+                raise DataError(
+                    f"{pair.mask} has {mask.width} x {mask.height} px, its image "
+                    f"{image.width} x {image.height}: both need one size"
+                )
+            seen[i] = np.bincount(np.asarray(mask).ravel(), minlength=256) > 0
+            images[i], masks[i] = fit_square(image, mask, size)
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(read, range(0, len(pairs), CHUNK)))
+    return images, masks, seen
+
+
+def fit_square(
+    image: Image.Image, mask: Image.Image, size: int
+) -> tuple[Shaped[np.ndarray, "3 H W"], Shaped[np.ndarray, "H W"]]:
+    """Fit an image and its mask into a square, see ``load_segment_data``.
+
+    Args:
+        image: RGB.
+        mask: Of class indices, as large as the image.
+        size: Side of the square, in pixels.
+    """
+    longer = max(image.size)
+    width, height = (max(1, round(side * size / longer)) for side in image.size)
+    left, top = (size - width) // 2, (size - height) // 2
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    square = np.empty((size, size, 3), dtype=np.uint8)
+    square[:] = pixels.mean(axis=(0, 1)).round()
+    square[top : top + height, left : left + width] = pixels
+    indices = np.full((size, size), IGNORED, dtype=np.uint8)
+    small = np.asarray(mask.resize((width, height), Image.Resampling.NEAREST))
+    indices[top : top + height, left : left + width] = small
+    return square.transpose(2, 0, 1), indices
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return open_image(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _decode(path: Path, image: Image.Image) -> None:
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError) as error:  # PIL's PNG reader raises all three
+        raise DataError(f"{path} cannot be decoded: {error}") from error
+
+
+def _read_image(path: Path) -> Image.Image:
+    """Read an image as RGB, upright, with transparency laid over white."""
+    image = _open(path)
+    _decode(path, image)
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise DataError(f"{path} has more than 8 bits a channel: save it with 8")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGBA", rgba.size, "white")
+        image.alpha_composite(rgba)
+    return image.convert("RGB")
+
+
+def _read_mask(path: Path) -> Image.Image:
+    """Read a mask as class indices, mode L."""
+    mask = _open(path)
+    tile: Any = getattr(mask, "tile", None)
+    raw = tile[0][3] if tile else ""  # how the bytes become pixels
+    _decode(path, mask)
+    if mask.mode not in MASK_MODES or str(raw) in SMALL_GREYS:
+        raise DataError(
+            f"{path} is a mask of mode {mask.mode} ({raw}), whose values are no class indices: "
+            "save it as 8-bit grey or with a palette, index = class"
+        )
+    return Image.fromarray(np.asarray(mask).astype(np.uint8))
+
+
+def _name_classes(
+    folder: Path, pairs: list[Pair], seen: np.ndarray, num_train: int
+) -> tuple[str, ...]:
+    """Return the class names of classes.txt, else numbers; refuse indices that are no class.
+
+    Raises:
+        DataError: Names the first mask at fault.
+    """
+    in_train = np.flatnonzero(seen[:num_train, :IGNORED].any(axis=0))
+    if len(in_train) < 2:
+        raise DataError(
+            f"{folder}: the train masks hold one class only (indices "
+            f"{', '.join(map(str, in_train)) or 'none'}; {IGNORED} is ignored): segmentation needs "
+            "two, such as 0 for background and 1 for the object"
+        )
+    listed = folder / "classes.txt"
+    if listed.is_file():
+        try:
+            names = tuple(line.strip() for line in listed.read_text().splitlines() if line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{listed} cannot be read: {error}") from error
+        if len(set(names)) != len(names):
+            raise DataError(f"{listed} names a class twice: one different name a line")
+        remedy = f"{listed} names {len(names)} classes, a line each from index 0 on"
+    else:
+        names = tuple(f"class {i}" for i in range(in_train.max() + 1))
+        if len(in_train) != len(names):
+            some = ", ".join(map(str, in_train[:8]))
+            raise DataError(
+                f"{folder}: the indices of the train masks leave gaps ({some}): number the classes "
+                "from 0 on, or list them all in classes.txt"
+            )
+        remedy = f"the train masks hold {len(names)} classes; classes.txt may name more"
+    outside = seen[:, len(names) : IGNORED]
+    if outside.any():
+        first = int(outside.any(axis=1).argmax())
+        index = len(names) + int(outside[first].argmax())
+        raise DataError(f"{pairs[first].mask} holds index {index}, which is no class: {remedy}")
+    return names
+
+
+def _cut(
+    config: SegmentDataConfig,
+    folder: Path,
+    images: np.ndarray,
+    hashes: np.ndarray,
+    counts: dict[str, int],
+) -> StoredCut:
+    """Cut what the folders do not bring out of the training images, once."""
+    val_fraction = 0.0 if "val" in counts else config.val_fraction
+    test_fraction = 0.0 if "test" in counts else config.test_fraction
+    parts = (val_fraction, test_fraction, config.split_seed)
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    stored = load_cut(folder, key)
+    if stored is not None:
+        return stored
+    cut = Cut(**dict.fromkeys(("train", "labelled", "val", "test"), np.arange(len(images))))
+    if val_fraction or test_fraction:
+        cut = cut_splits(
+            np.zeros(len(images), dtype=np.int64),
+            class_names=("train",),
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            label_fraction=1.0,
+            seed=config.split_seed,
+            hashes=hashes,
+        )
+        for part in ("val", "test"):
+            if part not in counts and len(getattr(cut, part)) == 0:
+                raise DataError(f"{config.path}: too few train images to cut {part} from")
+    mean, std = _channel_stats(images, cut.train)
+    stored = StoredCut(cut=cut, mean=mean, std=std)
+    store_cut(stored, folder, key)
+    return stored
+
+
+def _channel_stats(
+    images: np.ndarray, index: np.ndarray
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Exact mean and standard deviation of the channels of some images, in [0, 1]."""
+    levels = np.arange(256) / 255
+    stats = []
+    for channel in range(3):
+        share = sum(
+            np.bincount(images[part, channel].ravel(), minlength=256)
+            for part in np.array_split(index, max(1, len(index) // 256))
+        )
+        share = share / np.sum(share)
+        mean = float(share @ levels)
+        stats.append((mean, float(np.sqrt(max(share @ levels**2 - mean**2, 1e-6)))))
+    (a, d), (b, e), (c, f) = stats
+    return (a, b, c), (d, e, f)

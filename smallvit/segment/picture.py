@@ -1,0 +1,76 @@
+"""Images with their true and predicted classes as a picture.
+
+Shapes in this file:
+    B    images
+    H W  image in pixels
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from smallvit.segment.data import IGNORED
+
+# Okabe and Ito's, told apart by colour-blind eyes; more classes share out the hues.
+COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+IGNORED_COLOUR = (0.75, 0.75, 0.75)
+MOST_NAMED = 24  # classes in the legend
+
+
+def draw_segments(
+    path: Path,
+    images: UInt8[Tensor, "B 3 H W"],
+    truth: Int[Tensor, "B H W"],
+    predicted: Int[Tensor, "B H W"],
+    *,
+    class_names: Sequence[str],
+    title: str,
+) -> None:
+    """Draw images, their masks and what was predicted, a column an image.
+
+    Args:
+        path: PNG to write.
+        images: As they are packed.
+        truth: Class indices; ``IGNORED`` pixels are grey.
+        predicted: Class indices.
+        class_names: In the order of the indices.
+        title: First line.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    colours = _class_colours(len(class_names))
+    table = np.tile(IGNORED_COLOUR, (IGNORED + 1, 1))
+    table[: len(colours)] = colours
+    rows = {
+        "image": images.cpu().numpy().transpose(0, 2, 3, 1),
+        "truth": table[truth.cpu().numpy()],
+        "predicted": table[predicted.cpu().numpy()],
+    }
+    figure = Figure(figsize=(1.5 * len(images) + 0.6, 6.0), layout="constrained")
+    axes = figure.subplots(3, len(images), squeeze=False)
+    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+        for axis, pixels in zip(line, pictures, strict=True):
+            axis.imshow(pixels, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name)
+    named = [
+        Patch(color=colour, label=name) for colour, name in zip(colours, class_names, strict=True)
+    ]
+    named = [*named[:MOST_NAMED], Patch(color=IGNORED_COLOUR, label="ignored")]
+    figure.legend(handles=named, loc="outside lower left", ncols=6, frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _class_colours(num_classes: int) -> list[tuple[float, float, float]]:
+    from matplotlib.colors import hsv_to_rgb, to_rgb
+
+    if num_classes <= len(COLOURS):
+        return [to_rgb(colour) for colour in COLOURS[:num_classes]]
+    hues = np.arange(num_classes - 1) / (num_classes - 1)
+    return [(0.0, 0.0, 0.0), *(tuple(hsv_to_rgb((h, 0.75, 0.95))) for h in hues)]

@@ -1,0 +1,67 @@
+"""Scores of a run: every readout, what it is called, and what cannot be read."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from smallvit.cli.app import main
+from smallvit.run.score import evaluate_run, score_run
+
+
+@pytest.fixture
+def run(tiny: str, tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    assert main(["finetune", "--recipe", tiny, "--out", str(folder), "--epochs", "0.2"]) == 0
+    return folder
+
+
+def constant_head(run: Path, best: int) -> None:
+    """Put a token head into an export that says one class of every token."""
+    head = nn.Linear(16, 10)
+    nn.init.zeros_(head.weight)
+    head.bias.data = 100 * torch.eye(10)[best]
+    save_file(head.state_dict(), run / "export" / "token_head.safetensors")
+
+
+def test_readouts_are_scored_and_named_with_the_head_that_they_read(run, capsys):
+    plain = evaluate_run(run)
+    assert set(plain.metrics) == {"top1", "top5", "nll", "n"}
+    assert (plain.readout, plain.reads) == ("cls", "image classifier on pooled features")
+    shared = evaluate_run(run, readout="mean")
+    assert shared.reads == "mean over tokens of the image classifier, which tokens share"
+    assert shared.metrics["nll"] != plain.metrics["nll"]
+    constant_head(run, best=3)
+    # The head of one class outweighs the classifier: both are right where the label is that class.
+    for readout in ("cls+max", "mean"):
+        capsys.readouterr()
+        assert main(["eval", str(run), "--readout", readout]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"run on val, readout {readout} " in said
+        assert "over tokens of the auxiliary token head" in said
+        share = evaluate_run(run, readout=readout).metrics["top1"]
+        assert 0.09 < share < 0.11  # digits has ten classes of nearly one size
+        assert f"{share:.2%}" in said
+    assert evaluate_run(run, readout="cls") == plain
+    assert score_run(run) == plain.metrics
+
+
+def test_a_head_of_another_network_ends_with_exit_3(run, capsys):
+    save_file(nn.Linear(8, 10).state_dict(), run / "export" / "token_head.safetensors")
+    assert main(["eval", str(run)]) == 3
+    assert "does not fit vit_tiny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("readout", ["max", "cls,mean"])
+def test_an_unknown_readout_ends_with_exit_2(readout, capsys):
+    assert main(["eval", "runs/none", "--readout", readout]) == 2
+    assert "cls+max" in capsys.readouterr().err
+
+
+def test_a_run_without_a_classifier_has_no_readout(tiny, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert main(["pretrain", "--recipe", tiny, "--out", run, "--epochs", "0.1"]) == 0
+    assert main(["eval", run, "--knn", "--readout", "mean"]) == 2
+    assert "without a classifier: leave --readout mean out" in capsys.readouterr().err
