@@ -30,10 +30,9 @@ def mix_tokens(grid: Float[Tensor, "B h w X"], box: TokenBox) -> Float[Tensor, "
         un-mixes the outputs; mixing the targets is the same loss.
     """
     box = box.on((grid.shape[1], grid.shape[2]))
+    rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
     mixed = grid.clone()
-    mixed[:, box.top : box.bottom, box.left : box.right] = grid.flip(0)[
-        :, box.top : box.bottom, box.left : box.right
-    ]
+    mixed[:, rows, columns] = grid[:, rows, columns].flip(0)
     return mixed
 
 

@@ -130,15 +130,17 @@ class ScoreMaps:
     def dense(self, position: Int[Tensor, " B"]) -> Float[Tensor, "B C h w"]:
         """Return full distributions of the images at ``position`` in the split.
 
-        The channel axis sums to 1 exactly, whatever float16 lost.
+        The channel axis sums to 1 exactly, whatever float16 lost. In memory the classes of a place
+        are neighbours, (B, h, w, C), which moving the maps and the loss work on.
         """
-        prob, index = self.prob[position].float(), self.index[position].long()
-        listed = prob.shape[1]
-        unlisted = max(self.num_classes - listed, 1)
-        shape = (len(position), self.num_classes, *prob.shape[2:])
-        share = (self.rest[position].float() / unlisted)[:, None].expand(shape)
-        dense = share.scatter(1, index, prob)
-        return dense / dense.sum(dim=1, keepdim=True)
+        prob = self.prob[position].flatten(2).mT.float()  # (B, h w, k)
+        index = self.index[position].flatten(2).mT.long()
+        rest = self.rest[position].flatten(1)[:, :, None].float()
+        unlisted = self.num_classes - prob.shape[2]
+        total = prob.sum(dim=2, keepdim=True) + (rest if unlisted else 0)
+        share = rest / (max(unlisted, 1) * total)
+        dense = share.expand(-1, -1, self.num_classes).scatter(2, index, prob / total)
+        return dense.mT.unflatten(2, self.prob.shape[2:])
 
 
 def tensors_of(maps: ScoreMaps) -> dict[str, Tensor]:
