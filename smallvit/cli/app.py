@@ -39,6 +39,7 @@ def create_app() -> App:
         version=__version__,
         config=[given.note],
         result_action="return_value",
+        suppress_keyboard_interrupt=False,  # ``main`` says it
     )
     for name, text in COMMANDS.items():
         app.command(f"smallvit.cli.{name}_command:{name}_command", name=name, help=text)

@@ -10,7 +10,7 @@ from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given
 from smallvit.cli.training import apply_offline, load_for, say_done
 from smallvit.core import places
 from smallvit.core.errors import ConfigError
-from smallvit.core.run_folder import find_runs
+from smallvit.core.run_folder import find_runs, open_classifier
 from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import DataConfig
 from smallvit.engine.log import LogConfig
@@ -33,6 +33,7 @@ def finetune_command(
     init: Annotated[str | None, Parameter(name="--init")] = None,
     teacher: Annotated[Path | None, Parameter(name="--teacher")] = None,
     score_maps: Annotated[Path | None, Parameter(name="--score-maps")] = None,
+    allow_leak: Annotated[bool, Parameter(name="--allow-leak", negative="")] = False,
     which: DataOptions = DataOptions(),
     training: TrainOptions = TrainOptions(),
     where: FolderOptions = FolderOptions(),
@@ -56,7 +57,8 @@ def finetune_command(
         init: Run or export to start from, ``timm:NAME`` for timm's weights, or ``scratch``.
         teacher: Run of the teacher that writes the score maps, or with --token-label.source online
             labels each batch.
-        score_maps: File of score maps written before.
+        score_maps: File of score maps written before, or their run.
+        allow_leak: Take a start, teacher or maps that may have seen held-out images, and record it.
         which: Data.
         training: Model and length.
         where: Folders.
@@ -143,8 +145,11 @@ def _complete(recipe: Recipe, teacher: Path | None, *, dry_run: bool) -> Recipe:
         else:
             logger.info("continuing from %s", start)
         recipe = with_values(recipe, {"finetune": {"init": start}})
-    named = config.score_maps is not None or config.teacher is not None
-    if dry_run and config.token_label.source != "ema" and (teacher is not None or not named):
+    online = config.token_label.source == "online"
+    if teacher is not None:
+        open_classifier(teacher, "--teacher")
+    named = config.score_maps is not None if not online else (teacher or config.teacher) is not None
+    if dry_run and config.token_label.source != "ema" and not named:
         logger.info("dry run: token labels are left out, their maps would be made first")
         return with_values(recipe, {"finetune": {"token_label": {"enabled": False}}})
     return add_token_labels(recipe, teacher, given.argv)

@@ -12,6 +12,7 @@ from smallvit.core.config import merge
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
 from smallvit.core.places import absolute
+from smallvit.core.run_folder import open_classifier
 from smallvit.data.loader import DataConfig
 from smallvit.run.label import SCORE_MAPS, run_label
 from smallvit.run.recipe import LabelConfig, Recipe, load_recipe
@@ -48,6 +49,8 @@ def label_command(
     if resume is not None:
         recipe = _resumed(resume, which, settings)
     else:
+        if teacher is not None:
+            open_classifier(teacher, "--teacher")
         own = None if teacher is None else teacher / "recipe.yaml"
         named = which.recipe or (str(own) if own is not None and own.is_file() else None)
         if teacher is None and named is None:

@@ -120,6 +120,7 @@ PLACES = {
     "token_label": "{stage}.token_label.enabled",
     "init": "{stage}.init",
     "score_maps": "{stage}.score_maps",
+    "allow_leak": "{stage}.allow_leak",
 }
 SHARED_SECTIONS = ("data", "model", "runtime", "log", "pretrain", "teacher", "label", "finetune")
 NOT_SETTINGS = (

@@ -18,6 +18,7 @@ from smallvit.run.start import start_settings
 def pretrain_command(
     *,
     init: Annotated[str | None, Parameter(name="--init")] = None,
+    allow_leak: Annotated[bool, Parameter(name="--allow-leak", negative="")] = False,
     which: DataOptions = DataOptions(),
     training: TrainOptions = TrainOptions(),
     where: FolderOptions = FolderOptions(),
@@ -37,6 +38,7 @@ def pretrain_command(
 
     Args:
         init: Run or export to go on from, ``timm:NAME`` for timm's weights, or ``scratch``.
+        allow_leak: Take a start that may have seen held-out images of this data; it is recorded.
         which: Data.
         training: Model and length.
         where: Folders.

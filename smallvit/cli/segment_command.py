@@ -16,6 +16,7 @@ from smallvit.core.run_folder import Run
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.models.registry import ModelConfig
+from smallvit.run.recipe import open_unfinished
 from smallvit.run.segment import SegmentConfig, load_segment_recipe, run_segment
 from smallvit.segment.batches import SegmentAugmentConfig
 from smallvit.segment.data import SegmentDataConfig
@@ -59,14 +60,15 @@ def segment_command(
     model: ModelConfig = ModelConfig(),
     head: HeadConfig = DEFAULTS.head,
     augment: SegmentAugmentConfig = DEFAULTS.augment,
-    optim: OptimConfig = DEFAULTS.optim,
-    schedule: ScheduleConfig = DEFAULTS.schedule,
+    optim: Annotated[OptimConfig, Parameter(show_default=False)] = DEFAULTS.optim,
+    schedule: Annotated[ScheduleConfig, Parameter(show_default=False)] = DEFAULTS.schedule,
     log: LogConfig = LogConfig(),
 ) -> None:
     """Train a segmentation head, and the backbone below it, on images and masks.
 
     A mask is an 8-bit or palette PNG whose values are class indices; 255 is ignored. The test split
-    is left alone: ``smallvit eval RUN --split test`` scores it.
+    is left alone: ``smallvit eval RUN --split test`` scores it. Without a recipe the learning rate
+    is 5e-4 at batches of 32, for 50 epochs.
 
     Args:
         init: Run or export to start from, ``timm:NAME`` for timm's weights, or ``scratch``.
@@ -92,8 +94,12 @@ def segment_command(
         if file is not None:
             raise ConfigError("--resume brings its own recipe: leave --recipe out")
         file = training.resume / "recipe.yaml"
-        if not file.is_file():
-            raise ConfigError(f"--resume {training.resume}: no run there")
+        open_unfinished(training.resume, "segment")
+    if file is not None and not file.is_file():
+        raise ConfigError(
+            f"--recipe {file} is no file: none are shipped for segment, give one such as the "
+            "recipe.yaml of an earlier run"
+        )
     run = run_segment(
         load_segment_recipe(file, settings),
         out=where.out,

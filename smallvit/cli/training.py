@@ -9,7 +9,7 @@ from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run
 from smallvit.run.adopt import run_teacher
-from smallvit.run.recipe import Recipe, Stage, load_recipe
+from smallvit.run.recipe import Recipe, Stage, load_recipe, open_unfinished
 from smallvit.run.stage import run_stage
 
 NEXT = {
@@ -43,10 +43,8 @@ def load_for(stage: Stage, which: DataOptions, training: TrainOptions) -> Recipe
     if training.resume is not None:
         if which.recipe is not None:
             raise ConfigError("--resume brings its own recipe: leave --recipe out")
-        own = training.resume / "recipe.yaml"
-        if not own.is_file():
-            raise ConfigError(f"--resume {training.resume}: no run there")
-        return load_recipe(str(own), settings)[0]
+        open_unfinished(training.resume, stage)
+        return load_recipe(str(training.resume / "recipe.yaml"), settings)[0]
     recipe, name = load_recipe(which.recipe, settings)
     say_recipe(name)
     return recipe

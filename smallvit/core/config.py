@@ -19,6 +19,9 @@ from smallvit.core.errors import ConfigError, suggest
 ConfigT = TypeVar("ConfigT")
 
 
+LONGEST_SHOWN = 60  # of a value in a message
+
+
 @dataclass(frozen=True)
 class Range:
     """Bounds of a number, or of every number of a tuple: ``Annotated[float, Range(gt=0)]``."""
@@ -137,7 +140,9 @@ def _check(
     for key, value in values.items():
         path = f"{prefix}{key}"
         if key not in hints:
-            yield f"{source}: unknown key {path!r} (value {value!r}){suggest(str(key), hints)}"
+            shown = repr(value)
+            shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+            yield f"{source}: unknown key {path!r} (value {shown}){suggest(str(key), hints)}"
         elif sections := _sections(hints[key]):
             part = merged.get(key)
             part = part if isinstance(part, Mapping) else {}

@@ -64,6 +64,19 @@ class Run:
         return value
 
 
+def open_classifier(path: Path, option: str) -> "Run":
+    """Open a finished run that can classify; ``option`` is what named it.
+
+    Raises:
+        DataError: If there is none, or it did not finish.
+        ConfigError: If it is of a stage without a classifier.
+    """
+    run = open_run(path)
+    if run.result["stage"] not in ("teacher", "finetune"):
+        raise ConfigError(f"{option} {path} is a {run.result['stage']} run and cannot classify")
+    return run
+
+
 def open_run(path: Path, *, stage: str | None = None) -> Run:
     """Open a finished run.
 

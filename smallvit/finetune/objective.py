@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smallvit.core.config import Range
+from smallvit.core.errors import ConfigError
 from smallvit.core.objective import AbstractObjective, StepOutput
 from smallvit.data.batches import LabelledBatch, TokenBox
 from smallvit.finetune.mix_token import mix_labels, mix_tokens
@@ -54,6 +55,9 @@ class FinetuneObjective(AbstractObjective[LabelledBatch]):
         config: Settings of the image loss.
         token_label: Settings of token labeling; ``None`` or not enabled trains without it.
         teacher: Makes the score maps in each step where ``token_label.source`` is ``online``.
+
+    Raises:
+        ConfigError: If the classifier is to be shared and the network has a token head.
     """
 
     def __init__(
@@ -75,6 +79,11 @@ class FinetuneObjective(AbstractObjective[LabelledBatch]):
         self.teacher = teacher
         if self.token_label is None:
             return
+        if self.token_label.token_head == "shared" and backbone.token_head is not None:
+            raise ConfigError(
+                f"token_label.token_head shared: {backbone.model_name} has a token head of its "
+                "own, which would learn nothing: leave it out"
+            )
         self.criterion = TokenLabelingLoss(token_weight=self.token_label.token_weight)
         own = self.token_label.token_head == "own" and backbone.token_head is None
         if own and self.token_label.token_weight:

@@ -203,7 +203,7 @@ def find_timm_weights(name: str) -> str:
         tagged = timm.list_pretrained(f"{architecture}.*")
         if not tagged:
             raise ConfigError(
-                f"timm has no weights of {architecture}: leave --init out, or name weights that "
+                f"timm has no weights of {architecture}: name weights that "
                 "timm.list_pretrained() lists"
             )
         raise UnknownNameError("timm weights", name, tagged)
@@ -233,7 +233,7 @@ def initialise_from_timm(backbone: AbstractBackbone, name: str, *, offline: bool
         return _fill(backbone.model, source, same_classes=False)
     except ConfigError as error:
         raise ConfigError(
-            f"--init timm:{name} is for another network: {error}: leave --model and its settings "
+            f"timm:{name} is for another network: {error}: leave --model and its settings "
             "out to take its own, or start from scratch"
         ) from error
 
@@ -267,7 +267,7 @@ def _unreachable(name: str, repo: str | None, reason: str) -> DataError:
     where = f"of {repo} from the Hugging Face Hub" if repo else "of timm's release"
     return DataError(
         f"timm weights {name} could not be fetched ({reason}): run once with a network, or "
-        f"download config.json and {WEIGHTS} {where} and give --init their folder"
+        f"download config.json and {WEIGHTS} {where} and name their folder instead"
     )
 
 

@@ -42,6 +42,8 @@ from smallvit.models.registry import ALIASES, create_exported, unknown_model
 from smallvit.models.t2t_vit import OTHERS, SIZES
 from smallvit.models.tokens import AbstractBackbone
 
+MOST_LISTED = 20  # misfits of one message
+
 Weights = dict[str, Tensor]
 
 # Where checkpoints keep the weights, best first: a teacher and an average are what gets evaluated.
@@ -385,7 +387,10 @@ def adapt(
     }
     wrong = mismatches(adapted, left)
     if wrong:
-        raise ConfigError(f"the weights do not fit the model: {'; '.join(wrong)}")
+        more = f"; and {len(wrong) - MOST_LISTED} more" if len(wrong) > MOST_LISTED else ""
+        raise ConfigError(
+            f"the weights do not fit the model: {'; '.join(wrong[:MOST_LISTED])}{more}"
+        )
     fresh = [name for name in ours if name not in weights]
     return adapted, [*notes, *(f"{name} not loaded: not in the weights" for name in fresh)]
 

@@ -169,11 +169,12 @@ def run_adopt(
         logger.info("dry run of teacher: settings, data and weights of %s are fine", start)
         return None
     model = ModelConfig(**settings_from(adopted.architecture, adopted.arguments))
-    recipe = replace(recipe, teacher=replace(recipe.teacher, model=model))
+    asked, recipe = recipe, replace(recipe, teacher=replace(recipe.teacher, model=model))
     label = f"teacher-{model.name}-s{recipe.seed}"
     folder = out or new_folder(places.runs_dir(), dataset.name, label)
     create_folder(folder, overwrite=overwrite)
-    write_recipe(folder / "recipe.yaml", stage_values(recipe, "teacher"))
+    # As it was asked for: `smallvit run` compares it on its second call.
+    write_recipe(folder / "recipe.yaml", stage_values(asked, "teacher"))
     facts = _facts(recipe, start, dataset, adopted)
     write_json(folder / "env.json", describe_environment(dataset, runtime, argv, facts))
     logger.info("teacher of %s -> %s", dataset.name, folder)

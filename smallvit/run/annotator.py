@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smallvit.core.errors import ConfigError, DataError
-from smallvit.core.run_folder import Run, open_run
+from smallvit.core.run_folder import Run, open_classifier
 from smallvit.data.loader import Dataset
 from smallvit.engine.runtime import Runtime
 from smallvit.inference.export import read_export, weights_hash
 from smallvit.run.classifier import score_classifier
-from smallvit.run.provenance import check_leak, other_data
+from smallvit.run.provenance import OTHER_LABELS, check_leak, join_extra_data, other_data
 from smallvit.teachers.teacher import Teacher
 
 
@@ -56,23 +56,22 @@ def open_annotator(
         ConfigError: If it cannot label this data, or is no better than chance.
         DataError: If its run is missing or broken.
     """
-    run = open_run(path)
-    if run.result["stage"] not in ("teacher", "finetune"):
-        raise ConfigError(f"{run.path} is a {run.result['stage']} run and cannot classify")
+    run = open_classifier(path, "--teacher")
     theirs = tuple(run.env["dataset"]["class_names"])
     if theirs != dataset.class_names:
         raise ConfigError(
             f"--teacher {run.path} knows {len(theirs)} classes ({', '.join(theirs[:3])}, ...), "
             f"{dataset.name} has {dataset.num_classes} ({', '.join(dataset.class_names[:3])}, ...)"
         )
-    if other_data(run, dataset, "--teacher", allow_leak=True) != "none":
+    seen = other_data(run, dataset, "--teacher", allow_leak=True)
+    if seen != "none" and not seen.startswith(OTHER_LABELS):
         raise ConfigError(
             f"--teacher {run.path} was trained on other images ({run.env['dataset']['name']}) "
             f"than {dataset.name} at {dataset.image_size} px: train one, or adopt "
             "it with smallvit teacher --from"
         )
     extra_data = check_leak(
-        run.result.get("extra_data", "none"),
+        join_extra_data(seen, run.result.get("extra_data", "none")),
         dataset.name,
         allow=allow_leak,
         option=f"--teacher {run.path}",

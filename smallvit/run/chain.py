@@ -125,7 +125,11 @@ def _make_score_maps(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) 
             return maps.path / SCORE_MAPS
         teacher = _find_teacher(recipe, argv)
     logger.info("writing score maps with %s", teacher)
-    run = run_label(with_values(recipe, {"label": {"teacher": str(teacher)}}), argv=argv)
+    settings = {
+        "teacher": str(teacher),
+        "allow_leak": recipe.finetune.allow_leak or recipe.label.allow_leak,
+    }
+    run = run_label(with_values(recipe, {"label": settings}), argv=argv)
     assert run is not None
     return run.path / SCORE_MAPS
 

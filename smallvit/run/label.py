@@ -41,6 +41,7 @@ from smallvit.run.recipe import (
     stage_values,
 )
 from smallvit.run.stage import describe_environment, recorded
+from smallvit.run.token_labels import SCORE_MAPS
 from smallvit.teachers.parts import Parts
 from smallvit.teachers.score_maps import (
     ScoreMapHeader,
@@ -52,7 +53,6 @@ from smallvit.teachers.spot_check import TOLERANCE, spot_check
 from smallvit.teachers.teacher import Teacher
 
 logger = logging.getLogger("smallvit")
-SCORE_MAPS = "score_maps.safetensors"
 PARTS = "parts"
 ALL_CLASSES = 10  # up to so many classes, every one is listed
 PART_IMAGES = 2048  # of a part on disk: what a kill can cost
@@ -192,6 +192,8 @@ def _label(
 ) -> None:
     """Label the images that no part holds yet; parts end where batches do."""
     labelled, size = dataset.splits["labelled"], config.batch_size
+    if parts.done >= len(labelled):
+        return
     top_k = config.top_k or (dataset.num_classes if dataset.num_classes <= ALL_CLASSES else 5)
     num_batches, first = math.ceil(len(labelled) / size), math.ceil(parts.done / size)
     start = lap = time.monotonic()

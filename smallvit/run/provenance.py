@@ -20,6 +20,7 @@ SHARING = {
     "CIFAR-10": re.compile(r"(?<![a-z0-9])cifar[-_ ]?10(?![0-9])", re.IGNORECASE),
     "CINIC-10": re.compile(r"(?<![a-z0-9])cinic[-_ ]?10(?![0-9])", re.IGNORECASE),
 }
+OTHER_LABELS = "other labels"
 ALLOWED = " (shares images: --allow-leak)"
 
 
@@ -69,7 +70,7 @@ def other_data(run: Run, dataset: Dataset, option: str, *, allow_leak: bool = Fa
             ``check_leak``.
 
     Returns:
-        ``"none"``, or the name of the other data.
+        ``"none"``, the name of the other data, or what other labels of the same images it had.
 
     Raises:
         ConfigError: If validation or test images may have been trained on.
@@ -83,9 +84,19 @@ def other_data(run: Run, dataset: Dataset, option: str, *, allow_leak: bool = Fa
                     f"{option} {run.path} was trained on another split of these images and may "
                     f"have seen this {split} split: use the same data.split_seed and fractions"
                 )
-        return "none"
+        return _other_labels(run, dataset, option)
     marked = check_leak(name, dataset.name, allow=allow_leak, option=f"{option} {run.path}")
     unlabelled = not env["dataset"]["class_names"]
+    if run.result["stage"] == "segment":
+        logger.warning(
+            "%s %s was trained on images with masks (%s): whether validation or test images of %s "
+            "are among them cannot be told",
+            option,
+            run.path,
+            name,
+            dataset.name,
+        )
+        return marked
     seen = _count_seen(run, dataset)
     if seen is None and name != dataset.name:
         logger.warning(
@@ -124,6 +135,24 @@ def other_data(run: Run, dataset: Dataset, option: str, *, allow_leak: bool = Fa
         f"{option} {run.path} was trained on other images, called {name}, {what}: train it again "
         "on these images"
     )
+
+
+def _other_labels(run: Run, dataset: Dataset, option: str) -> str:
+    """Say which labels of the same images a run was trained on, where they are not these."""
+    if run.result["stage"] in ("pretrain", "segment"):
+        return "none"
+    if run.env["split_hashes"]["labelled"] == dataset.split_hashes["labelled"]:
+        return "none"
+    theirs, ours = run.result.get("num_labels"), len(dataset.splits["labelled"])
+    logger.warning(
+        "%s %s was trained on %s labels of %s, not on the %d of this run: it is recorded",
+        option,
+        run.path,
+        theirs,
+        dataset.name,
+        ours,
+    )
+    return f"{OTHER_LABELS} of {dataset.name} ({theirs} where this has {ours})"
 
 
 def join_extra_data(*sources: str) -> str:

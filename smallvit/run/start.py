@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from smallvit.core import places
+from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, open_run
 from smallvit.data.loader import Dataset
 from smallvit.inference.export import (
@@ -53,6 +54,8 @@ def start_from(
     else:
         run = open_run(Path(start))
         stage = run.result["stage"]
+        if stage == "label":
+            raise ConfigError(f"--init {start} holds score maps, no network: name its teacher")
         extra = join_extra_data(
             other_data(run, dataset, "--init", allow_leak=allow_leak),
             run.result.get("extra_data", "none"),

@@ -22,6 +22,7 @@ from smallvit.run.start import cost_of, total_cost
 from smallvit.teachers.score_maps import open_score_maps
 
 logger = logging.getLogger("smallvit")
+SCORE_MAPS = "score_maps.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,11 @@ def open_token_labels(
         ConfigError: If nothing is named, or the teacher is of other classes or data.
         DataError: If the file or run is missing, broken or of other data.
     """
+    if not config.token_label.token_weight and config.token_label.cls_target == "label":
+        logger.warning(
+            "token_label.token_weight 0 with token_label.cls_target label: the maps teach nothing, "
+            "set cls_target pooled or blend"
+        )
     if config.token_label.source == "ema":
         said = {"model": "running average of the student", "source": "ema"}
         return TokenLabels(facts={"teacher": said})
@@ -64,16 +70,19 @@ def open_token_labels(
         return _open_online(config, student, dataset, runtime)
     if config.score_maps is None:
         raise ConfigError("token labeling needs --score-maps FILE or --teacher RUN")
-    maps, header = open_score_maps(config.score_maps, dataset)
+    path = config.score_maps
+    if path.is_dir():  # the run of `smallvit label`
+        path = path / SCORE_MAPS
+    maps, header = open_score_maps(path, dataset)
     extra_data = check_leak(
         header.extra_data,
         dataset.name,
         allow=config.allow_leak,
-        option=f"--score-maps {config.score_maps}",
+        option=f"--score-maps {path}",
     )
     upstream: dict[str, dict[str, float]] = {}
-    if (config.score_maps.parent / "result.json").is_file():
-        label_run = Run(config.score_maps.parent)
+    if (path.parent / "result.json").is_file():
+        label_run = Run(path.parent)
         upstream = label_run.result.get("upstream", {}) | {"label": cost_of(label_run)}
     said = {
         "model": header.teacher,

@@ -156,7 +156,8 @@ def match_colours(
     name = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv")
     first = model.get_submodule(name) if isinstance(name, str) else None
     trained = f"trained on mean {_said(theirs[0])}, std {_said(theirs[1])}"
-    if not isinstance(first, nn.Conv2d) or first.in_channels != len(mean):
+    # A weight-standardised convolution would undo the scale.
+    if type(first) is not nn.Conv2d or first.in_channels != len(mean):
         return f"reads this data set's colours as they are, though {trained}"
     scale = (std / their_std).to(first.weight)
     shift = ((mean - their_mean) / their_std).to(first.weight)

@@ -199,7 +199,13 @@ def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
 def _check_shapes(path: Path, tensors: dict[str, Tensor], header: ScoreMapHeader) -> None:
     """Refuse tensors whose shapes or types do not go together, or not with the header."""
     prob, index, rest = (tensors[name] for name in ("prob", "index", "rest"))
-    height, width = header.grid
+    try:
+        height, width = (int(side) for side in header.grid)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} has a grid of {header.grid!r}, not of rows and columns: write it again with "
+            "smallvit label"
+        ) from error
     listed = prob.shape[1] if prob.ndim == 4 else 0
     count = len(prob) if prob.ndim else 0
     fits = (

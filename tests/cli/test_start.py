@@ -156,7 +156,7 @@ def test_timms_weights_of_another_network_than_named_are_refused(timm_weights, c
     words = ["pretrain", *DIGITS, "--init", f"timm:{TIMM}", "--model", "vit_tiny"]
     assert main(words) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"--init timm:{TIMM} is for another network" in line
+    assert f"timm:{TIMM} is for another network" in line
     assert "leave --model and its settings out" in line
 
 

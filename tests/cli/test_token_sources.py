@@ -148,3 +148,88 @@ def test_python_takes_an_online_teacher(tiny, teacher):
         **{"token_label.source": "online"},
     )
     assert run.result["teacher"]["source"] == "online"
+
+
+def test_a_dry_run_looks_at_the_teacher_that_is_named(tiny, teacher, tmp_path, capsys):
+    for more in ([], ["--token-label.source", "online"]):
+        words = ["finetune", "--recipe", tiny, "--init", "scratch", "--token-label", *more]
+        assert main([*words, "--dry-run", "--teacher", str(tmp_path / "nowhere")]) == 3
+        assert "no run at" in last_line(capsys)
+    words = ["finetune", "--recipe", tiny, *ONLINE, "online", "--dry-run", "--teacher", teacher]
+    assert main(words) == 0
+    assert "multiply-adds an image in each step" in capsys.readouterr().err
+
+
+def test_the_run_of_score_maps_stands_for_its_file(tiny, teacher, tmp_path):
+    assert main(["label", "--teacher", teacher, "--out", str(tmp_path / "label")]) == 0
+    maps = ["--token-label", "--init", "scratch", "--score-maps", str(tmp_path / "label")]
+    assert train("finetune", tiny, tmp_path / "run", *maps, "--epochs", "1") == 0
+
+
+def test_maps_that_teach_nothing_are_said(tiny, tmp_path, capsys):
+    more = [*ONLINE, "ema", "--token-label.token-weight", "0", "--dry-run"]
+    assert main(["finetune", "--recipe", tiny, *more]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the maps teach nothing, set cls_target pooled or blend" in said
+
+
+def test_a_run_of_another_stage_is_not_resumed(tiny, teacher, capsys):
+    for stage in ("finetune", "label", "segment", "pretrain"):
+        assert main([stage, "--resume", teacher]) == 2
+        assert f"that is a teacher run, not {stage}" in last_line(capsys)
+
+
+def test_a_teacher_that_is_no_run_is_named(tmp_path, capsys):
+    assert main(["label", "--teacher", str(tmp_path / "nowhere")]) == 3
+    assert "no run at" in last_line(capsys)
+
+
+def test_an_interrupt_before_there_is_a_run_is_one_line(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("smallvit.cli.doctor_command.doctor_command", interrupted)
+    assert main(["doctor"]) == 130
+    assert "interrupted before there was anything to save" in last_line(capsys)
+
+
+def test_a_recipe_with_an_adopted_teacher_runs_a_second_time(tiny, teacher, tmp_path):
+    recipe = yaml.safe_load(Path(tiny).read_text())
+    recipe |= {"teacher": {"adopt": teacher}, "arms": ["token-labels"]}
+    recipe["finetune"]["schedule"]["epochs"] = 1.0
+    Path(tiny).write_text(yaml.safe_dump(recipe))
+    words = ["run", tiny, "--out", str(tmp_path / "chain")]
+    assert main(words) == 0
+    made = (tmp_path / "chain" / "finetune-token-labels" / "result.json").read_text()
+    assert main(words) == 0
+    assert (tmp_path / "chain" / "finetune-token-labels" / "result.json").read_text() == made
+
+
+def test_labels_that_a_teacher_had_and_the_student_has_not_are_recorded(tiny, teacher, tmp_path):
+    label, run = tmp_path / "label", tmp_path / "run"
+    fewer = ["--data.label-fraction", "0.1"]
+    assert main(["label", "--teacher", teacher, "--out", str(label), *fewer]) == 0
+    maps = ["--token-label", "--init", "scratch", "--score-maps", str(label), "--epochs", "1"]
+    assert train("finetune", tiny, run, *maps, *fewer) == 0
+    seen = json.loads((run / "result.json").read_text())["extra_data"]
+    had = json.loads((Path(teacher) / "result.json").read_text())["num_labels"]
+    assert seen == f"other labels of digits ({had} where this has {_labels(run)})"
+
+
+def _labels(run: Path) -> int:
+    return json.loads((run / "result.json").read_text())["num_labels"]
+
+
+def test_a_label_run_that_had_only_to_be_checked_goes_on(tiny, teacher, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(["label", "--teacher", teacher, "--out", str(whole)]) == 0
+
+    def cut(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("smallvit.run.label.spot_check", cut)
+        assert main(["label", "--teacher", teacher, "--out", str(broken)]) == 130
+    assert main(["label", "--resume", str(broken)]) == 0
+    name = "score_maps.safetensors"
+    assert (broken / name).read_bytes() == (whole / name).read_bytes()

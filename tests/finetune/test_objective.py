@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from smallvit.core.errors import ConfigError
 from smallvit.data.batches import LabelledBatch, TokenBox
 from smallvit.finetune.mix_token import mix_tokens
 from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
@@ -281,3 +282,10 @@ def test_the_students_average_labels_patches_by_its_own_token_head(small_vit):
     prob = average.token_head(average.backbone(batch.images).patch).softmax(dim=-1)
     stored = dataclasses.replace(batch, score_maps=prob.mT.unflatten(2, (4, 4)).detach())
     torch.testing.assert_close(objective(batch).loss, create(small_vit().eval(), 0.5)(stored).loss)
+
+
+def test_a_network_with_its_own_token_head_shares_no_classifier():
+    config = ModelConfig(name="lvvit_tiny", patch_size=2, embed_dim=16, depth=1, num_heads=2)
+    backbone = create_backbone(config, num_classes=5, image_size=16)
+    with pytest.raises(ConfigError, match="lvvit_tiny has a token head of its own"):
+        create(backbone, 0.5, token_head="shared")
