@@ -324,7 +324,7 @@ def test_sheets_are_drawn_as_the_recipe_trains_and_older_ones_replaced(capsys, t
 
 def test_score_maps_are_drawn_and_those_of_another_split_refused(tiny, capsys, tmp_path):
     teacher, maps = tmp_path / "teacher", tmp_path / "maps"
-    teach = ["teacher", "--recipe", tiny, "--epochs", "0.1", "--out", str(teacher)]
+    teach = ["teacher", "--recipe", tiny, "--out", str(teacher)]
     assert main(teach) == 0
     assert main(["label", "--teacher", str(teacher), "--out", str(maps)]) == 0
     show = ["data", "show", "digits", "--num", "3", "--out", str(tmp_path / "sheets")]
