@@ -1,7 +1,6 @@
 """Checkpoints: written whole or not at all, checked by their own checksum, free of code."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.whole_file import replacing
 
 FORMAT_VERSION = 1
 
@@ -24,24 +24,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     sealed = {**state, "format": FORMAT_VERSION}
     sealed["checksum"] = _digest(sealed)
-    partial = path.with_suffix(".part")
-    try:
-        with partial.open("wb") as file:
-            torch.save(sealed, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(
-            f"cannot write {path} ({error.strerror}): free some room and continue with --resume; "
-            "the checkpoint before it is whole"
-        ) from error
+    remedy = "free some room and continue with --resume; the checkpoint before it is whole"
+    with replacing(path, remedy) as file:
+        torch.save(sealed, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

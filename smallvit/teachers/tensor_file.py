@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from smallvit.core.errors import DataError
+from smallvit.core.whole_file import replacing
 
 DTYPES = {torch.int32: "I32", torch.float16: "F16"}
 CHECKSUM = "checksum"
@@ -45,25 +45,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         }
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes
-    partial = path.with_suffix(".part")
-    try:
-        with partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for tensor in stored.values():
-                file.write(_bytes(tensor))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(
-            f"cannot write {path} ({error.strerror}): free some room or make it writable"
-        ) from error
+    with replacing(path, "free some room or make it writable") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in stored.values():
+            file.write(_bytes(tensor))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
