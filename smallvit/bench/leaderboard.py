@@ -2,14 +2,17 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import groupby
 from statistics import fmean, stdev
 from typing import TypeVar
 
 from scipy.stats import binomtest
 
+from smallvit.bench.comparison import Comparison
+from smallvit.bench.figures import Figure
+from smallvit.bench.published import Reference
 from smallvit.core.errors import DataError
 
 SCRATCH = "scratch"
@@ -56,6 +59,7 @@ class Entry:
         run: Path of the run.
         fingerprint: Hash of the dataset.
         split_hash: Hash of the test split.
+        metrics: Other figures of the run, by the paths of ``figures.FIGURES``.
 
     Raises:
         DataError: If the figures contradict each other or are out of range.
@@ -89,16 +93,20 @@ class Entry:
     run: str
     fingerprint: str
     split_hash: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for error in self._errors():
             raise DataError(f"{self.run}: {error}")
 
     def _errors(self) -> Iterable[str]:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
             if isinstance(value, float | int) and not (math.isfinite(value) and value >= 0):
-                yield f"{field.name} must be finite and not negative, got {value}"
+                yield f"{each.name} must be finite and not negative, got {value}"
+        for name, value in self.metrics.items():
+            if not math.isfinite(value):
+                yield f"{name} must be finite, got {value}"
         arm = ARMS.get((self.init, self.token_labels), self.arm)
         if self.arm != arm:
             yield f"arm must be {arm!r} for this init and these token labels, got {self.arm!r}"
@@ -147,6 +155,7 @@ class Row:
         extra_data: Data beyond this dataset, or ``none``.
         commit: Commits of the code, separated by commas.
         best: Whether no row of the dataset has a higher mean accuracy.
+        figures: Other figures, by the paths of ``figures.FIGURES``.
     """
 
     dataset: str
@@ -175,9 +184,75 @@ class Row:
     extra_data: str
     commit: str
     best: bool
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """One bin of a reliability diagram.
+
+    Attributes:
+        count: Test images whose confidence falls in it.
+        confidence: Their mean confidence, in [0, 1]; 0 without images.
+        accuracy: The part of them that is classified correctly; 0 without images.
+    """
+
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the pictures of a row are drawn of; counts are summed over its runs.
+
+    Attributes:
+        class_names: In the order of the confusion matrix.
+        confusion: Test images by true class (rows) and predicted class (columns).
+        reliability: 15 bins of equal width of the largest probability, as the network gives it.
+        reliability_scaled: The same after temperature scaling.
+        attention: PNG picture of where the network of the first seed looks; ``None`` without.
+    """
+
+    class_names: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    reliability: tuple[Bin, ...]
+    reliability_scaled: tuple[Bin, ...]
+    attention: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaderboard:
+    """Everything that a leaderboard shows.
+
+    Attributes:
+        title: Its heading.
+        rows: What ``build_rows`` made of ``entries``.
+        entries: The scored runs.
+        comparisons: Paired tests between rows of one dataset.
+        evidence: What is drawn of a row, by ``row_name``.
+        references: Published figures on the same datasets, marked as such.
+        protocol: How each group of figures was measured: its name, and a sentence.
+        notes: What else is to be said, such as runs that were left out.
+    """
+
+    title: str
+    rows: Sequence[Row]
+    entries: Sequence[Entry]
+    comparisons: Sequence[Comparison] = ()
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    references: Sequence[Reference] = ()
+    protocol: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 ScoredT = TypeVar("ScoredT", Entry, Row)
+
+
+def row_name(row: Entry | Row) -> str:
+    """Name a row within its dataset: arm, model and, if not all labels were used, their part."""
+    part = f", {100 * row.label_fraction:g} % of the labels" if row.label_fraction < 1 else ""
+    return f"{row.arm}, {row.model}{part}"
 
 
 def build_rows(entries: Sequence[Entry]) -> list[Row]:
@@ -302,7 +377,14 @@ def _build_row(group: Sequence[Entry], highest: float) -> Row:
         extra_data=", ".join(_distinct(entry.extra_data for entry in group)),
         commit=", ".join(_distinct(entry.commit for entry in group)),
         best=top1 >= highest,
+        figures=_average_figures(group, several=several),
     )
+
+
+def _average_figures(group: Sequence[Entry], *, several: bool) -> dict[str, Figure]:
+    names = _distinct(name for entry in group for name in entry.metrics)
+    values = {name: [e.metrics[name] for e in group if name in e.metrics] for name in names}
+    return {name: Figure.of(values[name], several_seeds=several) for name in names}
 
 
 def _compare(rows: Sequence[Row]) -> str:
