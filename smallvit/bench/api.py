@@ -2,22 +2,28 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from smallvit.bench.runner import bench_runs
+from smallvit.bench.protocol import BenchConfig
+from smallvit.bench.runner import BenchResult, bench_runs
 from smallvit.core import places
+from smallvit.core.config import Layer, resolve
 from smallvit.core.run_folder import Run, open_run
 
 
-def bench(runs: Iterable[Run | Path | str], *, out: Path | str | None = None) -> dict[str, Path]:
+def bench(
+    runs: Iterable[Run | Path | str], *, out: Path | str | None = None, **settings: Any
+) -> BenchResult:
     """Score fine-tuned runs on their test split and write a leaderboard.
+
+    ``bench([run], corruptions="generated").to_html("report.html")``
 
     Args:
         runs: Finished fine-tuned runs.
         out: Folder of its files; by default ``leaderboard`` in the runs folder.
-
-    Returns:
-        Path of each file by kind: ``json``, ``md``, ``csv`` and ``html``.
+        **settings: What to measure, by the names of ``BenchConfig``.
     """
     opened = [run if isinstance(run, Run) else open_run(Path(run)) for run in runs]
     folder = places.runs_dir() / "leaderboard" if out is None else Path(out)
-    return bench_runs(opened, folder, title="Leaderboard")
+    config = resolve(BenchConfig, [Layer(source="arguments", values=settings)])
+    return bench_runs(opened, folder, title="Leaderboard", config=config)

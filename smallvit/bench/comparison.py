@@ -13,8 +13,6 @@ import numpy as np
 from jaxtyping import Bool
 from scipy.stats import binomtest
 
-from smallvit.core.errors import DataError
-
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
@@ -125,15 +123,7 @@ def compare(
         second: The same of the other row.
         dataset: Name of the dataset.
         names: What the rows are called.
-
-    Raises:
-        DataError: If they were not made on the same images and seeds.
     """
-    if first.shape != second.shape:
-        raise DataError(
-            f"{names[0]} has {first.shape} answers (seeds, images), {names[1]} {second.shape}: "
-            "only the same images and seeds can be compared"
-        )
     num_seeds, n_test = first.shape
     low, high, p_value = paired_bootstrap(first, second)
     if num_seeds == 1:

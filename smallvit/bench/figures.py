@@ -134,16 +134,23 @@ def kind_of(name: str) -> FigureKind:
     Raises:
         ConfigError: If nothing is known of it.
     """
+    return FIGURES[_key_of(name)]
+
+
+def label_of(name: str) -> str:
+    """Say in words what a figure is.
+
+    Raises:
+        ConfigError: If nothing is known of it.
+    """
+    key = _key_of(name)
+    return FIGURES[key].label.format(name.removeprefix(key).replace("_", " "))
+
+
+def _key_of(name: str) -> str:
     fitting = [
         key for key in FIGURES if key == name or (key.endswith("/") and name.startswith(key))
     ]
     if not fitting:
         raise ConfigError(f"unknown figure {name!r}: a leaderboard has {', '.join(FIGURES)}")
-    return FIGURES[max(fitting, key=len)]
-
-
-def label_of(name: str) -> str:
-    """Say in words what a figure is."""
-    fitting = [key for key in FIGURES if name.startswith(key)]
-    key = max(fitting, key=len)
-    return FIGURES[key].label.format(name.removeprefix(key).replace("_", " "))
+    return max(fitting, key=len)

@@ -3,14 +3,16 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from itertools import groupby
+from dataclasses import dataclass, field, fields, replace
+from itertools import combinations, groupby
 from statistics import fmean, stdev
 from typing import TypeVar
 
+import numpy as np
+from jaxtyping import Bool
 from scipy.stats import binomtest
 
-from smallvit.bench.comparison import Comparison
+from smallvit.bench.comparison import Comparison, compare, correct_for_number
 from smallvit.bench.figures import Figure
 from smallvit.bench.published import Reference
 from smallvit.core.errors import DataError
@@ -24,6 +26,13 @@ ARMS = {
     ("pretrain", True): "both",
 }
 CONFIDENCE = 0.95
+HASH_SHOWN = 12  # characters, which also hold the name of a split's metric
+# What keeps runs of a dataset apart, and how to say that they differ in it.
+VARIANTS = {
+    "fingerprint": ("data", "trained on different versions of the data"),
+    "split_hash": ("split", "scored on different test splits"),
+    "selected_on": ("chosen on", "chosen on different splits"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +68,10 @@ class Entry:
         run: Path of the run.
         fingerprint: Hash of the dataset.
         split_hash: Hash of the test split.
+        selected_on: Split on which the weights were chosen.
         metrics: Other figures of the run, by the paths of ``figures.FIGURES``.
+        variant: What tells its data or protocol from those of other runs of the dataset; empty
+            where nothing does. ``separate`` fills it in.
 
     Raises:
         DataError: If the figures contradict each other or are out of range.
@@ -93,7 +105,14 @@ class Entry:
     run: str
     fingerprint: str
     split_hash: str
+    selected_on: str = "val"
     metrics: Mapping[str, float] = field(default_factory=dict)
+    variant: str = ""
+
+    @property
+    def shown_dataset(self) -> str:
+        """Name of the dataset, with its variant where runs differ in it."""
+        return f"{self.dataset} ({self.variant})" if self.variant else self.dataset
 
     def __post_init__(self) -> None:
         for error in self._errors():
@@ -230,7 +249,7 @@ class Leaderboard:
         rows: What ``build_rows`` made of ``entries``.
         entries: The scored runs.
         comparisons: Paired tests between rows of one dataset.
-        evidence: What is drawn of a row, by ``row_name``.
+        evidence: What is drawn of a row, by ``report_page.evidence_key``.
         references: Published figures on the same datasets, marked as such.
         protocol: How each group of figures was measured: its name, and a sentence.
         notes: What else is to be said, such as runs that were left out.
@@ -255,6 +274,23 @@ def row_name(row: Entry | Row) -> str:
     return f"{row.arm}, {row.model}{part}"
 
 
+def separate(entries: Sequence[Entry]) -> list[Entry]:
+    """Keep runs of one dataset apart whose data, test split or choice of weights differ.
+
+    They get a variant, so that they share no row, no section and no comparison.
+    """
+    separated = []
+    for entry in entries:
+        of_dataset = [other for other in entries if other.dataset == entry.dataset]
+        parts = [
+            f"{what} {getattr(entry, attribute)[:HASH_SHOWN]}"
+            for attribute, (what, _) in VARIANTS.items()
+            if len({getattr(other, attribute) for other in of_dataset}) > 1
+        ]
+        separated.append(replace(entry, variant=", ".join(parts)))
+    return separated
+
+
 def build_rows(entries: Sequence[Entry]) -> list[Row]:
     """Average ``entries`` over seeds.
 
@@ -266,8 +302,9 @@ def build_rows(entries: Sequence[Entry]) -> list[Row]:
     highest: dict[str, float] = {}
     for group in groups:
         top1 = fmean(entry.top1 for entry in group)
-        highest[group[0].dataset] = max(top1, highest.get(group[0].dataset, 0.0))
-    return [_build_row(group, highest[group[0].dataset]) for group in groups]
+        dataset = group[0].shown_dataset
+        highest[dataset] = max(top1, highest.get(dataset, 0.0))
+    return [_build_row(group, highest[group[0].shown_dataset]) for group in groups]
 
 
 def wilson_interval(correct: int, n_test: int) -> tuple[float, float]:
@@ -285,15 +322,13 @@ def warnings_of(entries: Sequence[Entry]) -> list[str]:
     """Say what keeps ``entries`` from being compared, or their code from being found again."""
     messages = []
     for dataset, group in _by_dataset(entries):
-        for attribute, verb in (
-            ("fingerprint", "trained on different versions of the data"),
-            ("split_hash", "scored on different test splits"),
-        ):
+        for attribute, (_, verb) in VARIANTS.items():
             values = _distinct(getattr(entry, attribute) for entry in group)
             if len(values) > 1:
-                short = ", ".join(value[:12] for value in values)
+                short = ", ".join(value[:HASH_SHOWN] for value in values)
                 messages.append(
-                    f"{dataset}: the runs were {verb} ({short}); their rows are not comparable"
+                    f"{dataset}: the runs were {verb} ({short}); their rows are kept apart and not "
+                    "compared"
                 )
         machines = _distinct(f"{e.machine} ({e.device}, {e.precision})" for e in group)
         if len(machines) > 1:
@@ -318,10 +353,11 @@ def warnings_of(entries: Sequence[Entry]) -> list[str]:
     return messages
 
 
-def verdict(rows: Sequence[Row]) -> list[str]:
+def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> list[str]:
     """Say in plain sentences, for each dataset, what its rows show and what they cannot.
 
-    Rows are compared within one dataset, model and label fraction.
+    Rows are compared within one dataset, model and label fraction. ``better`` is said only where a
+    paired test says it.
     """
     sentences = []
     for dataset, of_dataset in _by_dataset(rows):
@@ -334,8 +370,79 @@ def verdict(rows: Sequence[Row]) -> list[str]:
                 parts.append(compared[0].model)
             if len(fractions) > 1:
                 parts.append(f"{100 * compared[0].label_fraction:g} % of the labels")
-            sentences.append(f"{', '.join(parts)}: {_compare(compared)}.")
+            sentences.append(f"{', '.join(parts)}: {_compare(compared, comparisons)}.")
     return sentences
+
+
+def row_of(row: Row, entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries that a row averages."""
+    name = row.dataset, row_name(row)
+    return [entry for entry in entries if (entry.shown_dataset, row_name(entry)) == name]
+
+
+def sum_evidence(evidence: Sequence[Evidence]) -> Evidence:
+    """Add up the counts of a row's runs; the attention is that of the first run that has any."""
+    first = evidence[0]
+    confusion = np.sum([each.confusion for each in evidence], axis=0).tolist()
+    return Evidence(
+        class_names=first.class_names,
+        confusion=tuple(tuple(row) for row in confusion),
+        reliability=_sum_bins([each.reliability for each in evidence]),
+        reliability_scaled=_sum_bins([each.reliability_scaled for each in evidence]),
+        attention=next((each.attention for each in evidence if each.attention), None),
+    )
+
+
+def _sum_bins(runs: Sequence[Sequence[Bin]]) -> tuple[Bin, ...]:
+    summed = []
+    for bins in zip(*runs, strict=True):
+        count = sum(each.count for each in bins)
+        confidence, accuracy = (
+            sum(each.count * getattr(each, name) for each in bins) / max(count, 1)
+            for name in ("confidence", "accuracy")
+        )
+        summed.append(Bin(count=count, confidence=confidence, accuracy=accuracy))
+    return tuple(summed)
+
+
+def compare_rows(
+    rows: Sequence[Row], entries: Sequence[Entry], correct: Mapping[str, Bool[np.ndarray, " N"]]
+) -> list[Comparison]:
+    """Compare rows of one dataset by paired tests on the images and seeds that they share.
+
+    All rows of one model and label fraction are compared with each other, and the best of each
+    model and fraction with those of the others. Rows without a common seed are left out.
+
+    Args:
+        rows: What ``build_rows`` made of ``entries``.
+        entries: The scored runs.
+        correct: Whether each test image is classified correctly, by the path of the run.
+    """
+    answers = {
+        (group[0].shown_dataset, row_name(group[0])): {
+            entry.seed: correct[entry.run] for entry in group
+        }
+        for group in _row_groups(entries)
+    }
+    comparisons = []
+    for dataset, of_dataset in _by_dataset(rows):
+        groups = [
+            list(group)
+            for _, group in groupby(of_dataset, key=lambda row: (row.model, row.label_fraction))
+        ]
+        pairs = [pair for group in groups for pair in combinations(group, 2)]
+        pairs += combinations([max(group, key=lambda row: row.top1_mean) for group in groups], 2)
+        found = []
+        for pair in pairs:
+            first, second = sorted(pair, key=lambda row: -row.top1_mean)
+            names = row_name(first), row_name(second)
+            ours, theirs = (answers[dataset, name] for name in names)
+            seeds = sorted(ours.keys() & theirs.keys())
+            if seeds:
+                stacked = [np.stack([side[seed] for seed in seeds]) for side in (ours, theirs)]
+                found.append(compare(*stacked, dataset=dataset, names=names))
+        comparisons += correct_for_number(found)
+    return comparisons
 
 
 def _build_row(group: Sequence[Entry], highest: float) -> Row:
@@ -351,7 +458,7 @@ def _build_row(group: Sequence[Entry], highest: float) -> Row:
         return fmean(getattr(entry, attribute) for entry in group)
 
     return Row(
-        dataset=first.dataset,
+        dataset=first.shown_dataset,
         model=first.model,
         arm=first.arm,
         init=first.init,
@@ -387,7 +494,7 @@ def _average_figures(group: Sequence[Entry], *, several: bool) -> dict[str, Figu
     return {name: Figure.of(values[name], several_seeds=several) for name in names}
 
 
-def _compare(rows: Sequence[Row]) -> str:
+def _compare(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
     ranked = sorted(rows, key=lambda row: -row.top1_mean)
     top = ranked[0]
     if len(ranked) == 1:
@@ -403,26 +510,24 @@ def _compare(rows: Sequence[Row]) -> str:
         f"{_and(repr(row.arm) for row in tied)} {verb} the highest top-1, {_score(top)}, "
         f"{100 * (top.top1_mean - reference.top1_mean):.2f} points above "
         f"{'' if reference is scratch else 'the next, '}{reference.arm!r} at {_score(reference)}; "
-        f"{_overlap(top, reference)}"
+        f"{_say_test(top, reference, comparisons)}"
     )
     return text if scratch else f"{text}; there is no run from scratch to compare with"
 
 
-def _overlap(top: Row, other: Row) -> str:
-    images = f"{min(top.n_test, other.n_test):,} test images"
-    if top.top1_low is not None and other.top1_high is not None:
-        if top.top1_low <= other.top1_high:
-            return f"the intervals overlap: one seed and {images} cannot tell them apart"
-        return (
-            f"the intervals do not overlap on {images}, but one seed does not show how much seeds "
-            "differ"
-        )
-    if top.top1_std is None or other.top1_std is None:
-        return "one of them has a single seed, so their spreads cannot be compared"
-    seeds = f"{min(top.num_seeds, other.num_seeds)} seeds"
-    if top.top1_mean - other.top1_mean <= top.top1_std + other.top1_std:
-        return f"the ranges of mean +- std overlap: {seeds} cannot tell them apart"
-    return f"over {seeds}, the ranges of mean +- std do not overlap (no paired test was made)"
+def _say_test(top: Row, other: Row, comparisons: Sequence[Comparison]) -> str:
+    named = {row_name(top), row_name(other)}
+    found = [c for c in comparisons if c.dataset == top.dataset and {c.first, c.second} == named]
+    if not found:
+        return "they share no seed, so no paired test was made"
+    test = found[0]
+    images = f"{test.n_test:,} test images"
+    seeds = "one seed" if test.num_seeds == 1 else f"{test.num_seeds} seeds"
+    said = f"{test.test}, {seeds}, {images}, p = {test.p_adjusted:.2g}"
+    if test.verdict == "not told apart":
+        return f"a paired test does not tell them apart ({said})"
+    caution = ", but one seed does not show how much seeds differ" if test.num_seeds == 1 else ""
+    return f"better by a paired test ({said}){caution}"
 
 
 def _score(row: Row) -> str:
@@ -466,7 +571,7 @@ def _row_groups(entries: Sequence[Entry]) -> list[list[Entry]]:
 def _row_key(entry: Entry) -> tuple[str, str, float, int, str, bool]:
     arm = (entry.init, entry.token_labels)
     place = list(ARMS).index(arm) if arm in ARMS else len(ARMS)
-    return entry.dataset, entry.model, -entry.label_fraction, place, *arm
+    return entry.shown_dataset, entry.model, -entry.label_fraction, place, *arm
 
 
 def _by_dataset(items: Sequence[ScoredT]) -> list[tuple[str, list[ScoredT]]]:

@@ -1,20 +1,63 @@
-"""From finished runs to a leaderboard: score each on its test split, write and show."""
+"""From finished runs to a leaderboard: score each on its test split, compare, write and show."""
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from smallvit.bench.leaderboard import ARMS, Entry, build_rows, verdict, warnings_of
+from smallvit.bench.leaderboard import (
+    ARMS,
+    Entry,
+    Evidence,
+    Leaderboard,
+    build_rows,
+    compare_rows,
+    row_of,
+    separate,
+    sum_evidence,
+    verdict,
+    warnings_of,
+)
+from smallvit.bench.protocol import BenchConfig
+from smallvit.bench.published import published_references
 from smallvit.bench.report import render_table, write_leaderboard
-from smallvit.core.errors import DataError, SmallViTError
+from smallvit.bench.report_page import evidence_key
+from smallvit.bench.scores import Scores, score_runs
+from smallvit.core.errors import DataError
 from smallvit.core.run_folder import Run
 from smallvit.engine.runtime import RuntimeConfig
-from smallvit.run.score import score_run
 
 TABLE_WIDTH = 100  # columns that the table needs
 logger = logging.getLogger("smallvit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """A leaderboard and where it was written.
+
+    Attributes:
+        leaderboard: Its figures.
+        files: Path of each file by kind: ``json``, ``md``, ``csv`` and ``html``.
+    """
+
+    leaderboard: Leaderboard
+    files: dict[str, Path]
+
+    def to_html(self, path: Path | str) -> Path:
+        """Copy the page, which needs no other file, to ``path``.
+
+        Raises:
+            DataError: If it cannot be written.
+        """
+        target = Path(path).expanduser()
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(self.files["html"].read_bytes())
+        except OSError as error:
+            raise DataError(f"cannot write {target}: {error.strerror}") from error
+        return target
 
 
 def bench_runs(
@@ -22,49 +65,74 @@ def bench_runs(
     folder: Path,
     *,
     title: str,
+    config: BenchConfig | None = None,
     runtime_config: RuntimeConfig | None = None,
-) -> dict[str, Path]:
+    notes: Sequence[str] = (),
+) -> BenchResult:
     """Score fine-tuned runs on their test split, write the leaderboard and print it.
 
     Args:
         runs: Finished fine-tuned runs.
         folder: Where its files go.
         title: Heading of the leaderboard.
+        config: What to measure beyond accuracy and calibration.
         runtime_config: Device and precision of the scoring.
+        notes: What else the leaderboard should say.
 
     Returns:
-        Path of each file by kind: ``json``, ``md``, ``csv`` and ``html``. A run that cannot be
-        scored is named in them and left out.
+        The leaderboard and its files. A run that cannot be scored is named in them and left out.
 
     Raises:
         DataError: If none could be scored.
     """
-    entries, notes = [], []
-    for run in runs:
-        logger.info("scoring %s on test", run.path)
-        try:
-            entries.append(_score(run, runtime_config))
-        except SmallViTError as error:
-            logger.warning("left out: %s", error)
-            notes.append(f"left out: {error}")
-    if not entries:
+    scores, left_out = score_runs(runs, config or BenchConfig(), runtime_config=runtime_config)
+    if not scores:
         raise DataError(f"none of {len(runs)} runs could be scored: see the lines above")
-    rows = build_rows(entries)
-    files = write_leaderboard(rows, entries, folder, title=title, notes=notes)
+    leaderboard = build_leaderboard(scores, title=title, notes=[*left_out, *notes])
+    files = write_leaderboard(leaderboard, folder)
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, TABLE_WIDTH)
-    console.print(render_table(rows))
-    for line in [*verdict(rows), *warnings_of(entries)]:
+    console.print(render_table(leaderboard))
+    for line in [
+        *verdict(leaderboard.rows, leaderboard.comparisons),
+        *warnings_of(leaderboard.entries),
+    ]:
         console.print(line, markup=False, highlight=False)
     for path in files.values():
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
-    return files
+    return BenchResult(leaderboard=leaderboard, files=files)
 
 
-def _score(run: Run, runtime_config: RuntimeConfig | None) -> Entry:
+def build_leaderboard(
+    scores: Sequence[Scores], *, title: str, notes: Sequence[str] = ()
+) -> Leaderboard:
+    """Average scored runs over seeds, compare the rows and add what was published."""
+    entries = separate([_entry(each) for each in scores])
+    rows = build_rows(entries)
+    by_run = {str(each.run.path): each for each in scores}
+    evidence: dict[str, Evidence] = {}
+    for row in rows:
+        of_row = [by_run[entry.run].evidence for entry in row_of(row, entries)]
+        evidence[evidence_key(row)] = sum_evidence(of_row)
+    return Leaderboard(
+        title=title,
+        rows=rows,
+        entries=entries,
+        comparisons=compare_rows(
+            rows, entries, {path: each.correct for path, each in by_run.items()}
+        ),
+        evidence=evidence,
+        references=published_references(dict.fromkeys(entry.dataset for entry in entries)),
+        protocol={name: text for each in scores for name, text in each.protocol.items()},
+        notes=notes,
+    )
+
+
+def _entry(scored: Scores) -> Entry:
+    run = scored.run
     result, env = run.result, run.env
-    scores = score_run(run.path, split="test", runtime_config=runtime_config)
+    summary = scored.summary
     upstream = result["upstream"]
     init: str = result["init"]
     token_labels: bool = result["token_labels"]
@@ -77,14 +145,16 @@ def _score(run: Run, runtime_config: RuntimeConfig | None) -> Entry:
         label_fraction=result["label_fraction"],
         num_labels=result["num_labels"],
         seed=result["seed"],
-        top1=scores["top1"],
-        top5=scores["top5"],
-        correct=round(scores["top1"] * scores["n"]),
-        n_test=int(scores["n"]),
+        top1=summary["top1"],
+        top5=summary["top5"],
+        correct=int(scored.correct.sum()),
+        n_test=int(summary["n"]),
         params=result["params"],
         samples_seen=result["samples_seen"],
         pretrain_samples=int(upstream.get("pretrain", {}).get("samples_seen", 0)),
-        teacher_samples=int(upstream.get("teacher", {}).get("samples_seen", 0)),
+        teacher_samples=sum(
+            int(upstream.get(stage, {}).get("samples_seen", 0)) for stage in ("teacher", "adopted")
+        ),
         wall_s=result["wall_s"],
         total_wall_s=result["wall_s"] + sum(cost["wall_s"] for cost in upstream.values()),
         images_per_s=result["images_per_s"],
@@ -97,4 +167,6 @@ def _score(run: Run, runtime_config: RuntimeConfig | None) -> Entry:
         run=str(run.path),
         fingerprint=env["dataset"]["fingerprint"],
         split_hash=env["split_hashes"]["test"],
+        selected_on=str(result.get("selected_on", "")).partition(" at step")[0],
+        metrics=scored.figures,
     )

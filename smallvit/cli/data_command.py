@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from smallvit.cli.options import DataOptions, overrides
+from smallvit.cli.options import overrides
 from smallvit.cli.training import apply_offline, say_recipe
 from smallvit.core import places
 from smallvit.core.config import Layer, merge, resolve
@@ -132,7 +132,7 @@ def get(
         offline: Download nothing.
         data: Size and splits.
     """
-    apply_offline(DataOptions(offline=offline))
+    apply_offline(offline)
     console, config = Console(), _config(name)
     spec = DATASETS.get(config.dataset or "")
     if spec is None and origin is not None:
@@ -212,7 +212,7 @@ def show(
     """
     from smallvit.data import contact_sheet  # matplotlib takes a second
 
-    apply_offline(DataOptions(offline=offline))
+    apply_offline(offline)
     if not 1 <= num <= MOST_DRAWN:
         raise ConfigError(f"--num must be from 1 to {MOST_DRAWN}, got {num}")
     settings = merge(overrides("finetune"), {"data": _which(name)})

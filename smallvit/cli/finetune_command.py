@@ -71,7 +71,7 @@ def finetune_command(
         schedule: Length and learning rate.
         log: How often to write.
     """
-    apply_offline(which)
+    apply_offline(which.offline)
     given.values.pop("teacher", None)
     named = (which.dataset, which.data, which.recipe, training.resume, init)
     if use_token_labels and all(value is None for value in named):

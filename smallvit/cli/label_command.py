@@ -39,7 +39,7 @@ def label_command(
         data: Data settings.
         label: Settings of the maps.
     """
-    apply_offline(which)
+    apply_offline(which.offline)
     own_options = ("teacher", "allow_leak")
     settings = {key: value for key, value in overrides("label").items() if key not in own_options}
     if allow_leak:

@@ -50,7 +50,7 @@ def run_command(
 
     if which.recipe is not None:
         raise ConfigError(f"the recipe is {name} already: leave --recipe out")
-    apply_offline(which)
+    apply_offline(which.offline)
     recipe, label_name = load_recipe(name, overrides())
     say_recipe(label_name)
     folder, runs = run_recipe(recipe, out=out, argv=given.argv)

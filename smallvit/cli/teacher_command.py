@@ -77,7 +77,7 @@ def teacher_command(
     if of_training:
         option = of_training[0].replace("_", "-")
         raise ConfigError(f"--from takes a network as it is and trains none: leave --{option} out")
-    apply_offline(which)
+    apply_offline(which.offline)
     start = start if start.startswith(TIMM) else str(absolute(start))
     brought = adopt_settings(start, overrides("teacher"))
     if which.recipe is not None:

@@ -20,7 +20,7 @@ NEXT = {
 
 def train(stage: Stage, which: DataOptions, training: TrainOptions, where: FolderOptions) -> None:
     """Run one training stage with the options given."""
-    apply_offline(which)
+    apply_offline(which.offline)
     run_it = run_teacher if stage == "teacher" else partial(run_stage, stage=stage)
     run = run_it(
         load_for(stage, which, training),
@@ -50,9 +50,9 @@ def load_for(stage: Stage, which: DataOptions, training: TrainOptions) -> Recipe
     return recipe
 
 
-def apply_offline(which: DataOptions) -> None:
+def apply_offline(offline: bool) -> None:
     """Make ``--offline`` count for every library below."""
-    if which.offline:
+    if offline:
         os.environ["SMALLVIT_OFFLINE"] = "1"
     if places.offline():
         os.environ["HF_HUB_OFFLINE"] = "1"

@@ -204,9 +204,6 @@ def set_schedule(
 def check_schedule(optim: OptimConfig, schedule: ScheduleConfig) -> None:
     """Refuse a schedule that would end above its peak, and settings of another optimizer.
 
-    Not done by ``OptimConfig`` itself: the command line builds one of the options given, before it
-    knows what the recipe says of the others.
-
     Raises:
         ConfigError: With the values.
     """

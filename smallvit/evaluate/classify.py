@@ -3,6 +3,7 @@
 Shapes in this file:
     N    images of a split
     C    classes
+    k    classes of an image that are named, at most five
 """
 
 from collections.abc import Callable, Iterable
@@ -54,10 +55,35 @@ def classification_metrics(
 
     With five classes or fewer, top-5 is 1.
     """
-    top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    top = _likeliest(logits) == labels[:, None]
     return {
         "top1": top[:, 0].double().mean().item(),
         "top5": top.any(dim=1).double().mean().item(),
         "nll": F.cross_entropy(logits.double(), labels).item(),
         "n": len(labels),
     }
+
+
+def predicted_classes(logits: Float[Tensor, "N C"]) -> Int[Tensor, " N"]:
+    """Return the likeliest class of each image; of equal logits, the one that top-1 counts."""
+    return _likeliest(logits)[:, 0]
+
+
+def confusion_matrix(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Int[Tensor, "C C"]:
+    """Count the images of each true class, in rows, by predicted class, in columns."""
+    num_classes = logits.shape[1]
+    pairs = labels * num_classes + predicted_classes(logits)
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def mean_per_class(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> float:
+    """Return the accuracy of each class, averaged over the classes that have images."""
+    confusion = confusion_matrix(logits, labels).double()
+    images = confusion.sum(dim=1)
+    accuracy = confusion.diagonal() / images.clamp(min=1)
+    return (accuracy.sum() / (images > 0).sum()).item()
+
+
+def _likeliest(logits: Float[Tensor, "N C"]) -> Int[Tensor, "N k"]:
+    # One choice for all metrics: argmax may name another of two equal logits, which bf16 can make.
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices

@@ -39,7 +39,8 @@ class TokenLabelConfig:
         label_smoothing: Part of the token targets that is spread evenly over all classes.
         token_head: Classifier of the patch tokens: one of their ``own``, or the image's
             (``shared``).
-        mix_token: Whether a box of patch tokens is taken from another image in every step.
+        mix_token: Whether a box of patch tokens is taken from another image in every step, as in
+            the paper; it helps long runs and harms short ones (docs/log.md).
         source: Where score maps come from: the ``stored`` file; a teacher in every step
             (``online``), which sees the augmented image; or the student's running average
             (``ema``).

@@ -1,7 +1,9 @@
 """The stages of a recipe one after the other, and finding what stage 2 can build on."""
 
 import logging
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,28 +59,55 @@ def run_recipe(
     require_labels(dataset, "`smallvit run`")  # before stage 1 takes hours
     label = f"run-{recipe.model.name}-s{recipe.seed}"
     folder = places.absolute(out or new_folder(places.runs_dir(), dataset.name, label))
-    pretrained, labels = None, {}
+    pretrained = teacher = maps = None
     if {"ssl", "both"} & set(recipe.arms):
-        pretrained = _stage(recipe, "pretrain", folder / "pretrain", argv)
+        pretrained = complete_stage(recipe, "pretrain", folder / "pretrain", argv).path
     source = recipe.finetune.token_label.source
     if {"token-labels", "both"} & set(recipe.arms) and source != "ema":
-        teacher = _stage(recipe, "teacher", folder / "teacher", argv)
-        labels = {"teacher": str(teacher.path)}
+        teacher = complete_stage(recipe, "teacher", folder / "teacher", argv).path
         if source == "stored":
-            labels = {"score_maps": str(_label(recipe, teacher, folder / "label", argv))}
+            labelling = with_values(recipe, {"label": {"teacher": str(teacher)}})
+            maps = complete_stage(labelling, "label", folder / "label", argv).path / SCORE_MAPS
     runs = []
     for arm in recipe.arms:
-        settings: dict[str, Any] = {
-            "init": "scratch",
-            "token_label": {"enabled": arm in ("token-labels", "both")},
-        }
-        if arm in ("ssl", "both") and pretrained is not None:
-            settings["init"] = str(pretrained.path)
-        if arm in ("token-labels", "both"):
-            settings |= labels
-        armed = with_values(recipe, {"finetune": settings})
-        runs.append(_stage(armed, "finetune", folder / f"finetune-{arm}", argv))
+        armed = arm_recipe(
+            recipe,
+            pretrained=pretrained if arm in ("ssl", "both") else None,
+            token_label=arm in ("token-labels", "both"),
+            teacher=teacher,
+            score_maps=maps,
+        )
+        runs.append(complete_stage(armed, "finetune", folder / f"finetune-{arm}", argv))
     return folder, runs
+
+
+def arm_recipe(
+    recipe: Recipe,
+    *,
+    pretrained: Path | None,
+    token_label: bool,
+    teacher: Path | None,
+    score_maps: Path | None,
+) -> Recipe:
+    """Return the recipe of one arm of stage 2, which names the runs that it builds on.
+
+    Args:
+        recipe: Resolved settings.
+        pretrained: Run that it starts from; ``None`` is from scratch.
+        token_label: Whether its patch tokens are supervised.
+        teacher: Run of the teacher, which ``token_label.source`` ``online`` reads.
+        score_maps: File of score maps, which ``token_label.source`` ``stored`` reads.
+    """
+    config = replace(
+        recipe.finetune,
+        init="scratch" if pretrained is None else str(pretrained),
+        token_label=replace(recipe.finetune.token_label, enabled=token_label),
+    )
+    if token_label and config.token_label.source == "stored":
+        config = replace(config, score_maps=score_maps)
+    if token_label and config.token_label.source == "online":
+        config = replace(config, teacher=teacher)
+    return replace(recipe, finetune=config)
 
 
 def add_token_labels(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) -> Recipe:
@@ -174,39 +203,54 @@ def newest_run(
     return newest
 
 
-def _stage(recipe: Recipe, stage: Stage, folder: Path, argv: Sequence[str]) -> Run:
-    run = _finished(recipe, stage, folder)
-    if run is not None:
-        return run
+def complete_stage(recipe: Recipe, stage: Stage, folder: Path, argv: Sequence[str] = ()) -> Run:
+    """Return the finished run of a stage in ``folder``: as it is there, gone on with, or made.
+
+    Args:
+        recipe: Resolved settings.
+        stage: Which stage.
+        folder: Its run folder.
+        argv: Command line, for env.json.
+
+    Raises:
+        ConfigError: If the run there was made with other settings.
+    """
+    refuse_other_settings(recipe, stage, folder)
+    if Run(folder).completed:
+        logger.info("%s: complete already in %s", stage, folder)
+        return Run(folder)
+    _clear_false_start(folder)
     unfinished = folder if (folder / "result.json").is_file() else None
-    run_it = run_teacher if stage == "teacher" else partial(run_stage, stage=stage)
+    run_it: Any = {"teacher": run_teacher, "label": run_label}.get(
+        stage, partial(run_stage, stage=stage)
+    )
     made = run_it(recipe, out=folder, resume=unfinished, argv=argv)
     assert made is not None
     return made
 
 
-def _label(recipe: Recipe, teacher: Run, folder: Path, argv: Sequence[str]) -> Path:
-    recipe = with_values(recipe, {"label": {"teacher": str(teacher.path)}})
-    if _finished(recipe, "label", folder) is None:
-        unfinished = folder if (folder / "result.json").is_file() else None
-        run_label(recipe, out=folder, resume=unfinished, argv=argv)
-    return folder / SCORE_MAPS
-
-
-def _finished(recipe: Recipe, stage: Stage, folder: Path) -> Run | None:
-    """Return the finished run in ``folder``, or ``None``.
+def refuse_other_settings(recipe: Recipe, stage: Stage, folder: Path) -> None:
+    """Refuse a run in ``folder`` that was made with other settings; none there is fine.
 
     Raises:
-        ConfigError: If it was made with other settings.
+        ConfigError: Naming the first few that differ.
+        DataError: If its recipe.yaml is broken.
     """
-    run = Run(folder)
-    if not run.completed:
-        return None
-    changed = differences(run_values(run, stage), stage_values(recipe, stage))
+    if not ((folder / "recipe.yaml").is_file() and (folder / "result.json").is_file()):
+        return
+    changed = differences(run_values(Run(folder), stage), stage_values(recipe, stage))
     if changed:
         raise ConfigError(
             f"{folder} was made with other settings ({'; '.join(changed[:5])}): choose another "
             "--out, or remove it"
         )
-    logger.info("%s: complete already in %s", stage, folder)
-    return run
+
+
+def _clear_false_start(folder: Path) -> None:
+    """Remove what a run leaves that was killed before its result.json: nothing was computed yet."""
+    if not folder.is_dir() or (folder / "result.json").is_file():
+        return
+    own = {"recipe.yaml", "env.json", "checkpoints"}  # anything else is not of a run
+    written = all(path.name in own or path.suffix == ".part" for path in folder.iterdir())
+    if written and not any((folder / "checkpoints").glob("*")):
+        shutil.rmtree(folder)

@@ -66,9 +66,6 @@ class PretrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
-    def __post_init__(self) -> None:
-        check_schedule(self.optim, self.schedule)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
@@ -91,9 +88,6 @@ class TeacherConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-
-    def __post_init__(self) -> None:
-        check_schedule(self.optim, self.schedule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +141,6 @@ class FinetuneConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
-    def __post_init__(self) -> None:
-        check_schedule(self.optim, self.schedule)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -185,6 +176,11 @@ class Recipe:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     arms: tuple[Arm, ...] = ("scratch", "ssl", "token-labels", "both")
 
+    def __post_init__(self) -> None:
+        # Not done by the stages: the command line builds one of the options given alone.
+        for stage in (self.pretrain, self.teacher, self.finetune):
+            check_schedule(stage.optim, stage.schedule)
+
 
 def recipes_root() -> Path:
     """Return the folder of shipped recipes, in the wheel or in the source tree."""
@@ -197,7 +193,8 @@ def shipped() -> Iterator[str]:
     """Yield the names of shipped recipes, such as ``cifar10/cpu-demo``."""
     root = recipes_root()
     for path in sorted(root.rglob("*.yaml")):
-        yield path.relative_to(root).with_suffix("").as_posix()
+        if path.parent != root / "suites":  # recipes of benchmarks, which `smallvit bench` reads
+            yield path.relative_to(root).with_suffix("").as_posix()
 
 
 def find_recipe(name: str) -> Path:

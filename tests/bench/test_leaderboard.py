@@ -4,7 +4,17 @@ import math
 import numpy as np
 import pytest
 
-from smallvit.bench.leaderboard import build_rows, verdict, warnings_of, wilson_interval
+from smallvit.bench.leaderboard import (
+    Bin,
+    Evidence,
+    build_rows,
+    compare_rows,
+    separate,
+    sum_evidence,
+    verdict,
+    warnings_of,
+    wilson_interval,
+)
 from smallvit.core.errors import DataError
 
 
@@ -115,37 +125,129 @@ def test_warns_of_a_row_that_mixes_runs(entry):
     assert "different numbers of supervised images" in messages[1]
 
 
-def test_verdict_of_overlapping_intervals(four_arms):
-    assert verdict(build_rows(four_arms)) == [
-        "digits: 'both' has the highest top-1, 94.00 %, 4.00 points above 'scratch' at 90.00 %; "
-        "the intervals overlap: one seed and 100 test images cannot tell them apart."
-    ]
+def judged(entries) -> tuple[list[str], list]:
+    """The verdict of entries whose first images are the right ones."""
+    rows = build_rows(entries)
+    correct = {entry.run: np.arange(entry.n_test) < entry.correct for entry in entries}
+    comparisons = compare_rows(rows, entries, correct)
+    return verdict(rows, comparisons), comparisons
 
 
-def test_verdict_of_intervals_apart(entry):
-    (sentence,) = verdict(build_rows([entry(correct=50), entry("SSL start", correct=90)]))
+def test_verdict_of_rows_that_a_paired_test_does_not_tell_apart(four_arms):
+    # 'both' is right on 4 images that 'scratch' is not: p = 1/8 before the correction for 6 pairs.
+    (sentence,), comparisons = judged(four_arms)
+    assert sentence == (
+        "digits: 'both' has the highest top-1, 94.00 %, 4.00 points above 'scratch' at 90.00 %; a "
+        "paired test does not tell them apart (McNemar, one seed, 100 test images, p = 0.75)."
+    )
+    assert len(comparisons) == 6
+
+
+def test_verdict_says_better_where_a_paired_test_does_and_what_one_seed_leaves_open(entry):
+    (sentence,), _ = judged([entry(correct=50), entry("SSL start", correct=90)])
     assert "40.00 points above 'scratch'" in sentence
-    assert "the intervals do not overlap on 100 test images" in sentence
+    assert "better by a paired test (McNemar, one seed, 100 test images, p = 1.8e-12)" in sentence
+    assert "one seed does not show how much seeds differ" in sentence
 
 
 @pytest.mark.parametrize(
-    ("gap", "said"),
-    [
-        (1, "the ranges of mean +- std overlap: 3 seeds cannot tell them apart"),
-        (30, "over 3 seeds, the ranges of mean +- std do not overlap"),
-    ],
+    ("gap", "said"), [(1, "does not tell them apart (bootstrap"), (30, "better by a paired test")]
 )
 def test_verdict_over_seeds_uses_mean_and_std(entry, gap, said):
     runs = [entry(correct=60 + 2 * seed, seed=seed) for seed in range(3)]
     runs += [entry("both", correct=60 + gap + 2 * seed, seed=seed) for seed in range(3)]
-    (sentence,) = verdict(build_rows(runs))
+    (sentence,), _ = judged(runs)
     assert "62.00 +- 2.00 %" in sentence
-    assert said in sentence
+    assert f"{said}" in sentence
+    assert "3 seeds, 100 test images" in sentence
+    assert "one seed" not in sentence
 
 
-def test_verdict_does_not_compare_a_seed_with_several(entry):
+def test_rows_are_compared_on_the_seeds_that_they_share(entry):
     runs = [entry(), entry("both", correct=95, seed=0), entry("both", correct=96, seed=1)]
-    assert "one of them has a single seed" in verdict(build_rows(runs))[0]
+    _, (comparison,) = judged(runs)
+    assert comparison.num_seeds == 1
+    assert comparison.difference == pytest.approx(0.05)  # of seed 0 alone
+
+
+def test_rows_without_a_common_seed_are_not_compared(entry):
+    sentences, comparisons = judged([entry(), entry("both", correct=95, seed=1)])
+    assert comparisons == []
+    assert "they share no seed, so no paired test was made" in sentences[0]
+
+
+def test_the_best_rows_of_each_model_are_compared_and_the_rest_within_theirs(entry):
+    runs = [
+        entry(arm, model=model, correct=correct)
+        for model, correct in (("vit_nano", 60), ("vit_tiny", 70))
+        for arm in ("scratch", "both")
+    ]
+    runs[1] = entry("both", model="vit_nano", correct=65)
+    named = {(c.first, c.second) for c in judged(runs)[1]}
+    assert named == {
+        ("both, vit_nano", "scratch, vit_nano"),
+        ("scratch, vit_tiny", "both, vit_tiny"),
+        ("scratch, vit_tiny", "both, vit_nano"),
+    }
+
+
+def test_other_data_split_or_choice_of_weights_shares_no_row_and_no_comparison(entry):
+    for change, name in (
+        ({"fingerprint": "g" * 16}, "digits (data gggggggggggg)"),
+        ({"split_hash": "6" * 16}, "digits (split 666666666666)"),
+        ({"selected_on": "last step"}, "digits (chosen on last step)"),
+    ):
+        runs = separate([entry(), entry("both", correct=99), entry(seed=1, **change)])
+        rows = build_rows(runs)
+        assert len(rows) == 3
+        assert sorted(row.dataset for row in rows)[-1].startswith("digits (")
+        assert name in {row.dataset for row in rows}
+        assert len(judged(runs)[1]) == 1
+        assert "kept apart and not compared" in warnings_of(runs)[0]
+
+
+def test_runs_of_the_same_data_have_no_variant(four_arms):
+    assert separate(four_arms) == four_arms
+
+
+def test_other_figures_are_means_with_a_std_over_seeds(entry):
+    values = (0.2, 0.4, 0.9)
+    runs = [entry(seed=s, metrics={"calibration/ece": v}) for s, v in enumerate(values)]
+    (row,) = build_rows(runs)
+    figure = row.figures["calibration/ece"]
+    assert figure.mean == pytest.approx(0.5)
+    assert figure.std == pytest.approx(np.std(values, ddof=1))
+    assert figure.n == 3
+    (row,) = build_rows(runs[:1])
+    assert row.figures["calibration/ece"].std is None
+
+
+def test_a_figure_that_a_run_lacks_is_averaged_over_those_that_have_it(entry):
+    (row,) = build_rows([entry(metrics={"features/knn": 0.5}), entry(seed=1)])
+    assert (row.figures["features/knn"].mean, row.figures["features/knn"].n) == (0.5, 1)
+
+
+def test_evidence_of_a_row_counts_the_images_of_all_its_runs():
+    bins = (Bin(count=1, confidence=0.5, accuracy=1.0), Bin(count=0, confidence=0, accuracy=0))
+    other = (Bin(count=3, confidence=0.7, accuracy=0.0), Bin(count=2, confidence=1, accuracy=0.5))
+    summed = sum_evidence(
+        [
+            Evidence(
+                class_names=("cat", "dog"),
+                confusion=((1, 2), (3, 4)),
+                reliability=each,
+                reliability_scaled=bins,
+                attention=picture,
+            )
+            for each, picture in ((bins, None), (other, b"png"))
+        ]
+    )
+    assert summed.confusion == ((2, 4), (6, 8))
+    assert summed.reliability[0].count == 4
+    assert summed.reliability[0].confidence == pytest.approx((0.5 + 3 * 0.7) / 4)
+    assert summed.reliability[0].accuracy == pytest.approx(0.25)
+    assert summed.reliability[1] == other[1]
+    assert summed.attention == b"png"
 
 
 def test_verdict_when_scratch_leads(entry):
@@ -177,7 +279,7 @@ def test_verdict_names_model_and_fraction_where_there_are_several(entry):
     ]
 
 
-def test_verdict_never_says_better(four_arms, entry):
+def test_verdict_never_says_better_without_a_test(four_arms, entry):
     runs = [*four_arms, entry(dataset="cifar10"), entry("both", dataset="cifar10", correct=10)]
     assert "better" not in " ".join(verdict(build_rows(runs)))
 
@@ -192,6 +294,7 @@ def test_verdict_never_says_better(four_arms, entry):
         ({"correct": 101, "top1": 1.0}, "101 correct of 100"),
         ({"num_labels": 0}, "no images"),
         ({"label_fraction": 0.0}, "label_fraction must be in"),
+        ({"metrics": {"cost/macs": math.inf}}, "cost/macs must be finite, got inf"),
         ({"token_labels": True}, "arm must be 'token labels'"),
     ],
 )

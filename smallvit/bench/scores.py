@@ -1,0 +1,578 @@
+"""Scores of finished runs on their test split, part by part, kept beside each run.
+
+Each part is a file in the run's folder ``bench/``, named by the hash of all that it depends on: the
+weights, the test images and the settings of that part. So a second call measures only what is
+missing, and an interrupted one goes on where it was.
+"""
+
+import base64
+import hashlib
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from smallvit.bench.cost import measure_cost
+from smallvit.bench.leaderboard import Bin, Evidence
+from smallvit.bench.protocol import BenchConfig
+from smallvit.core import rng
+from smallvit.core.errors import DataError, SmallViTError
+from smallvit.core.run_folder import Run, machine, write_json
+from smallvit.core.whole_file import replacing
+from smallvit.data.loader import Dataset, Split
+from smallvit.data.views import eval_batches
+from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
+from smallvit.evaluate.attacks import robust_correct
+from smallvit.evaluate.autoattack import autoattack
+from smallvit.evaluate.calibration import (
+    calibration_metrics,
+    fit_temperature,
+    reliability_bins,
+)
+from smallvit.evaluate.classify import (
+    classification_metrics,
+    confusion_matrix,
+    mean_per_class,
+    predict_logits,
+    predicted_classes,
+)
+from smallvit.evaluate.corruptions import (
+    ALL_CORRUPTIONS,
+    CORRUPTIONS,
+    EXTRA_CORRUPTIONS,
+    PROTOCOL,
+    SEVERITIES,
+    corrupt,
+    open_official,
+)
+from smallvit.evaluate.knn import NUM_NEIGHBOURS, TEMPERATURE, extract_features, knn_top1
+from smallvit.evaluate.linear_probe import linear_top1
+from smallvit.evaluate.ood import ood_metrics
+from smallvit.evaluate.pixel_classifier import PixelClassifier, pixel_batches, predict_pixels
+from smallvit.inference.token_pictures import draw_tokens
+from smallvit.models.tokens import AbstractBackbone
+from smallvit.run.monitor import EVAL_BATCH
+from smallvit.run.ood_data import open_foreign
+from smallvit.run.score import open_scored
+
+FORMAT_VERSION = 1
+ATTACK_BATCH = 250
+CORRUPT_BATCH = 2048  # enough for all threads to have a share
+PICTURED = 4  # test images of an attention picture
+NOT_TRAINED_FOR = "no row was trained against attacks"
+logger = logging.getLogger("smallvit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What one run scored.
+
+    Attributes:
+        run: The run.
+        summary: ``top1``, ``top5`` and ``n`` of its classifier on test.
+        figures: All other figures, by the paths of ``figures.FIGURES``.
+        correct: Whether each test image is classified correctly, in the order of the split.
+        evidence: What pictures are drawn of.
+        protocol: How each group of figures was measured, in words.
+    """
+
+    run: Run
+    summary: dict[str, float]
+    figures: dict[str, float]
+    correct: Bool[np.ndarray, " N"]
+    evidence: Evidence
+    protocol: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A run with its network and data on the device."""
+
+    run: Run
+    backbone: AbstractBackbone
+    dataset: Dataset
+    weights: str
+
+    @property
+    def test(self) -> Split:
+        return self.dataset.splits["test"]
+
+    @property
+    def classifier(self) -> PixelClassifier:
+        return PixelClassifier(self.backbone, self.dataset.mean, self.dataset.std)
+
+
+def score_runs(
+    runs: Sequence[Run],
+    config: BenchConfig,
+    *,
+    runtime_config: RuntimeConfig | None = None,
+) -> tuple[list[Scores], list[str]]:
+    """Score runs on their test split by one protocol.
+
+    Args:
+        runs: Finished runs with a classifier.
+        config: What to measure.
+        runtime_config: Device and precision; ``None`` is the automatic choice. Attacks are in
+            float32 whatever it is.
+
+    Returns:
+        The scores, and one line for each run, or part of one, that could not be scored.
+    """
+    runtime = open_runtime(runtime_config or RuntimeConfig())
+    opened, notes = [], []
+    for run in runs:
+        try:
+            backbone, dataset = open_scored(run, runtime)
+            opened.append(_Opened(run, backbone, dataset, _hash_weights(run)))
+        except SmallViTError as error:
+            notes.append(f"left out: {error}")
+            logger.warning("%s", notes[-1])
+    parts: dict[Path, list[dict[str, Any]]] = {}
+    scored = []
+    for each in opened:
+        logger.info("scoring %s on test", each.run.path)
+        try:
+            parts[each.run.path] = [_score_accuracy(each, runtime)]
+            scored.append(each)
+        except SmallViTError as error:
+            notes.append(f"left out: {each.run.path}: {error}")
+            logger.warning("%s", notes[-1])
+    for measure in _chosen_parts(config, runtime):
+        for each in scored:
+            try:
+                parts[each.run.path] += measure(each)
+            except SmallViTError as error:
+                notes.append(f"{each.run.path}: {error}")
+                logger.warning("%s", notes[-1])
+    for source in ("generated", "official"):
+        if config.corruptions in (source, "both"):
+            for group in _same_images(scored):
+                try:
+                    found = _score_corruptions(group, source, config, runtime)
+                except SmallViTError as error:
+                    notes.append(f"corruptions, {source}: {error}")
+                    logger.warning("%s", notes[-1])
+                    continue
+                for each, part in zip(group, found, strict=True):
+                    parts[each.run.path].append(part)
+    pictured = {_arm_of(each.run): each for each in reversed(scored)}
+    return [
+        _collect(
+            each,
+            parts[each.run.path],
+            _draw_attention(each, runtime) if pictured[_arm_of(each.run)] is each else None,
+        )
+        for each in scored
+    ], notes
+
+
+def subset_of(split: Split, size: int | None, seed: int) -> Split:
+    """Return the part of a split that is corrupted and attacked: the same for every run."""
+    if size is None or size >= len(split):
+        return split
+    device = split.index.device
+    chosen = rng.permutation(seed, "bench/subset", 0, len(split), device)[:size].sort().values
+    return Split(images=split.images, labels=split.labels, index=split.index[chosen])
+
+
+def _chosen_parts(
+    config: BenchConfig, runtime: Runtime
+) -> Iterable[Callable[[_Opened], list[dict[str, Any]]]]:
+    if config.probes:
+        yield partial(_score_probes, runtime=runtime)
+    for attack in config.attacks:
+        yield partial(_score_attack, attack=attack, config=config)
+    for name in config.ood:
+        yield partial(_score_ood, name=name, config=config, runtime=runtime)
+    if config.cost:
+        yield partial(_score_cost, runtime=runtime)
+
+
+def _score_accuracy(opened: _Opened, runtime: Runtime) -> dict[str, Any]:
+    key = {"precision": _precision(runtime)}
+    kept, save = _kept(opened, "accuracy", key, runtime)
+    if kept is not None:
+        return kept
+    logits, labels = _predict(opened, "test", runtime)
+    summary = classification_metrics(logits, labels)
+    temperature = fit_temperature(*_predict(opened, "val", runtime))
+    calibration = calibration_metrics(logits, labels, temperature=temperature)
+    correct = (predicted_classes(logits) == labels).cpu().numpy()
+    return save(
+        {
+            "summary": summary,
+            "figures": {
+                "accuracy/mean_per_class": mean_per_class(logits, labels),
+                "accuracy/nll": summary["nll"],
+                "accuracy/brier": calibration["brier"],
+                "calibration/ece": calibration["ece"],
+                "calibration/ece_scaled": calibration["ece_scaled"],
+                "calibration/nll_scaled": calibration["nll_scaled"],
+                "calibration/temperature": temperature,
+            },
+            "protocol": {
+                "Calibration": "ECE: 15 bins of equal width of the largest probability. Scaled: "
+                "logits divided by the temperature of the lowest NLL on validation. Brier: squared "
+                "distance, summed over classes."
+            },
+            "correct": base64.b64encode(np.packbits(correct).tobytes()).decode(),
+            "evidence": {
+                "confusion": confusion_matrix(logits, labels).tolist(),
+                "reliability": asdict(reliability_bins(logits, labels)),
+                "reliability_scaled": asdict(reliability_bins(logits / temperature, labels)),
+            },
+        }
+    )
+
+
+def _score_probes(opened: _Opened, *, runtime: Runtime) -> list[dict[str, Any]]:
+    key = {"precision": _precision(runtime), "k": NUM_NEIGHBOURS, "temp": TEMPERATURE}
+    kept, save = _kept(opened, "probes", key, runtime)
+    if kept is not None:
+        return [kept]
+    labelled, test = (
+        extract_features(
+            opened.backbone,
+            eval_batches(opened.dataset, opened.dataset.splits[split], EVAL_BATCH),
+            autocast=runtime.autocast,
+        )
+        for split in ("labelled", "test")
+    )
+    knn = knn_top1(*labelled, *test, num_classes=opened.dataset.num_classes)
+    bank = len(labelled[1])
+    protocol = {
+        "Backbone": f"Features that the classifier reads. k-NN: {NUM_NEIGHBOURS} neighbours, "
+        f"temperature {TEMPERATURE}, bank of the {bank:,} labelled images; linear probe: logistic "
+        "regression on the same."
+    }
+    figures = {"features/knn": knn, "features/linear": linear_top1(*labelled, *test)}
+    return [save({"figures": figures, "protocol": protocol})]
+
+
+def _score_attack(opened: _Opened, *, attack: str, config: BenchConfig) -> list[dict[str, Any]]:
+    split = subset_of(opened.test, config.subset, config.seed)
+    # Within one call PGD's accuracy cannot rise with eps, so all eps belong to the key.
+    key: dict[str, Any] = {"eps": sorted(config.eps), "n": len(split), "seed": config.seed}
+    if attack == "pgd":
+        key |= {"steps": config.pgd_steps, "restarts": config.pgd_restarts}
+    kept, save = _kept(opened, attack, key, None)
+    if kept is not None:
+        return [kept]
+    start = time.monotonic()
+    images = f"{len(split):,} test images"
+    figures: dict[str, float] = {}
+    if attack == "autoattack":
+        flags, package = [], ""
+        batch = next(pixel_batches(split, len(split)))
+        for eps in config.eps:
+            found = autoattack(opened.classifier, *batch, eps=eps / 255, seed=config.seed)
+            figures[f"attack/autoattack/{eps:g}"] = found.correct.double().mean().item()
+            flags += found.flags
+            package = f"{found.package}, {' + '.join(found.attacks)}"
+        said = f" Its warnings: {'; '.join(dict.fromkeys(flags))}." if flags else ""
+        how = f"AutoAttack of {package}, {images}.{said}"
+    else:
+        assert attack in ("fgsm", "pgd")
+        # Of a part of the images, the accuracy without a change is another than that of all.
+        levels = [0.0] * (len(split) < len(opened.test)) + list(config.eps)
+        correct = robust_correct(
+            opened.classifier,
+            pixel_batches(split, ATTACK_BATCH),
+            attack=attack,
+            eps=[eps / 255 for eps in levels],
+            steps=config.pgd_steps,
+            restarts=config.pgd_restarts,
+            seed=config.seed,
+        )
+        for eps in levels:
+            figures[f"attack/{attack}/{eps:g}"] = correct[eps / 255].double().mean().item()
+        how = f"FGSM, one step, {images}."
+        if attack == "pgd":
+            restarts = f"{config.pgd_restarts} random start{'s' * (config.pgd_restarts > 1)}"
+            how = f"PGD, {config.pgd_steps} steps, {restarts}, worst step kept, {images}."
+    logger.info("%s of %s: %.0f s", attack, opened.run.path, time.monotonic() - start)
+    protocol = {f"Attacks, {attack}": f"{how} L-infinity, in pixels, float32; {NOT_TRAINED_FOR}."}
+    return [save({"figures": figures, "protocol": protocol})]
+
+
+def _score_ood(
+    opened: _Opened, *, name: str, config: BenchConfig, runtime: Runtime
+) -> list[dict[str, Any]]:
+    own, _ = _predict(opened, "test", runtime)
+    parts = []
+    for foreign in open_foreign(name, opened.dataset, seed=config.seed, most=len(opened.test)):
+        key = {"n": foreign.num_images, "seed": config.seed, "precision": _precision(runtime)}
+        kept, save = _kept(opened, f"ood-{foreign.name}", key, runtime)
+        if kept is None:
+            logits = predict_pixels(
+                opened.classifier, foreign.batches(EVAL_BATCH), autocast=runtime.autocast
+            )
+            figures = {}
+            for metric, value in ood_metrics(own, logits).items():
+                score, _, kind = metric.rpartition("_")
+                figures[f"ood/{kind}/{score}/{foreign.name}"] = value
+            kept = save(
+                {
+                    "figures": figures,
+                    "protocol": {
+                        f"OOD, {foreign.name}": f"{len(own):,} test images against "
+                        f"{foreign.num_images:,} of {foreign.name}; FPR@95: part of the foreign "
+                        "images that score no lower than 95 % of the own ones do."
+                    },
+                }
+            )
+        parts.append(kept)
+    return parts
+
+
+def _score_cost(opened: _Opened, *, runtime: Runtime) -> list[dict[str, Any]]:
+    key = {
+        "precision": _precision(runtime),
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+    }
+    kept, save = _kept(opened, "cost", key, runtime)
+    if kept is not None:
+        return [kept]
+    cost = measure_cost(opened.backbone, opened.dataset.image_size, runtime)
+    named = {
+        "cost/macs": cost["macs"],
+        "cost/images_per_s": cost["images_per_s_256"],
+        "cost/latency_ms": cost["latency_ms_1"],
+        "cost/latency_ms_256": cost["latency_ms_256"],
+        "cost/peak_memory": cost["peak_memory_mb"],
+    }
+    protocol = {
+        "Cost": f"Forward pass on {machine()}, {cost['device']}, {cost['precision']}, "
+        f"{cost['threads']} threads; median of at least 3 rounds."
+    }
+    figures = {name: value for name, value in named.items() if value is not None}
+    return [save({"figures": figures, "protocol": protocol})]
+
+
+def _score_corruptions(
+    group: Sequence[_Opened], source: str, config: BenchConfig, runtime: Runtime
+) -> list[dict[str, Any]]:
+    """Score networks of the same images together, so that each image is corrupted once."""
+    first = group[0]
+    split = subset_of(first.test, config.subset, config.seed)
+    archive = None
+    if source == "generated":
+        key: dict[str, Any] = {"n": len(split), "seed": config.seed, "generator": PROTOCOL}
+        names, num_images = ALL_CORRUPTIONS, len(split)
+        made_by = f"made here ({PROTOCOL}, seed {config.seed}; frost is drawn, not photographed)"
+    else:
+        assert config.archive is not None
+        archive = open_official(config.archive, first.dataset)
+        names, num_images = archive.names, len(archive.labels)
+        key = {"archive": str(archive.path), "names": names, "n": num_images}
+        made_by = f"of the published archive {archive.path.name}"
+    protocol = {
+        f"Corruptions, {source}": f"Mean accuracy of 15 types at 5 severities, {made_by}; "
+        f"{num_images:,} test images a type and severity. The 4 extra types are apart."
+    }
+
+    def walk(name: str, severity: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if archive is not None:
+            yield from archive.batches(
+                name, severity, batch_size=EVAL_BATCH, device=split.index.device
+            )
+            return
+        for position in torch.arange(len(split), device=split.index.device).split(CORRUPT_BATCH):
+            index = split.index[position]
+            images = split.take(position)
+            corrupted = corrupt(images, name, severity, seed=config.seed, indices=index)
+            labels = split.labels[index]
+            yield from zip(corrupted.split(EVAL_BATCH), labels.split(EVAL_BATCH), strict=True)
+
+    key["precision"] = _precision(runtime)
+    files = [_kept(each, f"corruption-{source}", key, runtime) for each in group]
+    found = [dict(kept["figures"]) if kept else {} for kept, _ in files]
+    for name in names:
+        paths = [f"corruption/{source}/{name}/{severity}" for severity in SEVERITIES]
+        missing = [i for i, figures in enumerate(found) if not figures.keys() >= set(paths)]
+        if not missing:
+            continue
+        start = time.monotonic()
+        classifiers = {i: group[i].classifier for i in missing}
+        for severity, path in zip(SEVERITIES, paths, strict=True):
+            right = dict.fromkeys(missing, torch.zeros((), device=split.index.device))
+            for images, labels in walk(name, severity):
+                for i, classifier in classifiers.items():
+                    logits = predict_pixels(classifier, [images], autocast=runtime.autocast)
+                    right[i] = right[i] + (predicted_classes(logits) == labels).sum()
+            for i in missing:
+                found[i][path] = float(right[i]) / num_images
+        for i in missing:
+            figures = _with_means(found[i], source)
+            files[i] = (files[i][1]({"figures": figures, "protocol": protocol}), files[i][1])
+        logger.info(
+            "corruption %s (%s) of %d networks: %.0f s",
+            name,
+            source,
+            len(missing),
+            time.monotonic() - start,
+        )
+    return [kept for kept, _ in files if kept is not None]
+
+
+def _with_means(figures: Mapping[str, float], source: str) -> dict[str, float]:
+    """Add the mean over all types and severities; only of a whole set, so that means compare."""
+    shown = dict(figures)
+    for path, names in (
+        (f"corruption/{source}", CORRUPTIONS),
+        (f"corruption/{source}_extra", EXTRA_CORRUPTIONS),
+    ):
+        cells = [f"corruption/{source}/{name}/{s}" for name in names for s in SEVERITIES]
+        if all(cell in figures for cell in cells):
+            shown[path] = sum(figures[cell] for cell in cells) / len(cells)
+    return shown
+
+
+def _arm_of(run: Run) -> tuple[Any, ...]:
+    """Return what tells rows apart, seeds aside."""
+    names = ("dataset", "model", "init", "token_labels", "label_fraction")
+    return tuple(run.result[name] for name in names)
+
+
+def _collect(opened: _Opened, parts: Sequence[dict[str, Any]], attention: bytes | None) -> Scores:
+    accuracy = parts[0]
+    summary = accuracy["summary"]
+    packed = np.frombuffer(base64.b64decode(accuracy["correct"]), dtype=np.uint8)
+    evidence = accuracy["evidence"]
+    figures: dict[str, float] = {}
+    protocol: dict[str, str] = {}
+    for part in parts:
+        figures |= part["figures"]
+        protocol |= part["protocol"]
+    return Scores(
+        run=opened.run,
+        summary=summary,
+        figures=figures,
+        correct=np.unpackbits(packed, count=int(summary["n"])).astype(bool),
+        evidence=Evidence(
+            class_names=opened.dataset.class_names,
+            confusion=tuple(tuple(row) for row in evidence["confusion"]),
+            reliability=_bins(evidence["reliability"]),
+            reliability_scaled=_bins(evidence["reliability_scaled"]),
+            attention=attention,
+        ),
+        protocol=protocol,
+    )
+
+
+def _kept(
+    opened: _Opened, part: str, settings: Mapping[str, Any], runtime: Runtime | None
+) -> tuple[dict[str, Any] | None, Callable[[dict[str, Any]], dict[str, Any]]]:
+    """Return what was measured before under the same conditions, and how to keep it anew.
+
+    Args:
+        opened: The run.
+        part: Name of the part.
+        settings: What its figures depend on, beside weights, test images and device.
+        runtime: Where it is measured; ``None`` where figures do not depend on it.
+    """
+    key = {
+        "format": FORMAT_VERSION,
+        "weights": opened.weights,
+        "test": opened.run.env["split_hashes"]["test"],
+        "device": None if runtime is None else runtime.device.type,
+        **settings,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    path = opened.run.path / "bench" / f"{part}-{digest}.json"
+
+    def save(measured: dict[str, Any]) -> dict[str, Any]:
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, {"key": key, **measured})
+        except OSError as error:  # a read-only run can still be scored
+            logger.warning("%s is not kept: %s", path, error.strerror)
+        return measured
+
+    try:
+        measured = json.loads(path.read_text())
+        if measured["key"] == key and {"figures", "protocol"} <= measured.keys():
+            return measured, save
+    except FileNotFoundError:
+        return None, save
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    logger.warning("%s is broken: measured anew", path)
+    return None, save
+
+
+def _draw_attention(opened: _Opened, runtime: Runtime) -> bytes:
+    """Return a PNG of where a network looks in the first test images of different classes."""
+    kept = opened.run.path / "bench" / f"attention-{opened.weights[:12]}.png"
+    if kept.is_file():
+        return kept.read_bytes()
+    split = opened.test
+    labels = split.labels[split.index]
+    first = {int(label): place for place, label in reversed(list(enumerate(labels.tolist())))}
+    places = torch.tensor(sorted(first.values())[:PICTURED], device=split.index.device)
+    with tempfile.TemporaryDirectory() as folder:
+        _, path = draw_tokens(
+            opened.backbone,
+            split.take(places),
+            opened.dataset.mean,
+            opened.dataset.std,
+            Path(folder),
+            title="",  # the page says whose it is
+            autocast=runtime.autocast,
+        )
+        picture = path.read_bytes()
+    try:
+        kept.parent.mkdir(exist_ok=True)
+        with replacing(kept, "make the run's folder writable") as file:
+            file.write(picture)
+    except (OSError, DataError) as error:
+        logger.warning("the picture is not kept: %s", error)
+    return picture
+
+
+def _predict(
+    opened: _Opened, split: str, runtime: Runtime
+) -> tuple[Float[Tensor, "N C"], Int[Tensor, " N"]]:
+    batches = eval_batches(opened.dataset, opened.dataset.splits[split], EVAL_BATCH)
+    return predict_logits(opened.backbone, batches, autocast=runtime.autocast)
+
+
+def _same_images(opened: Sequence[_Opened]) -> list[list[_Opened]]:
+    """Group runs whose test images, and their size, are the same."""
+    groups: dict[tuple[Any, ...], list[_Opened]] = {}
+    for each in opened:
+        size = each.dataset.image_size
+        key = (each.dataset.fingerprint, each.run.env["split_hashes"]["test"], size)
+        groups.setdefault(key, []).append(each)
+    return list(groups.values())
+
+
+def _hash_weights(run: Run) -> str:
+    path = run.path / "export" / "model.safetensors"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _precision(runtime: Runtime) -> str:
+    return "fp32" if runtime.autocast_dtype is None else "bf16"
+
+
+def _bins(found: Mapping[str, Sequence[float | None]]) -> tuple[Bin, ...]:
+    return tuple(
+        Bin(count=int(count or 0), confidence=confidence or 0.0, accuracy=accuracy or 0.0)
+        for count, confidence, accuracy in zip(
+            found["count"], found["confidence"], found["accuracy"], strict=True
+        )
+    )

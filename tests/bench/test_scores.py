@@ -1,0 +1,230 @@
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import smallvit as sv
+from smallvit.bench import scores
+from smallvit.bench.figures import kind_of
+from smallvit.bench.protocol import BenchConfig
+from smallvit.bench.scores import score_runs, subset_of
+from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.run_folder import Run
+from smallvit.evaluate.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
+from smallvit.run.score import evaluate_run
+
+ALL = BenchConfig(
+    probes=True,
+    corruptions="generated",
+    attacks=("fgsm", "pgd"),
+    eps=(1.0, 8.0),
+    pgd_steps=2,
+    ood=("noise",),
+    subset=12,
+)
+MODEL = {"name": "vit_tiny", "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("bench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMALLVIT_CACHE_DIR", str(folder / "cache"))
+        patch.setenv("SMALLVIT_RUNS_DIR", str(folder / "runs"))
+        patch.setenv("SMALLVIT_OFFLINE", "1")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def runs(home) -> list[Run]:
+    return [
+        sv.finetune(
+            dataset="digits",
+            model=MODEL,
+            seed=seed,
+            batch_size=64,
+            schedule={"epochs": 2.0, "warmup_epochs": 0.0, "eval_epochs": 1.0},
+            out=home / f"run-{seed}",
+        )
+        for seed in (0, 1)
+    ]
+
+
+@pytest.fixture(scope="module")
+def scored(runs) -> list[scores.Scores]:
+    found, notes = score_runs(runs, ALL)
+    assert notes == []
+    return found
+
+
+def test_accuracy_is_what_eval_says_and_what_the_answers_say(runs, scored):
+    for run, found in zip(runs, scored, strict=True):
+        said = evaluate_run(run.path, split="test").metrics
+        assert found.summary["top1"] == said["top1"]
+        assert found.figures["accuracy/nll"] == said["nll"]
+        assert len(found.correct) == said["n"]
+        assert found.correct.mean() == pytest.approx(said["top1"])
+        assert np.trace(found.evidence.confusion) == found.correct.sum()
+        assert sum(each.count for each in found.evidence.reliability) == said["n"]
+
+
+def test_probes_are_what_eval_says(runs, scored):
+    said = evaluate_run(runs[0].path, split="test", linear=True).metrics
+    assert scored[0].figures["features/linear"] == pytest.approx(said["linear"])
+    assert 0.1 < scored[0].figures["features/knn"] <= 1
+
+
+def test_the_corruption_score_is_the_mean_of_75_cells_and_the_extra_are_apart(scored):
+    figures = scored[0].figures
+    for names, path in (
+        (CORRUPTIONS, "corruption/generated"),
+        (EXTRA_CORRUPTIONS, "corruption/generated_extra"),
+    ):
+        cells = [figures[f"corruption/generated/{n}/{s}"] for n in names for s in range(1, 6)]
+        assert figures[path] == pytest.approx(sum(cells) / len(cells))
+    assert len(CORRUPTIONS) * 5 == 75
+
+
+def test_networks_scored_together_get_the_figures_of_each_scored_alone(runs, scored, home):
+    (alone,), _ = score_runs([copy_of(runs[1], home / "alone")], ALL)
+    for name, value in scored[1].figures.items():
+        if not name.startswith("cost/"):
+            assert alone.figures[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_every_figure_is_known_and_every_group_says_how_it_was_measured(scored):
+    for name in scored[0].figures:
+        assert kind_of(name)
+    assert {"Calibration", "Backbone", "Cost", "Attacks, pgd", "Corruptions, generated"} <= set(
+        scored[0].protocol
+    )
+    assert "no row was trained against attacks" in scored[0].protocol["Attacks, pgd"]
+    assert "12 test images" in scored[0].protocol["Attacks, pgd"]
+
+
+def test_a_second_call_measures_nothing(runs, scored, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("measured again")
+
+    for name in ("robust_correct", "corrupt", "linear_top1", "measure_cost", "fit_temperature"):
+        monkeypatch.setattr(scores, name, fail)
+    again, _ = score_runs(runs, ALL)
+    assert [each.figures for each in again] == [each.figures for each in scored]
+    assert again[0].evidence == scored[0].evidence
+    assert np.array_equal(again[0].correct, scored[0].correct)
+
+
+def test_other_settings_are_measured_anew(runs, scored, monkeypatch):
+    calls = []
+    real = scores.robust_correct
+    monkeypatch.setattr(
+        scores, "robust_correct", lambda *a, **k: calls.append(k["attack"]) or real(*a, **k)
+    )
+    score_runs(
+        runs[:1], BenchConfig(attacks=("fgsm", "pgd"), eps=(1.0, 8.0), subset=12, cost=False)
+    )
+    assert calls == ["pgd"]  # other steps; FGSM has none
+
+
+def test_an_interrupted_corruption_goes_on_where_it_was(runs, home, monkeypatch):
+    run = copy_of(runs[0], home / "interrupted")
+    config = BenchConfig(corruptions="generated", subset=4, cost=False)
+    real, seen = scores.corrupt, []
+
+    def stop_at_fog(images, name, *args, **kwargs):
+        seen.append(name)
+        if name == "fog":
+            raise KeyboardInterrupt
+        return real(images, name, *args, **kwargs)
+
+    monkeypatch.setattr(scores, "corrupt", stop_at_fog)
+    with pytest.raises(KeyboardInterrupt):
+        score_runs([run], config)
+    done = set(seen) - {"fog"}
+    assert done
+    monkeypatch.setattr(
+        scores, "corrupt", lambda i, name, *a, **k: seen.append(name) or real(i, name, *a, **k)
+    )
+    seen.clear()
+    (found,), _ = score_runs([run], config)
+    assert not done & set(seen)
+    assert "corruption/generated" in found.figures
+
+
+def test_a_broken_file_is_measured_anew_and_said(runs, scored, home, caplog):
+    run = copy_of(runs[0], home / "broken")
+    (path,) = (run.path / "bench").glob("accuracy-*.json")
+    path.write_text(path.read_text()[:50])
+    with caplog.at_level("WARNING", logger="smallvit"):
+        (found,), _ = score_runs([run], BenchConfig(cost=False))
+    assert f"{path} is broken" in caplog.text
+    assert found.summary == scored[0].summary
+    assert json.loads(path.read_text())["summary"] == scored[0].summary
+
+
+def test_a_run_that_cannot_be_scored_is_named_and_the_others_are_scored(runs, home):
+    run = copy_of(runs[0], home / "no-weights")
+    (run.path / "export" / "model.safetensors").unlink()
+    found, (note,) = score_runs([run, runs[1]], BenchConfig(cost=False))
+    assert [each.run.path for each in found] == [runs[1].path]
+    assert "no-weights" in note
+
+
+def test_foreign_images_that_are_the_runs_own_are_refused_in_a_note(runs):
+    found, notes = score_runs(runs[:1], BenchConfig(ood=("digits",), cost=False))
+    assert len(found) == 1
+    assert "digits" in notes[0]
+
+
+def test_the_subset_is_the_same_for_every_run_and_depends_on_the_seed(runs):
+    from smallvit.engine.runtime import RuntimeConfig, open_runtime
+    from smallvit.run.score import open_scored
+
+    _, dataset = open_scored(runs[0], open_runtime(RuntimeConfig()))
+    split = dataset.splits["test"]
+    first, again, other = (subset_of(split, 20, seed).index for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert set(first.tolist()) <= set(split.index.tolist())
+    assert len(subset_of(split, None, 0)) == len(subset_of(split, 10_000, 0)) == len(split)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"corruptions": "official"}, "corruptions official reads the published archive"),
+        ({"archive": Path("x")}, "archive x is read with corruptions official or both, not none"),
+        ({"attacks": ("pgd",), "eps": ()}, "attacks need an eps"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, match):
+    with pytest.raises(ConfigError, match=match):
+        BenchConfig(**settings)
+
+
+def test_a_value_out_of_range_is_refused_by_name(runs):
+    with pytest.raises(ConfigError, match="eps"):
+        sv.bench(runs, eps=(0.0,))
+    with pytest.raises(ConfigError, match="subset"):
+        sv.bench(runs, subset=0)
+    with pytest.raises(ConfigError, match="corruption"):
+        sv.bench(runs, corruption="generated")
+
+
+def test_bench_returns_a_leaderboard_that_writes_its_page_anywhere(runs, home):
+    result = sv.bench(runs, out=home / "board", cost=False)
+    page = result.to_html(home / "pages" / "report.html")
+    assert page.read_text() == result.files["html"].read_text()
+    (row,) = result.leaderboard.rows
+    assert row.num_seeds == 2
+    with pytest.raises(DataError, match="cannot write"):
+        result.to_html(home / "board" / "leaderboard.json" / "x.html")
+
+
+def copy_of(run: Run, target: Path) -> Run:
+    shutil.copytree(run.path, target)
+    return Run(target)
