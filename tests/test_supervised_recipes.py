@@ -126,8 +126,8 @@ RELABEL = {
     "schedule": {"epochs": 300.0, "warmup_epochs": 5.0, "min_lr": 0.0},
 }
 VALUES: dict[str, dict[str, Any]] = {
-    "cifar10/cct": CCT,
-    "cifar100/cct": CCT,
+    "cifar10/cct-7-3x1": CCT,
+    "cifar100/cct-7-3x1": CCT,
     "cifar10/deit-vit": DEIT,
     "cifar100/deit-vit": DEIT,
     "cifar10/t2t-transfer": TRANSFER,
@@ -135,8 +135,8 @@ VALUES: dict[str, dict[str, Any]] = {
     "cifar10/relabel-resnet": RELABEL,
 }
 # What the authors of CCT set for each data set.
-CCT_OWN = {"cifar10/cct": (5.5e-4, 0.0), "cifar100/cct": (6.0e-4, 0.25)}
-ARMS = {"cct": ("scratch",), "deit-vit": ("scratch",), "t2t-transfer": ()}
+CCT_OWN = {"cifar10/cct-7-3x1": (5.5e-4, 0.0), "cifar100/cct-7-3x1": (6.0e-4, 0.25)}
+ARMS = {"cct-7-3x1": ("scratch",), "deit-vit": ("scratch",), "t2t-transfer": ()}
 
 
 def recipe_of(name: str):

@@ -175,6 +175,9 @@ def fit(
                 result.train_s += now - lap
                 line["perf/images_per_s"] = counted * plan.optim.batch_size / (now - lap)
                 line |= {"opt/lr": lr, "epoch": result.step / plan.epoch_steps}
+                for group in optimizer.param_groups:
+                    if group.get("lr_scale", 1.0) != 1:
+                        line["opt/lr_backbone"] = group["lr"]
                 counted = 0
                 totals.clear()
                 if eval_now and evaluate is not None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model_pretrained, split_model_name_tag
 from timm.models._hub import save_for_hf
-from torch import Tensor, nn
+from torch import nn
 
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
 from smallvit.models.convert import adapt, position_grid
@@ -94,19 +94,22 @@ def read_export(folder: Path) -> AbstractBackbone:
         weights = load_file(folder / WEIGHTS)
         backbone = create_exported(config["architecture"], config["model_args"])
         backbone.model.load_state_dict(weights)
-        head = load_file(folder / TOKEN_HEAD) if (folder / TOKEN_HEAD).is_file() else None
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         raise DataError(
             f"{folder} is no whole export ({type(error).__name__}): finish its run, or repeat it"
         ) from error
-    if head is not None:
-        backbone.aux_head = _token_head(head, backbone, folder / TOKEN_HEAD)
+    if (folder / TOKEN_HEAD).is_file():
+        backbone.aux_head = _read_token_head(folder / TOKEN_HEAD, backbone)
     return backbone
 
 
-def _token_head(weights: dict[str, Tensor], backbone: AbstractBackbone, path: Path) -> nn.Linear:
+def _read_token_head(path: Path, backbone: AbstractBackbone) -> nn.Linear:
     """Build the classifier of a network's patch tokens from a file; refuse that of another one."""
     remedy = "repeat its run, or remove the file to go without"
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} is broken ({error}): {remedy}") from error
     if backbone.token_head is not None:
         raise DataError(f"{path}: {backbone.model_name} has a token head of its own: {remedy}")
     num_classes: Any = backbone.model.num_classes

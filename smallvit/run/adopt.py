@@ -249,6 +249,9 @@ def _kind(start: str) -> Kind:
     if start.startswith(TIMM):
         return "timm"
     path = Path(start)
+    run = path.parent.parent
+    if path.parent.name in ("checkpoints", "export") and (run / "result.json").is_file():
+        raise ConfigError(f"{OPTION} {path} is a part of a run: name the run, {run}")
     if path.is_file() or path.suffix in (".safetensors", ".pt", ".pth"):
         return "file"
     is_export = (path / "config.json").is_file() and not (path / "result.json").is_file()

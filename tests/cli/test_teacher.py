@@ -256,6 +256,11 @@ MISTAKES = {
     "no run": (["--from", "runs/none"], 3, "no run at"),
     "no file": (["--from", "none.pt", "--model", "test_vit"], 3, "No such file"),
     "cut short": (["--from", "short.safetensors", "--model", "test_vit"], 3, "it is cut short"),
+    "part of a run": (
+        ["--from", "made/checkpoints/best.pt"],
+        2,
+        "made/checkpoints/best.pt is a part of a run: name the run, ",
+    ),
     "no model": (["--from", "whole.pt"], 2, "give their network with --model NAME"),
     "other model": (
         ["--from", "whole.pt", "--model", "resnet8_small"],
@@ -282,6 +287,8 @@ def test_a_mistake_ends_with_one_line(case, pictures, tmp_path, timm_weights, ca
     torch.save(timm_weights, tmp_path / "whole.pt")
     content = (tmp_path / "timm.safetensors").read_bytes()
     (tmp_path / "short.safetensors").write_bytes(content[: len(content) // 2])
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "result.json").write_text("{}")
     words, code, message = MISTAKES[case]
     assert main(["teacher", *words, "--data", str(pictures)]) == code
     assert message in refusal(capsys)

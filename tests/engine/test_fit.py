@@ -95,6 +95,17 @@ def test_the_plan_says_how_gradients_are_clipped(finetune, labelled_batch, plan)
     assert sum(n**2 for n in norms[1]) ** 0.5 > 0.02
 
 
+def test_a_backbones_own_rate_is_logged_beside_that_of_the_heads(finetune, labelled_batch, plan):
+    other = beside(plan, "one-rate")
+    scaled = replace(plan, optim=replace(plan.optim, backbone_lr_scale=0.25))
+    for each in (scaled, other):
+        fit(finetune(), labelled_batch, each, stop_after=3)
+    (row,) = read_metrics(scaled.folder / "metrics.jsonl")
+    assert row["opt/lr_backbone"] == pytest.approx(row["opt/lr"] / 4, rel=0.05)
+    (row,) = read_metrics(other.folder / "metrics.jsonl")
+    assert "opt/lr_backbone" not in row
+
+
 def test_training_lowers_the_loss(finetune, labelled_batch, plan):
     plan = replace(plan, total_steps=40, log=LogConfig(every_steps=10))
     fit(finetune(), lambda step: labelled_batch(step % 2), plan)

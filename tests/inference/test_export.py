@@ -172,11 +172,11 @@ def test_a_token_head_of_another_network_is_named_with_both_shapes(head, found, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_token_head_cut_short_is_no_whole_export(tmp_path):
+def test_a_token_head_cut_short_is_named_with_what_to_do(tmp_path):
     export(small("gani_vit"), tmp_path, token_head=nn.Linear(24, 3))
     path = tmp_path / "token_head.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(DataError, match="is no whole export"):
+    with pytest.raises(DataError, match=r"token_head.safetensors is broken .*remove the file"):
         read_export(tmp_path)
 
 
