@@ -30,7 +30,7 @@ STAGE_1 = [*OF_METHODS, *(name for name in RECIPES if "/gani-" in name)]
 STAGE_2 = [name for name in RECIPES if "pretrain" not in read_layer(find_recipe(name)).values]
 TINY = {"depth": 1, "embed_dim": 16, "num_heads": 2}
 SMALLER: dict[str, dict[str, Any]] = {
-    "cct": TINY,
+    "cct-7-3x1": TINY,
     "deit-vit": TINY,
     "t2t-transfer": TINY | {"patch_size": 4},  # the least of its stem
     "relabel-resnet": {"width": 4},

@@ -8,6 +8,7 @@ from smallvit.bench.protocol import BenchConfig
 from smallvit.bench.runner import BenchResult, bench_runs
 from smallvit.core import places
 from smallvit.core.config import Layer, resolve
+from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, open_run
 
 
@@ -23,7 +24,9 @@ def bench(
         out: Folder of its files; by default ``leaderboard`` in the runs folder.
         **settings: What to measure, by the names of ``BenchConfig``.
     """
-    opened = [run if isinstance(run, Run) else open_run(Path(run)) for run in runs]
+    opened = [open_run(run.path if isinstance(run, Run) else Path(run)) for run in runs]
+    if not opened:
+        raise ConfigError("bench needs runs: name at least one")
     folder = places.runs_dir() / "leaderboard" if out is None else Path(out)
     config = resolve(BenchConfig, [Layer(source="arguments", values=settings)])
     return bench_runs(opened, folder, title="Leaderboard", config=config)

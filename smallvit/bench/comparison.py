@@ -3,6 +3,7 @@
 Shapes in this file:
     S    seeds that both rows have
     N    test images
+    R    resamples
 """
 
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from scipy.stats import binomtest
+from scipy.stats import t as student_t
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -26,9 +28,9 @@ class Comparison:
         first: Name of the row whose accuracy the difference is counted from.
         second: Name of the row that it is compared with.
         difference: Accuracy of ``first`` minus that of ``second``, over the shared seeds.
-        low: Lower end of the bootstrap's 95 % interval of the difference.
+        low: Lower end of the 95 % interval of the difference: with one seed the bootstrap's.
         high: Upper end.
-        p_value: Two-sided: of McNemar's exact test with one seed, of the bootstrap with several.
+        p_value: Two-sided: of McNemar's exact test with one seed, of Student's t with several.
         p_adjusted: That after Holm's correction for all comparisons of the dataset.
         test: Which of them it is.
         num_seeds: Seeds that both rows have.
@@ -43,7 +45,7 @@ class Comparison:
     high: float
     p_value: float
     p_adjusted: float
-    test: Literal["McNemar", "bootstrap"]
+    test: Literal["McNemar", "t over seeds"]
     num_seeds: int
     n_test: int
 
@@ -72,41 +74,53 @@ def mcnemar(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"]) -> fl
     return float(binomtest(only_first, only_first + only_second).pvalue)
 
 
-def paired_bootstrap(
-    first: Bool[np.ndarray, "S N"], second: Bool[np.ndarray, "S N"], *, seed: int = 0
-) -> tuple[float, float, float]:
-    """Resample the difference of two accuracies over images and over seeds.
+def paired_bootstrap(gain: Float[np.ndarray, " N"], *, seed: int = 0) -> Float[np.ndarray, " R"]:
+    """Resample the mean of the images' gains, images drawn with replacement.
 
-    Each resample draws N images and S seeds with replacement, the same for both rows: what the
-    draw of the images and the few seeds leave open is both in the interval. With two or three
-    seeds it leaves zero out only where every seed has the same sign.
+    Args:
+        gain: What one row is right and the other is not, of each image: 1, 0 or -1, or their mean
+            over seeds.
+        seed: Seed of the resampling.
+
+    Source:
+        Efron and Tibshirani, 1993, An Introduction to the Bootstrap, chapter 6.
+    """
+    # Images of one gain are one kind, so a resample of all N images is one draw of how many there
+    # are of each kind: the same distribution, in time that does not grow with N.
+    kinds, counts = np.unique(gain, return_counts=True)
+    shares = counts / counts.sum()
+    drawn = np.random.default_rng(seed).multinomial(len(gain), shares, size=RESAMPLES)
+    return drawn @ kinds / len(gain)
+
+
+def seeds_and_images(
+    first: Bool[np.ndarray, "S N"], second: Bool[np.ndarray, "S N"]
+) -> tuple[float, float, float]:
+    """Test the difference of two accuracies over two seeds or more.
+
+    Its variance is that of the mean over seeds plus that of the draw of the images, by the
+    bootstrap; both rows have the same seeds and images. Student's t with S - 1 degrees of freedom
+    is wide for few seeds, as it should be: resampling two or three seeds finds differences where
+    there are none in 12 to 26 % of all cases (simulated).
 
     Args:
         first: Whether each image is classified correctly, a row for each seed.
         second: The same of the other, seeds in the same order.
-        seed: Seed of the resampling.
 
     Returns:
-        Lower and upper end of the 95 % percentile interval of ``first - second``, and the
-        two-sided p-value, at least ``2 / (RESAMPLES + 1)``.
-
-    Source:
-        Efron and Tibshirani, 1993, An Introduction to the Bootstrap, chapters 13 and 16.
+        Lower and upper end of the 95 % interval of ``first - second``, and the two-sided p-value.
     """
-    generator = np.random.default_rng(seed)
-    gain = first.astype(np.int8) - second.astype(np.int8)
-    num_seeds, num_images = gain.shape
-    # Images that gain alike over the seeds are one kind, so a resample of all N images is one draw
-    # of how many there are of each kind: the same distribution, in time that does not grow with N.
-    kinds, counts = np.unique(gain, axis=1, return_counts=True)
-    images = generator.multinomial(num_images, counts / num_images, size=RESAMPLES)
-    seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=RESAMPLES)
-    means = images @ kinds.T.astype(np.float64) / num_images  # (RESAMPLES, S)
-    drawn = (means * seeds).sum(axis=1) / num_seeds
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum())) + 1
-    return float(low), float(high), min(1.0, 2 * beyond / (RESAMPLES + 1))
+    gain = first.astype(np.float64) - second
+    of_seeds, of_images = gain.mean(axis=1), gain.mean(axis=0)
+    difference = of_seeds.mean()
+    num_seeds = len(of_seeds)
+    error = np.sqrt(of_seeds.var(ddof=1) / num_seeds + paired_bootstrap(of_images).var())
+    if error == 0:
+        return difference, difference, float(difference == 0)
+    t = student_t(num_seeds - 1)
+    half = error * t.ppf((1 + CONFIDENCE) / 2)
+    p_value = 2 * t.sf(abs(difference) / error)
+    return float(difference - half), float(difference + half), float(p_value)
 
 
 def compare(
@@ -125,9 +139,13 @@ def compare(
         names: What the rows are called.
     """
     num_seeds, n_test = first.shape
-    low, high, p_value = paired_bootstrap(first, second)
     if num_seeds == 1:
+        drawn = paired_bootstrap(first[0].astype(np.float64) - second[0])
+        tail = (1 - CONFIDENCE) / 2
+        low, high = (float(end) for end in np.quantile(drawn, [tail, 1 - tail]))
         p_value = mcnemar(first[0], second[0])
+    else:
+        low, high, p_value = seeds_and_images(first, second)
     return Comparison(
         dataset=dataset,
         first=names[0],
@@ -137,7 +155,7 @@ def compare(
         high=high,
         p_value=p_value,
         p_adjusted=p_value,
-        test="McNemar" if num_seeds == 1 else "bootstrap",
+        test="McNemar" if num_seeds == 1 else "t over seeds",
         num_seeds=num_seeds,
         n_test=n_test,
     )

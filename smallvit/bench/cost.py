@@ -40,7 +40,7 @@ def measure_cost(
 
     Returns:
         ``params`` and ``macs`` of one image; for batches b of 1 and 256, ``latency_ms_<b>`` of the
-        whole batch and ``images_per_s_<b>``; ``peak_memory_mb``, in 10^6 bytes: the weights, 256
+        whole batch and ``images_per_s_<b>``; ``peak_memory_mib``: the weights, 256
         images and all that the forward pass holds beside them at once, as CUDA's allocator counts
         it, and ``None`` on a CPU, where nothing counts it; ``device``, ``precision`` and
         ``threads`` that it was measured with.
@@ -63,7 +63,7 @@ def measure_cost(
             cost[f"images_per_s_{batch_size}"] = latency_s and batch_size / latency_s
     cuda = runtime.device.type == "cuda"
     return cost | {
-        "peak_memory_mb": peak_bytes and peak_bytes / 1e6,
+        "peak_memory_mib": peak_bytes and peak_bytes / 2**20,
         "device": torch.cuda.get_device_name(runtime.device) if cuda else runtime.device.type,
         "precision": "fp32" if runtime.autocast_dtype is None else "bf16",
         "threads": torch.get_num_threads(),

@@ -57,6 +57,9 @@ FIGURES: dict[str, FigureKind] = {
     "corruption/generated": FigureKind(
         group="Corruptions", label="generated", unit="fraction", better="higher"
     ),
+    "corruption/generated_clean": FigureKind(
+        group="Corruptions", label="same images, clean", unit="fraction", better="higher"
+    ),
     "corruption/generated_extra": FigureKind(
         group="Corruptions", label="generated, 4 extra", unit="fraction", better="higher"
     ),

@@ -1,19 +1,20 @@
 """Rows of a leaderboard: scored runs, averaged over seeds, and what may be said of them."""
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import combinations, groupby
 from statistics import fmean, stdev
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool
 from scipy.stats import binomtest
 
 from smallvit.bench.comparison import Comparison, compare, correct_for_number
-from smallvit.bench.figures import Figure
+from smallvit.bench.figures import Figure, kind_of, label_of
 from smallvit.bench.published import Reference
 from smallvit.core.errors import DataError
 
@@ -26,6 +27,7 @@ ARMS = {
     ("pretrain", True): "both",
 }
 CONFIDENCE = 0.95
+MOST_VARIED = 3  # settings that are named; of more, a hash is
 HASH_SHOWN = 12  # characters, which also hold the name of a split's metric
 # What keeps runs of a dataset apart, and how to say that they differ in it.
 VARIANTS = {
@@ -70,8 +72,11 @@ class Entry:
         split_hash: Hash of the test split.
         selected_on: Split on which the weights were chosen.
         metrics: Other figures of the run, by the paths of ``figures.FIGURES``.
+        settings: What its recipe says, by path, without the seed and what rows are told apart by
+            anyway.
         variant: What tells its data or protocol from those of other runs of the dataset; empty
             where nothing does. ``separate`` fills it in.
+        variation: The same of its settings, among runs of its arm.
 
     Raises:
         DataError: If the figures contradict each other or are out of range.
@@ -107,7 +112,14 @@ class Entry:
     split_hash: str
     selected_on: str = "val"
     metrics: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     variant: str = ""
+    variation: str = ""
+
+    @property
+    def shown_arm(self) -> str:
+        """Name of the arm, with its variation where runs differ in their settings."""
+        return f"{self.arm} ({self.variation})" if self.variation else self.arm
 
     @property
     def shown_dataset(self) -> str:
@@ -270,14 +282,17 @@ ScoredT = TypeVar("ScoredT", Entry, Row)
 
 def row_name(row: Entry | Row) -> str:
     """Name a row within its dataset: arm, model and, if not all labels were used, their part."""
+    arm = row.shown_arm if isinstance(row, Entry) else row.arm
     part = f", {100 * row.label_fraction:g} % of the labels" if row.label_fraction < 1 else ""
-    return f"{row.arm}, {row.model}{part}"
+    return f"{arm}, {row.model}{part}"
 
 
 def separate(entries: Sequence[Entry]) -> list[Entry]:
-    """Keep runs of one dataset apart whose data, test split or choice of weights differ.
+    """Keep runs apart that differ in more than their seed.
 
-    They get a variant, so that they share no row, no section and no comparison.
+    Runs of one dataset whose data, test split or choice of weights differ get a variant: they share
+    no row, no section and no comparison. Runs of one arm whose settings differ get a variation:
+    they share no row.
     """
     separated = []
     for entry in entries:
@@ -288,7 +303,27 @@ def separate(entries: Sequence[Entry]) -> list[Entry]:
             if len({getattr(other, attribute) for other in of_dataset}) > 1
         ]
         separated.append(replace(entry, variant=", ".join(parts)))
-    return separated
+    of_arm: dict[tuple[Any, ...], list[Entry]] = {}
+    for entry in separated:
+        of_arm.setdefault(_row_key(entry), []).append(entry)
+    return [replace(entry, variation=_vary(entry, of_arm[_row_key(entry)])) for entry in separated]
+
+
+def _vary(entry: Entry, others: Sequence[Entry]) -> str:
+    """Name the settings of an entry in which others of its arm differ from each other."""
+    names = _distinct(name for other in others for name in other.settings)
+    varied = [
+        name
+        for name in names
+        if any(other.settings.get(name) != entry.settings.get(name) for other in others)
+    ]
+    if not varied:
+        return ""
+    if len(varied) > MOST_VARIED:
+        said = repr([(name, entry.settings.get(name)) for name in sorted(entry.settings)])
+        return f"settings {hashlib.sha256(said.encode()).hexdigest()[:HASH_SHOWN]}"
+    parts = ((name.rpartition(".")[2], entry.settings.get(name)) for name in varied)
+    return ", ".join(f"{leaf} {value}".replace("_", " ") for leaf, value in parts)
 
 
 def build_rows(entries: Sequence[Entry]) -> list[Row]:
@@ -411,7 +446,8 @@ def compare_rows(
     """Compare rows of one dataset by paired tests on the images and seeds that they share.
 
     All rows of one model and label fraction are compared with each other, and the best of each
-    model and fraction with those of the others. Rows without a common seed are left out.
+    model and fraction with those of the others. Rows without a common seed, or of which a seed was
+    run more than once, are left out.
 
     Args:
         rows: What ``build_rows`` made of ``entries``.
@@ -438,7 +474,8 @@ def compare_rows(
             names = row_name(first), row_name(second)
             ours, theirs = (answers[dataset, name] for name in names)
             seeds = sorted(ours.keys() & theirs.keys())
-            if seeds:
+            repeated = any(len(row.seeds) > row.num_seeds for row in pair)
+            if seeds and not repeated:
                 stacked = [np.stack([side[seed] for seed in seeds]) for side in (ours, theirs)]
                 found.append(compare(*stacked, dataset=dataset, names=names))
         comparisons += correct_for_number(found)
@@ -460,7 +497,7 @@ def _build_row(group: Sequence[Entry], highest: float) -> Row:
     return Row(
         dataset=first.shown_dataset,
         model=first.model,
-        arm=first.arm,
+        arm=first.shown_arm,
         init=first.init,
         token_labels=first.token_labels,
         label_fraction=first.label_fraction,
@@ -516,16 +553,26 @@ def _compare(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
 
 
 def _say_test(top: Row, other: Row, comparisons: Sequence[Comparison]) -> str:
+    if any(len(row.seeds) > row.num_seeds for row in (top, other)):
+        return "a seed was run more than once, so no paired test was made"
     named = {row_name(top), row_name(other)}
     found = [c for c in comparisons if c.dataset == top.dataset and {c.first, c.second} == named]
     if not found:
         return "they share no seed, so no paired test was made"
     test = found[0]
+    above = test.difference if test.first == row_name(top) else -test.difference
     images = f"{test.n_test:,} test images"
     seeds = "one seed" if test.num_seeds == 1 else f"{test.num_seeds} seeds"
+    if test.num_seeds < max(top.num_seeds, other.num_seeds):
+        seeds += f" that both have, {100 * above:+.2f} points"
     said = f"{test.test}, {seeds}, {images}, p = {test.p_adjusted:.2g}"
     if test.verdict == "not told apart":
         return f"a paired test does not tell them apart ({said})"
+    if above < 0:
+        return (
+            f"but on the seeds that both have it is {-100 * above:.2f} points below, worse by a "
+            f"paired test ({said})"
+        )
     caution = ", but one seed does not show how much seeds differ" if test.num_seeds == 1 else ""
     return f"better by a paired test ({said}){caution}"
 
@@ -538,7 +585,7 @@ def _score(row: Row) -> str:
 
 def _warnings_of_row(group: Sequence[Entry]) -> Iterable[str]:
     first = group[0]
-    name = f"{first.dataset}, {first.model}, {first.arm}"
+    name = f"{first.dataset}, {first.model}, {first.shown_arm}"
     repeated = [seed for seed, count in Counter(e.seed for e in group).items() if count > 1]
     if repeated:
         seeds = ", ".join(map(str, repeated))
@@ -547,6 +594,14 @@ def _warnings_of_row(group: Sequence[Entry]) -> Iterable[str]:
         yield f"{name}: the row averages runs that saw different numbers of supervised images"
     if len({entry.params for entry in group}) > 1:
         yield f"{name}: the row averages networks of different sizes"
+    partial = _distinct(
+        figure
+        for entry in group
+        for figure in entry.metrics
+        if kind_of(figure).column and not all(figure in other.metrics for other in group)
+    )
+    if partial:
+        yield f"{name}: only some runs of the row have {', '.join(map(label_of, partial))}"
 
 
 def _warnings_of_budgets(entries: Sequence[Entry]) -> Iterable[str]:
@@ -568,10 +623,11 @@ def _row_groups(entries: Sequence[Entry]) -> list[list[Entry]]:
     return [list(group) for _, group in groupby(ordered, key=_row_key)]
 
 
-def _row_key(entry: Entry) -> tuple[str, str, float, int, str, bool]:
+def _row_key(entry: Entry) -> tuple[str, str, float, int, str, bool, str]:
     arm = (entry.init, entry.token_labels)
     place = list(ARMS).index(arm) if arm in ARMS else len(ARMS)
-    return entry.shown_dataset, entry.model, -entry.label_fraction, place, *arm
+    key = entry.shown_dataset, entry.model, -entry.label_fraction, place
+    return *key, *arm, entry.variation
 
 
 def _by_dataset(items: Sequence[ScoredT]) -> list[tuple[str, list[ScoredT]]]:

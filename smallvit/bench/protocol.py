@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from smallvit.core.config import Range
-from smallvit.core.errors import ConfigError
+from smallvit.core.errors import ConfigError, DataError
 
 Corruptions = Literal["none", "generated", "official", "both"]
 AttackName = Literal["fgsm", "pgd", "autoattack"]
@@ -43,7 +43,15 @@ class BenchConfig:
     cost: bool = True
     seed: Annotated[int, Range(ge=0)] = 0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse settings that contradict each other, and folders that are not there.
+
+        Not done when it is built: the command line builds one of the options given alone.
+
+        Raises:
+            ConfigError: With the value and what it needs.
+            DataError: If a folder is not there.
+        """
         reads = self.corruptions in ("official", "both")
         if reads and self.archive is None:
             raise ConfigError(
@@ -57,3 +65,22 @@ class BenchConfig:
             )
         if self.attacks and not self.eps:
             raise ConfigError("attacks need an eps: leave it out for 1, 2 and 8")
+        needs = {
+            "eps": ("--attacks", bool(self.attacks)),
+            "pgd_steps": ("--attacks pgd", "pgd" in self.attacks),
+            "pgd_restarts": ("--attacks pgd", "pgd" in self.attacks),
+            "subset": (
+                "--corruptions or --attacks",
+                bool(self.attacks) or self.corruptions != "none",
+            ),
+        }
+        for name, (option, there) in needs.items():
+            if not there and getattr(self, name) != getattr(BenchConfig, name):
+                raise ConfigError(
+                    f"{name} ({getattr(self, name)}) is of {option}, which is not asked for: add "
+                    f"it, or leave {name} out"
+                )
+        paths = [Path(name) for name in self.ood if "/" in name and not name.startswith("hf:")]
+        for path in (*paths, *([self.archive] if self.archive else [])):
+            if not path.expanduser().exists():
+                raise DataError(f"{path} is not there: name the folder of its images")

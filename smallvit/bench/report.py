@@ -4,8 +4,8 @@ import csv
 import dataclasses
 import io
 import json
-import os
 import re
+import tempfile
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -36,6 +36,8 @@ from smallvit.bench.report_text import (
     short_count,
     spread_name,
 )
+from smallvit.core.errors import DataError
+from smallvit.core.whole_file import replacing
 
 FORMAT_VERSION = 2
 TERMINAL_WIDTH = 100
@@ -72,6 +74,9 @@ def write_leaderboard(leaderboard: Leaderboard, folder: Path) -> dict[str, Path]
 
     Returns:
         The files by their kind: ``json``, ``md``, ``csv`` and ``html``.
+
+    Raises:
+        DataError: If they cannot be written.
     """
     texts = {
         "json": render_json(leaderboard),
@@ -79,8 +84,29 @@ def write_leaderboard(leaderboard: Leaderboard, folder: Path) -> dict[str, Path]
         "csv": render_csv(leaderboard),
         "html": render_html(leaderboard),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    return {kind: _replace(folder / f"leaderboard.{kind}", text) for kind, text in texts.items()}
+    prepare_folder(folder)
+    files = {}
+    for kind, text in texts.items():
+        files[kind] = folder / f"leaderboard.{kind}"
+        with replacing(files[kind], "choose another --out, or free space") as file:
+            file.write(text.encode())
+    return files
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder of a leaderboard and see that it can be written, before hours of work.
+
+    Raises:
+        DataError: If it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {folder} ({error.strerror}): choose another --out"
+        ) from error
 
 
 def render_json(leaderboard: Leaderboard) -> str:
@@ -163,10 +189,9 @@ def render_markdown(leaderboard: Leaderboard) -> str:
         if items:
             lines += ["", f"## {heading}", "", *(f"- {_markdown(item)}" for item in items)]
     lines += ["", "## Runs", ""]
-    lines += [
-        f"- {_markdown(f'{entry.shown_dataset}, {entry.arm}, seed {entry.seed}: {entry.run}')}"
-        for entry in entries
-    ]
+    for entry in entries:
+        run = f"{entry.shown_dataset}, {entry.shown_arm}, seed {entry.seed}: {entry.run}"
+        lines.append(f"- {_markdown(run)}")
     return "\n".join(lines) + "\n"
 
 
@@ -351,9 +376,3 @@ def _markdown(text: str) -> str:
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _replace(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    return temporary.replace(path)

@@ -171,9 +171,10 @@ def _figure_cell(row: Row, name: str) -> Cell:
     if name not in row.figures:
         return Cell(text="")
     figure, unit = row.figures[name], kind_of(name).unit
-    return Cell(
-        text=format_value(figure.mean, unit), spread=format_std(figure, unit), value=figure.mean
-    )
+    text = format_value(figure.mean, unit)
+    if figure.n < len(row.seeds):
+        text += f" (n = {figure.n})"
+    return Cell(text=text, spread=format_std(figure, unit), value=figure.mean)
 
 
 def _counts(head: str, rows: Sequence[Row], read: Callable[[Row], float]) -> Column:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from smallvit.bench.figures import Figure
 from smallvit.bench.leaderboard import Row
 from smallvit.bench.report_plots import Dash, Line, LinePlot, Point, create_plots
 from smallvit.bench.report_text import distinct, format_part
@@ -161,7 +162,7 @@ def corruption_part(
     heat = [
         HeatRow(
             label=label,
-            clean=row.top1_mean,
+            clean=_clean(row, origin).mean,
             mean=figure.mean if (figure := row.figures.get(f"corruption/{origin}")) else None,
             cells=[fmean(cells[name].values()) if name in cells else None for name in columns],
         )
@@ -171,7 +172,8 @@ def corruption_part(
     values = [value for row in heat for value in (row.clean, *row.cells) if value is not None]
 
     def lines(row: Row) -> list[Line]:
-        points = _severity_points(row, _by_corruption(row, origin), listed)
+        clean = _clean(row, origin)
+        points = _severity_points(clean, _by_corruption(row, origin), listed)
         return [Line(name=row.arm, style=styles[row.arm], points=points)] if points else []
 
     return CorruptionPart(
@@ -195,8 +197,14 @@ def _by_corruption(row: Row, origin: str) -> dict[str, dict[int, float]]:
     return cells
 
 
+def _clean(row: Row, origin: str) -> Figure:
+    """Return the accuracy on the images as they were before they were corrupted."""
+    of_all = Figure(mean=row.top1_mean, std=row.top1_std, n=len(row.seeds))
+    return row.figures.get(f"corruption/{origin}_clean", of_all)
+
+
 def _severity_points(
-    row: Row, cells: Mapping[str, Mapping[int, float]], listed: Sequence[str]
+    clean: Figure, cells: Mapping[str, Mapping[int, float]], listed: Sequence[str]
 ) -> list[Point]:
     counted = {name: values for name, values in cells.items() if name in listed}
     severities = sorted({severity for values in counted.values() for severity in values})
@@ -210,7 +218,7 @@ def _severity_points(
         for severity in severities
     ]
     if points:
-        points.insert(0, Point(x=0, mean=row.top1_mean, std=row.top1_std or 0.0, at="clean"))
+        points.insert(0, Point(x=0, mean=clean.mean, std=clean.std or 0.0, at="clean"))
     return points
 
 

@@ -1,9 +1,10 @@
 """From finished runs to a leaderboard: score each on its test split, compare, write and show."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -22,14 +23,28 @@ from smallvit.bench.leaderboard import (
 )
 from smallvit.bench.protocol import BenchConfig
 from smallvit.bench.published import published_references
-from smallvit.bench.report import render_table, write_leaderboard
+from smallvit.bench.report import prepare_folder, render_table, write_leaderboard
 from smallvit.bench.report_page import evidence_key
 from smallvit.bench.scores import Scores, score_runs
-from smallvit.core.errors import DataError
+from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run
 from smallvit.engine.runtime import RuntimeConfig
+from smallvit.run.recipe import run_values
+from smallvit.run.start import pretrain_method
 
 TABLE_WIDTH = 100  # columns that the table needs
+# Of a recipe: what has a column of its own, and where files lie.
+NOT_SETTINGS = (
+    "data.dataset",
+    "data.path",
+    "data.label_fraction",
+    "model.name",
+    "finetune.init",
+    "finetune.score_maps",
+    "finetune.teacher",
+    "finetune.allow_leak",
+    "finetune.token_label.enabled",
+)
 logger = logging.getLogger("smallvit")
 
 
@@ -83,9 +98,22 @@ def bench_runs(
         The leaderboard and its files. A run that cannot be scored is named in them and left out.
 
     Raises:
-        DataError: If none could be scored.
+        ConfigError: If a run is of another stage.
+        DataError: If none could be scored, or the folder cannot be written.
+        SmallViTError: If a part that was asked for could be measured of no run; what could be is
+            written before.
     """
-    scores, left_out = score_runs(runs, config or BenchConfig(), runtime_config=runtime_config)
+    config = config or BenchConfig()
+    config.check()
+    for run in runs:
+        if run.result["stage"] != "finetune":
+            raise ConfigError(
+                f"{run.path} is a {run.result['stage']} run: a leaderboard is of fine-tuned ones"
+            )
+    prepare_folder(folder)
+    once = {run.path.resolve(): run for run in reversed(runs)}
+    runs = list(reversed(once.values()))  # a folder that was named twice is one run
+    scores, left_out, unmeasured = score_runs(runs, config, runtime_config=runtime_config)
     if not scores:
         raise DataError(f"none of {len(runs)} runs could be scored: see the lines above")
     leaderboard = build_leaderboard(scores, title=title, notes=[*left_out, *notes])
@@ -101,6 +129,8 @@ def bench_runs(
         console.print(line, markup=False, highlight=False)
     for path in files.values():
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    if unmeasured is not None:
+        raise unmeasured
     return BenchResult(leaderboard=leaderboard, files=files)
 
 
@@ -124,9 +154,62 @@ def build_leaderboard(
         ),
         evidence=evidence,
         references=published_references(dict.fromkeys(entry.dataset for entry in entries)),
-        protocol={name: text for each in scores for name, text in each.protocol.items()},
+        protocol=_merge_protocols(scores, entries),
         notes=notes,
     )
+
+
+def _merge_protocols(scores: Sequence[Scores], entries: Sequence[Entry]) -> dict[str, str]:
+    """Say once how a group of figures was measured, or of which rows where that differs."""
+    said: dict[str, dict[str, list[str]]] = {}
+    for each, entry in zip(scores, entries, strict=True):
+        part = (
+            f", {100 * entry.label_fraction:g} % of the labels" if entry.label_fraction < 1 else ""
+        )
+        for name, text in each.protocol.items():
+            said.setdefault(name, {}).setdefault(text, []).append(f"{entry.shown_dataset}{part}")
+    return {
+        name: next(iter(texts))
+        if len(texts) == 1
+        else " ".join(f"{'; '.join(dict.fromkeys(rows))}: {text}" for text, rows in texts.items())
+        for name, texts in said.items()
+    }
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Return what a run's recipe says, by path, and how much what it builds on has seen.
+
+    Left out is what rows are told apart by, what a seed changes, and what moves no result.
+    """
+    plain = run_values(run, "finetune")
+    flat = {
+        name: value
+        for name, value in _flatten({key: plain[key] for key in ("data", "model", "finetune")})
+        if name not in NOT_SETTINGS
+    }
+    if not plain["finetune"]["token_label"]["enabled"]:
+        flat = {k: v for k, v in flat.items() if not k.startswith("finetune.token_label.")}
+    method = run.result.get("start_method")
+    init = plain["finetune"]["init"]
+    if (
+        method is None
+        and run.result["init"] == "pretrain"
+        and (Path(init) / "recipe.yaml").is_file()
+    ):
+        method = pretrain_method(Run(Path(init)))  # of a run that was made before it was noted
+    if method is not None:
+        flat["pretrain.method"] = method
+    for stage, cost in run.result["upstream"].items():
+        flat[f"{stage}.{stage} samples"] = cost["samples_seen"]
+    return flat
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", tuple(value) if isinstance(value, list) else value
 
 
 def _entry(scored: Scores) -> Entry:
@@ -169,4 +252,5 @@ def _entry(scored: Scores) -> Entry:
         split_hash=env["split_hashes"]["test"],
         selected_on=str(result.get("selected_on", "")).partition(" at step")[0],
         metrics=scored.figures,
+        settings=settings_of(run),
     )

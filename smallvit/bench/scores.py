@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from smallvit.bench.cost import measure_cost
 from smallvit.bench.leaderboard import Bin, Evidence
 from smallvit.bench.protocol import BenchConfig
 from smallvit.core import rng
+from smallvit.core.console import track
 from smallvit.core.errors import DataError, SmallViTError
 from smallvit.core.run_folder import Run, machine, write_json
 from smallvit.core.whole_file import replacing
@@ -33,7 +35,7 @@ from smallvit.data.loader import Dataset, Split
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
 from smallvit.evaluate.attacks import robust_correct
-from smallvit.evaluate.autoattack import autoattack
+from smallvit.evaluate.autoattack import autoattack, autoattack_version
 from smallvit.evaluate.calibration import (
     calibration_metrics,
     fit_temperature,
@@ -62,12 +64,13 @@ from smallvit.evaluate.pixel_classifier import PixelClassifier, pixel_batches, p
 from smallvit.inference.token_pictures import draw_tokens
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.run.monitor import EVAL_BATCH
-from smallvit.run.ood_data import open_foreign
+from smallvit.run.ood_data import ForeignImages, open_foreign
 from smallvit.run.score import open_scored
 
 FORMAT_VERSION = 1
 ATTACK_BATCH = 250
 CORRUPT_BATCH = 2048  # enough for all threads to have a share
+PNG = b"\x89PNG\r\n\x1a\n"
 PICTURED = 4  # test images of an attention picture
 NOT_TRAINED_FOR = "no row was trained against attacks"
 logger = logging.getLogger("smallvit")
@@ -117,7 +120,7 @@ def score_runs(
     config: BenchConfig,
     *,
     runtime_config: RuntimeConfig | None = None,
-) -> tuple[list[Scores], list[str]]:
+) -> tuple[list[Scores], list[str], SmallViTError | None]:
     """Score runs on their test split by one protocol.
 
     Args:
@@ -127,54 +130,101 @@ def score_runs(
             float32 whatever it is.
 
     Returns:
-        The scores, and one line for each run, or part of one, that could not be scored.
+        The scores; one line for each run, or part of one, that could not be scored; and the error
+        of a part that no run has, if there is one.
+
+    Raises:
+        SmallViTError: If foreign images or an archive suit none of the runs, before any is scored.
     """
     runtime = open_runtime(runtime_config or RuntimeConfig())
-    opened, notes = [], []
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(line)
+        logger.warning("%s", line)
+
+    opened = []
     for run in runs:
         try:
             backbone, dataset = open_scored(run, runtime)
             opened.append(_Opened(run, backbone, dataset, _hash_weights(run)))
         except SmallViTError as error:
-            notes.append(f"left out: {error}")
-            logger.warning("%s", notes[-1])
+            note(f"left out: {error}")
+    _check_sources(opened, config)
     parts: dict[Path, list[dict[str, Any]]] = {}
-    scored = []
     for each in opened:
         logger.info("scoring %s on test", each.run.path)
         try:
             parts[each.run.path] = [_score_accuracy(each, runtime)]
-            scored.append(each)
         except SmallViTError as error:
-            notes.append(f"left out: {each.run.path}: {error}")
-            logger.warning("%s", notes[-1])
+            note(f"left out: {each.run.path}: {error}")
+    scored = [each for each in opened if each.run.path in parts]
+    unmeasured = None
     for measure in _chosen_parts(config, runtime):
+        errors = []
         for each in scored:
             try:
                 parts[each.run.path] += measure(each)
             except SmallViTError as error:
-                notes.append(f"{each.run.path}: {error}")
-                logger.warning("%s", notes[-1])
+                errors.append(error)
+                note(f"{each.run.path}: {error}")
+        if scored and len(errors) == len(scored):
+            unmeasured = errors[0]
+    correct = {path: unpack_correct(found[0]) for path, found in parts.items()}
     for source in ("generated", "official"):
-        if config.corruptions in (source, "both"):
-            for group in _same_images(scored):
-                try:
-                    found = _score_corruptions(group, source, config, runtime)
-                except SmallViTError as error:
-                    notes.append(f"corruptions, {source}: {error}")
-                    logger.warning("%s", notes[-1])
-                    continue
-                for each, part in zip(group, found, strict=True):
-                    parts[each.run.path].append(part)
+        groups = _same_images(scored) if config.corruptions in (source, "both") else []
+        errors = []
+        for group in groups:
+            try:
+                found = _score_corruptions(group, source, config, runtime, correct=correct)
+            except SmallViTError as error:
+                errors.append(error)
+                note(f"corruptions, {source}, of {group[0].dataset.name}: {error}")
+                continue
+            for each, part in zip(group, found, strict=True):
+                parts[each.run.path].append(part)
+        if groups and len(errors) == len(groups):
+            unmeasured = errors[0]
     pictured = {_arm_of(each.run): each for each in reversed(scored)}
-    return [
-        _collect(
-            each,
-            parts[each.run.path],
-            _draw_attention(each, runtime) if pictured[_arm_of(each.run)] is each else None,
-        )
-        for each in scored
-    ], notes
+    scores = []
+    for each in scored:
+        first = pictured[_arm_of(each.run)] is each
+        attention = _draw_attention(each, runtime) if first else None
+        scores.append(_collect(each, parts[each.run.path], attention))
+    return scores, notes, unmeasured
+
+
+def unpack_correct(accuracy: Mapping[str, Any]) -> Bool[np.ndarray, " N"]:
+    """Return whether each test image is classified correctly, from the part of the accuracy."""
+    packed = np.frombuffer(base64.b64decode(accuracy["correct"], validate=True), dtype=np.uint8)
+    return np.unpackbits(packed, count=int(accuracy["summary"]["n"])).astype(bool)
+
+
+def _check_sources(opened: Sequence[_Opened], config: BenchConfig) -> None:
+    """Open what figures need beside the runs, before hours are spent on the others.
+
+    Raises:
+        SmallViTError: If a source suits none of the runs' data sets.
+    """
+    groups = [group[0].dataset for group in _same_images(opened)]
+    checks: list[Callable[[Dataset], Any]] = [
+        partial(_open_foreign, name, seed=config.seed) for name in config.ood
+    ]
+    if config.archive is not None:
+        checks.append(partial(open_official, config.archive))
+    for check in checks:
+        errors = []
+        for dataset in groups:
+            try:
+                check(dataset)
+            except SmallViTError as error:
+                errors.append(error)
+        if groups and len(errors) == len(groups):
+            raise errors[0]
+
+
+def _open_foreign(name: str, dataset: Dataset, *, seed: int) -> list[ForeignImages]:
+    return open_foreign(name, dataset, seed=seed, most=len(dataset.splits["test"]))
 
 
 def subset_of(split: Split, size: int | None, seed: int) -> Split:
@@ -266,6 +316,8 @@ def _score_attack(opened: _Opened, *, attack: str, config: BenchConfig) -> list[
     key: dict[str, Any] = {"eps": sorted(config.eps), "n": len(split), "seed": config.seed}
     if attack == "pgd":
         key |= {"steps": config.pgd_steps, "restarts": config.pgd_restarts}
+    elif attack == "autoattack":
+        key["version"] = autoattack_version()
     kept, save = _kept(opened, attack, key, None)
     if kept is not None:
         return [kept]
@@ -274,12 +326,16 @@ def _score_attack(opened: _Opened, *, attack: str, config: BenchConfig) -> list[
     figures: dict[str, float] = {}
     if attack == "autoattack":
         flags, package = [], ""
-        batch = next(pixel_batches(split, len(split)))
+        number = math.ceil(len(split) / ATTACK_BATCH)
         for eps in config.eps:
-            found = autoattack(opened.classifier, *batch, eps=eps / 255, seed=config.seed)
-            figures[f"attack/autoattack/{eps:g}"] = found.correct.double().mean().item()
-            flags += found.flags
-            package = f"{found.package}, {' + '.join(found.attacks)}"
+            standing = []
+            batches = pixel_batches(split, ATTACK_BATCH)
+            for batch in track(batches, f"AutoAttack at {eps:g}/255", number):
+                found = autoattack(opened.classifier, *batch, eps=eps / 255, seed=config.seed)
+                standing.append(found.correct)
+                flags += found.flags
+                package = f"{found.package}, {' + '.join(found.attacks)}"
+            figures[f"attack/autoattack/{eps:g}"] = torch.cat(standing).double().mean().item()
         said = f" Its warnings: {'; '.join(dict.fromkeys(flags))}." if flags else ""
         how = f"AutoAttack of {package}, {images}.{said}"
     else:
@@ -288,7 +344,7 @@ def _score_attack(opened: _Opened, *, attack: str, config: BenchConfig) -> list[
         levels = [0.0] * (len(split) < len(opened.test)) + list(config.eps)
         correct = robust_correct(
             opened.classifier,
-            pixel_batches(split, ATTACK_BATCH),
+            track(pixel_batches(split, ATTACK_BATCH), attack, math.ceil(len(split) / ATTACK_BATCH)),
             attack=attack,
             eps=[eps / 255 for eps in levels],
             steps=config.pgd_steps,
@@ -311,13 +367,18 @@ def _score_ood(
 ) -> list[dict[str, Any]]:
     own, _ = _predict(opened, "test", runtime)
     parts = []
-    for foreign in open_foreign(name, opened.dataset, seed=config.seed, most=len(opened.test)):
-        key = {"n": foreign.num_images, "seed": config.seed, "precision": _precision(runtime)}
+    for foreign in _open_foreign(name, opened.dataset, seed=config.seed):
+        key = {
+            "images": foreign.fingerprint,
+            "n": foreign.num_images,
+            "seed": config.seed,
+            "precision": _precision(runtime),
+        }
         kept, save = _kept(opened, f"ood-{foreign.name}", key, runtime)
         if kept is None:
-            logits = predict_pixels(
-                opened.classifier, foreign.batches(EVAL_BATCH), autocast=runtime.autocast
-            )
+            number = math.ceil(foreign.num_images / EVAL_BATCH)
+            batches = track(foreign.batches(EVAL_BATCH), f"classifying {foreign.name}", number)
+            logits = predict_pixels(opened.classifier, batches, autocast=runtime.autocast)
             figures = {}
             for metric, value in ood_metrics(own, logits).items():
                 score, _, kind = metric.rpartition("_")
@@ -351,7 +412,7 @@ def _score_cost(opened: _Opened, *, runtime: Runtime) -> list[dict[str, Any]]:
         "cost/images_per_s": cost["images_per_s_256"],
         "cost/latency_ms": cost["latency_ms_1"],
         "cost/latency_ms_256": cost["latency_ms_256"],
-        "cost/peak_memory": cost["peak_memory_mb"],
+        "cost/peak_memory": cost["peak_memory_mib"],
     }
     protocol = {
         "Cost": f"Forward pass on {machine()}, {cost['device']}, {cost['precision']}, "
@@ -362,9 +423,22 @@ def _score_cost(opened: _Opened, *, runtime: Runtime) -> list[dict[str, Any]]:
 
 
 def _score_corruptions(
-    group: Sequence[_Opened], source: str, config: BenchConfig, runtime: Runtime
+    group: Sequence[_Opened],
+    source: str,
+    config: BenchConfig,
+    runtime: Runtime,
+    *,
+    correct: Mapping[Path, Bool[np.ndarray, " N"]],
 ) -> list[dict[str, Any]]:
-    """Score networks of the same images together, so that each image is corrupted once."""
+    """Score networks of the same images together, so that each image is corrupted once.
+
+    Args:
+        group: Networks.
+        source: ``generated`` or ``official``.
+        config: What to measure.
+        runtime: Device and precision.
+        correct: Whether each test image as it is is classified correctly, by run.
+    """
     first = group[0]
     split = subset_of(first.test, config.subset, config.seed)
     archive = None
@@ -376,7 +450,7 @@ def _score_corruptions(
         assert config.archive is not None
         archive = open_official(config.archive, first.dataset)
         names, num_images = archive.names, len(archive.labels)
-        key = {"archive": str(archive.path), "names": names, "n": num_images}
+        key = {"archive": _fingerprint(archive.path), "names": names, "n": num_images}
         made_by = f"of the published archive {archive.path.name}"
     protocol = {
         f"Corruptions, {source}": f"Mean accuracy of 15 types at 5 severities, {made_by}; "
@@ -399,6 +473,10 @@ def _score_corruptions(
     key["precision"] = _precision(runtime)
     files = [_kept(each, f"corruption-{source}", key, runtime) for each in group]
     found = [dict(kept["figures"]) if kept else {} for kept, _ in files]
+    if archive is None and len(split) < len(first.test):
+        for each, figures in zip(group, found, strict=True):
+            chosen = np.isin(first.test.index.cpu().numpy(), split.index.cpu().numpy())
+            figures[f"corruption/{source}_clean"] = float(correct[each.run.path][chosen].mean())
     for name in names:
         paths = [f"corruption/{source}/{name}/{severity}" for severity in SEVERITIES]
         missing = [i for i, figures in enumerate(found) if not figures.keys() >= set(paths)]
@@ -418,10 +496,11 @@ def _score_corruptions(
             figures = _with_means(found[i], source)
             files[i] = (files[i][1]({"figures": figures, "protocol": protocol}), files[i][1])
         logger.info(
-            "corruption %s (%s) of %d networks: %.0f s",
+            "corruption %s (%s) of %d network%s: %.0f s",
             name,
             source,
             len(missing),
+            "s" * (len(missing) > 1),
             time.monotonic() - start,
         )
     return [kept for kept, _ in files if kept is not None]
@@ -449,7 +528,6 @@ def _arm_of(run: Run) -> tuple[Any, ...]:
 def _collect(opened: _Opened, parts: Sequence[dict[str, Any]], attention: bytes | None) -> Scores:
     accuracy = parts[0]
     summary = accuracy["summary"]
-    packed = np.frombuffer(base64.b64decode(accuracy["correct"]), dtype=np.uint8)
     evidence = accuracy["evidence"]
     figures: dict[str, float] = {}
     protocol: dict[str, str] = {}
@@ -460,7 +538,7 @@ def _collect(opened: _Opened, parts: Sequence[dict[str, Any]], attention: bytes 
         run=opened.run,
         summary=summary,
         figures=figures,
-        correct=np.unpackbits(packed, count=int(summary["n"])).astype(bool),
+        correct=unpack_correct(accuracy),
         evidence=Evidence(
             class_names=opened.dataset.class_names,
             confusion=tuple(tuple(row) for row in evidence["confusion"]),
@@ -483,14 +561,16 @@ def _kept(
         settings: What its figures depend on, beside weights, test images and device.
         runtime: Where it is measured; ``None`` where figures do not depend on it.
     """
-    key = {
+    said = {
         "format": FORMAT_VERSION,
         "weights": opened.weights,
         "test": opened.run.env["split_hashes"]["test"],
         "device": None if runtime is None else runtime.device.type,
         **settings,
     }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    text = json.dumps(said, sort_keys=True)
+    key = json.loads(text)  # as it will be read again: tuples are lists
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     path = opened.run.path / "bench" / f"{part}-{digest}.json"
 
     def save(measured: dict[str, Any]) -> dict[str, Any]:
@@ -503,21 +583,36 @@ def _kept(
 
     try:
         measured = json.loads(path.read_text())
-        if measured["key"] == key and {"figures", "protocol"} <= measured.keys():
+        if measured["key"] == key and _is_whole(measured, part):
             return measured, save
     except FileNotFoundError:
         return None, save
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass
     logger.warning("%s is broken: measured anew", path)
     return None, save
 
 
+def _is_whole(measured: Mapping[str, Any], part: str) -> bool:
+    """Tell whether a part that was read has all that it was written with."""
+    if not all(math.isfinite(value) for value in measured["figures"].values()):
+        return False
+    if not all(isinstance(text, str) for text in measured["protocol"].values()):
+        return False
+    if part != "accuracy":
+        return True
+    evidence = {"confusion", "reliability", "reliability_scaled"}
+    right = unpack_correct(measured)
+    return evidence <= measured["evidence"].keys() and math.isclose(
+        right.mean(), measured["summary"]["top1"], abs_tol=1e-9
+    )
+
+
 def _draw_attention(opened: _Opened, runtime: Runtime) -> bytes:
     """Return a PNG of where a network looks in the first test images of different classes."""
     kept = opened.run.path / "bench" / f"attention-{opened.weights[:12]}.png"
-    if kept.is_file():
-        return kept.read_bytes()
+    if kept.is_file() and (picture := kept.read_bytes()).startswith(PNG):
+        return picture
     split = opened.test
     labels = split.labels[split.index]
     first = {int(label): place for place, label in reversed(list(enumerate(labels.tolist())))}
@@ -545,8 +640,10 @@ def _draw_attention(opened: _Opened, runtime: Runtime) -> bytes:
 def _predict(
     opened: _Opened, split: str, runtime: Runtime
 ) -> tuple[Float[Tensor, "N C"], Int[Tensor, " N"]]:
-    batches = eval_batches(opened.dataset, opened.dataset.splits[split], EVAL_BATCH)
-    return predict_logits(opened.backbone, batches, autocast=runtime.autocast)
+    part = opened.dataset.splits[split]
+    batches = eval_batches(opened.dataset, part, EVAL_BATCH)
+    shown = track(batches, f"classifying {split}", math.ceil(len(part) / EVAL_BATCH))
+    return predict_logits(opened.backbone, shown, autocast=runtime.autocast)
 
 
 def _same_images(opened: Sequence[_Opened]) -> list[list[_Opened]]:
@@ -557,6 +654,17 @@ def _same_images(opened: Sequence[_Opened]) -> list[list[_Opened]]:
         key = (each.dataset.fingerprint, each.run.env["split_hashes"]["test"], size)
         groups.setdefault(key, []).append(each)
     return list(groups.values())
+
+
+def _fingerprint(archive: Path) -> str:
+    """Hash what the files of an archive are called, how large they are and when they were made.
+
+    Not their pixels, which are gigabytes. Of folders of pictures, the folders of classes.
+    """
+    files = [archive] if archive.is_file() else [*archive.glob("*"), *archive.glob("*/*/*")]
+    facts = sorted((str(f.relative_to(archive.parent)), f.stat()) for f in files)
+    said = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in facts])
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _hash_weights(run: Run) -> str:

@@ -226,6 +226,7 @@ def read_suite(name: str) -> Suite:
         datasets=datasets,
         recipe=recipe,
         settings=_place_starts(config.settings, path.parent),
+        bench=_place_images(config.bench, path.parent),
     )
     return Suite(name=path.stem, path=path, config=config)
 
@@ -413,6 +414,23 @@ def _place_starts(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(value, str) and value != SCRATCH and not value.startswith(TIMM):
             absolute = str(places.absolute(folder / Path(value).expanduser()))
             placed = merge(placed, nest({key: absolute}))
+    return placed
+
+
+def _place_images(bench: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return settings of the leaderboard with folders of images as absolute paths."""
+
+    def place(value: Any) -> Any:
+        if not isinstance(value, str) or value.startswith("hf:"):
+            return value
+        beside = folder / Path(value).expanduser()
+        return str(places.absolute(beside)) if beside.exists() or "/" in value else value
+
+    placed = dict(bench)
+    if "archive" in placed:
+        placed["archive"] = place(placed["archive"])
+    if isinstance(placed.get("ood"), list):
+        placed["ood"] = [place(value) for value in placed["ood"]]
     return placed
 
 

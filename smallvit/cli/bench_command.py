@@ -1,24 +1,18 @@
 """``smallvit bench``."""
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from smallvit.bench.launcher import LauncherName, open_launcher
 from smallvit.bench.protocol import BenchConfig
-from smallvit.bench.runner import bench_runs
-from smallvit.bench.suite import Suite, find_suite, plan_suite, read_suite
-from smallvit.bench.suite_progress import print_plan
-from smallvit.bench.suite_run import run_suite, whole_suite_lock
 from smallvit.cli.options import given
-from smallvit.cli.training import apply_offline
 from smallvit.core import places
-from smallvit.core.config import Layer, merge, resolve
-from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.config import Layer, resolve
+from smallvit.core.errors import ConfigError, DataError, InterruptedRunError
 from smallvit.core.run_folder import find_runs, open_run
-from smallvit.engine.runtime import RuntimeConfig
 
 # All that needs no further package and no further data, on a part of the test images.
 ROBUST: dict[str, Any] = {
@@ -43,11 +37,19 @@ class SuiteOptions:
         dry_run: Print the suite's cells and what is missing, make nothing.
     """
 
-    launcher: LauncherName = "local"
+    launcher: Literal["local", "ray"] = "local"
     jobs: int = 1
     node_cpus: float = 1
     node_gpus: float | None = None
     dry_run: Annotated[bool, Parameter(negative="")] = False
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise ConfigError(f"--jobs must be at least 1, got {self.jobs}")
+        if self.node_cpus <= 0:
+            raise ConfigError(f"--node-cpus must be above 0, got {self.node_cpus}")
+        if self.node_gpus is not None and self.node_gpus < 0:
+            raise ConfigError(f"--node-gpus must not be negative, got {self.node_gpus}")
 
 
 SUITE_OPTIONS = ("launcher", "jobs", "node_cpus", "node_gpus", "dry_run")
@@ -67,10 +69,11 @@ def bench_command(
     """Score fine-tuned runs on their test split and put them in a leaderboard.
 
     Given the name of a suite instead, it makes the suite's runs first. What is measured once is
-    kept with the run, so a second call measures only what is new.
+    kept with the run, so a second call measures only what is new. An option that takes several
+    values is repeated: --attacks fgsm --attacks pgd.
 
     Args:
-        runs: Run folders, or a suite: a shipped one or a file. Without any, every finished
+        runs: Run folders, or one suite: a shipped one or a file. Without any, every finished
             fine-tuned run under the runs folder.
         out: Folder of the leaderboard's files, by default ``leaderboard`` in the runs folder; of a
             suite, the folder of its runs.
@@ -82,22 +85,48 @@ def bench_command(
         precision: Precision of matrix products.
         offline: Download nothing.
     """
+    # Imported late: the help of this command does not wait for torch.
+    from smallvit.bench.suite import find_suite
+    from smallvit.cli.training import apply_offline
+
     apply_offline(offline)
-    runtime = RuntimeConfig(device=device, precision=precision)
-    over = merge(
-        ROBUST if robust else {},
-        {key: value for key, value in given.values.items() if key not in NOT_MEASURED},
-    )
-    name = runs[0] if len(runs) == 1 else None
-    if name is not None and not Path(name).is_dir():
-        if find_suite(name) is None and Path(name).exists():
-            raise ConfigError(f"{name} is neither a run folder nor a suite file")
-        _bench_suite(read_suite(name), out, over, suite, runtime)
-        return
+    over = (ROBUST if robust else {}) | {
+        key: value for key, value in given.values.items() if key not in NOT_MEASURED
+    }
+    named = [name for name in runs if not Path(name).is_dir() and find_suite(name) is not None]
+    if named and len(runs) > 1:
+        raise ConfigError(f"{named[0]} is a suite, which is given alone")
+    try:
+        if named:
+            _bench_suite(named[0], out, over, suite, device, precision)
+        else:
+            _bench_runs(runs, out, over, device, precision)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            signal.SIGINT,
+            "interrupted; what was measured is kept with its run, the same command goes on",
+        ) from None
+
+
+def _bench_runs(
+    names: tuple[str, ...], out: Path | None, over: dict[str, Any], device: Any, precision: Any
+) -> None:
+    """Score runs by their folders, or all there are."""
+    from smallvit.bench.runner import bench_runs
+    from smallvit.bench.suite import shipped_suites
+    from smallvit.engine.runtime import RuntimeConfig
+
     of_suites = [f"--{key.replace('_', '-')}" for key in SUITE_OPTIONS if key in given.values]
     if of_suites:
         raise ConfigError(f"{', '.join(of_suites)} is for suites: name one, or leave it out")
-    chosen = [open_run(Path(path), stage="finetune") for path in runs] or [
+    config = resolve(BenchConfig, [Layer(source="command line", values=over)])
+    for name in names:
+        if not (Path(name) / "result.json").is_file():
+            raise DataError(
+                f"no run and no suite {name!r}: 'smallvit runs ls' shows the runs; suites are "
+                f"{', '.join(shipped_suites())} or a YAML file"
+            )
+    chosen = [open_run(Path(name), stage="finetune") for name in names] or [
         run
         for run in find_runs(places.runs_dir())
         if run.completed and run.result["stage"] == "finetune"
@@ -106,24 +135,38 @@ def bench_command(
         raise DataError(
             f"no finished fine-tuned run under {places.runs_dir()}: smallvit finetune makes one"
         )
-    config = resolve(BenchConfig, [Layer(source="command line", values=over)])
-    folder = out or places.runs_dir() / "leaderboard"
-    bench_runs(chosen, folder, title="Leaderboard", config=config, runtime_config=runtime)
+    bench_runs(
+        chosen,
+        out or places.runs_dir() / "leaderboard",
+        title="Leaderboard",
+        config=config,
+        runtime_config=RuntimeConfig(device=device, precision=precision),
+    )
 
 
 def _bench_suite(
-    suite: Suite,
+    name: str,
     out: Path | None,
     over: dict[str, Any],
     options: SuiteOptions,
-    runtime: RuntimeConfig,
+    device: Any,
+    precision: Any,
 ) -> None:
     """Make what is missing of a suite, and its leaderboard of what there is."""
+    from smallvit.bench.launcher import open_launcher
+    from smallvit.bench.runner import bench_runs
+    from smallvit.bench.suite import plan_suite, read_suite
+    from smallvit.bench.suite_progress import print_plan
+    from smallvit.bench.suite_run import run_suite, whole_suite_lock
+    from smallvit.engine.runtime import RuntimeConfig
+
+    suite = read_suite(name)
     layers = [
         Layer(source=f"{suite.path}: bench", values=suite.config.bench),
         Layer(source="command line", values=over),
     ]
     config = resolve(BenchConfig, layers)
+    config.check()
     plan = plan_suite(suite, out)
     if options.dry_run:
         print_plan(plan)
@@ -142,7 +185,7 @@ def _bench_suite(
                 plan.folder / "leaderboard",
                 title=suite.config.description or suite.name,
                 config=config,
-                runtime_config=runtime,
+                runtime_config=RuntimeConfig(device=device, precision=precision),
                 notes=made.notes,
             )
     made.raise_for_failures()

@@ -2,17 +2,50 @@
 
 import logging
 import os
+import time
 import warnings
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from smallvit.core.errors import ConfigError, suggest
 
 console = Console(stderr=True)
 logger = logging.getLogger("smallvit")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+LINE_S = 10.0  # between two lines of progress where there is no bar
+ItemT = TypeVar("ItemT")
+
+
+def track(items: Iterable[ItemT], what: str, total: int) -> Iterator[ItemT]:
+    """Yield items and show how far they are: a bar on a terminal, elsewhere a line now and then.
+
+    Args:
+        items: What is worked through.
+        what: What is done with them.
+        total: Number of items.
+    """
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bars:
+        task = bars.add_task(what, total=total)
+        start = said = time.monotonic()
+        for number, item in enumerate(items, 1):
+            yield item
+            bars.update(task, completed=number)
+            now = time.monotonic()
+            if not console.is_terminal and now - said > LINE_S and number < total:
+                left_s = (now - start) / number * (total - number)
+                logger.info("%s: %.0f %%, %.0f s left", what, 100 * number / total, left_s)
+                said = now
 
 
 def start_logging() -> None:

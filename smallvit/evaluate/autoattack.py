@@ -103,10 +103,20 @@ def autoattack(
         correct=predicted == labels,
         attacks=tuple(adversary.attacks_to_run),
         num_targets=targets,
-        package=f"pyautoattack {importlib.metadata.version('pyautoattack')}",
+        package=autoattack_version(),
         # One of them says that three classes are too few for the attack that was replaced.
         flags=tuple(dict.fromkeys(flag for flag in flags if not flag.startswith("with only"))),
     )
+
+
+def autoattack_version() -> str:
+    """Return the name and version of what attacks.
+
+    Raises:
+        ConfigError: If it is not installed.
+    """
+    _package()
+    return f"pyautoattack {importlib.metadata.version('pyautoattack')}"
 
 
 def _attacks(attacks: list[str], num_classes: int) -> list[str]:

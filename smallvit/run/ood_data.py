@@ -36,11 +36,13 @@ class ForeignImages:
 
     Attributes:
         name: Name in result tables.
+        fingerprint: What tells its images from those of another set of that name.
         num_images: How many.
         batches: Walks them once, as bytes, in batches of a given size; the last may be smaller.
     """
 
     name: str
+    fingerprint: str
     num_images: int
     batches: Callable[[int], Iterator[UInt8[Tensor, "B 3 H W"]]]
 
@@ -102,7 +104,14 @@ def open_foreign(
         for part in foreign.split(batch_size):
             yield images[part].to(device)
 
-    return [ForeignImages(name=store.manifest.name, num_images=len(foreign), batches=batches)]
+    return [
+        ForeignImages(
+            name=store.manifest.name,
+            fingerprint=store.manifest.fingerprint,
+            num_images=len(foreign),
+            batches=batches,
+        )
+    ]
 
 
 def _open_noise(kind: Noise, num_images: int, dataset: Dataset, seed: int) -> ForeignImages:
@@ -110,13 +119,13 @@ def _open_noise(kind: Noise, num_images: int, dataset: Dataset, seed: int) -> Fo
         for indices in torch.arange(num_images, device=_device(dataset)).split(batch_size):
             yield noise_images(kind, indices, dataset.image_size, seed=seed)
 
-    return ForeignImages(name=kind, num_images=num_images, batches=batches)
+    return ForeignImages(name=kind, fingerprint=kind, num_images=num_images, batches=batches)
 
 
 def _config(name: str) -> DataConfig:
     if name in DATASETS or name.startswith("hf:"):
         return DataConfig(dataset=name)
-    if Path(name).expanduser().exists():
+    if name and Path(name).expanduser().exists():
         return DataConfig(path=Path(name).expanduser())
     raise UnknownNameError("set of foreign images", name, [NOISE, *DATASETS])
 

@@ -211,6 +211,21 @@ def find_recipe(name: str) -> Path:
     raise ConfigError(f"no recipe {name!r}, neither shipped nor a file{suggest(name, shipped())}")
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML takes the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def read_layer(path: Path) -> Layer:
     """Read a recipe file as one layer of settings; its relative paths start at its folder.
 
@@ -218,7 +233,7 @@ def read_layer(path: Path) -> Layer:
         ConfigError: If it is no YAML mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), _StrictLoader)  # a SafeLoader
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise ConfigError(f"{path}: no valid YAML: {problem}") from error

@@ -16,6 +16,7 @@ from smallvit.inference.export import (
     initialise_from_timm,
 )
 from smallvit.models.tokens import AbstractBackbone
+from smallvit.pretrain.dino import DinoConfig
 from smallvit.run.provenance import check_leak, join_extra_data, other_data
 from smallvit.run.recipe import OF_NAMED_DATA
 
@@ -61,6 +62,8 @@ def start_from(
             run.result.get("extra_data", "none"),
         )
         facts = {"init": stage, "extra_data": extra}
+        if stage == "pretrain":
+            facts["start_method"] = pretrain_method(run)
         cost = total_cost(run)
         notes = initialise_from(backbone, run.path / "export", dataset.class_names)
     facts["extra_data"] = check_leak(
@@ -118,6 +121,12 @@ def total_cost(run: Run) -> dict[str, dict[str, float]]:
     upstream = run.result.get("upstream", {})
     earlier = upstream.get(stage, {})
     return upstream | {stage: {key: own[key] + earlier.get(key, 0) for key in own}}
+
+
+def pretrain_method(run: Run) -> str:
+    """Return the method of a run of stage 1."""
+    method = run.recipe.get("pretrain", {}).get("method", {})
+    return str(method.get("name", DinoConfig().name))
 
 
 def _is_export(folder: Path) -> bool:

@@ -7,9 +7,11 @@ Shapes in this file:
 """
 
 import hashlib
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +35,7 @@ SMALL_GREYS = ("L;2", "L;4")  # PIL scales these to 8 bits, so that their values
 LAYOUT = "expected images/train/NAME.* with masks/train/NAME.png, and the same for val and test"
 # Files of one thread's turn: enough that threads do not wait for each other.
 CHUNK = 16
+logger = logging.getLogger("smallvit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +146,18 @@ def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentD
             raise DataError(
                 f"{config.path}: every pixel of the {part} masks is {IGNORED}, which is ignored: "
                 "give each pixel its class index"
+            )
+    for part, other in combinations(SPLITS, 2):
+        shared = int(np.isin(hashes[places[other]], hashes[places[part]]).sum())
+        if shared:
+            logger.warning(
+                "%d of the %d %s images of %s are in %s too: remove them, or that split says too "
+                "much good",
+                shared,
+                len(places[other]),
+                other,
+                config.path,
+                part,
             )
     packed, labels = torch.from_numpy(images), torch.zeros(len(images), dtype=torch.int64)
     splits = {

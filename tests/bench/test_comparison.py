@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
+from scipy import stats
 
 from smallvit.bench.comparison import (
     Comparison,
@@ -8,6 +9,7 @@ from smallvit.bench.comparison import (
     correct_for_number,
     mcnemar,
     paired_bootstrap,
+    seeds_and_images,
 )
 
 NAMES = ("both", "scratch")
@@ -48,38 +50,54 @@ def test_mcnemar_of_equal_answers_tells_nothing():
 
 def test_one_seeds_interval_is_that_of_the_mean_of_the_images_gains():
     first, second = answers(700, n=1000), answers(640, n=1000)
-    low, high, _ = paired_bootstrap(first, second)
+    found = compare(first, second, dataset="digits", names=NAMES)
     gain = first[0].astype(float) - second[0]
     half = 1.96 * gain.std() / np.sqrt(len(gain))
-    assert (low, high) == pytest.approx((0.06 - half, 0.06 + half), abs=0.1 * half)
+    assert (found.low, found.high) == pytest.approx((0.06 - half, 0.06 + half), abs=0.1 * half)
 
 
 def test_resampling_kinds_of_images_is_resampling_images():
     generator = np.random.default_rng(1)
-    first, second = generator.random((2, 3, 200)) < np.array([0.7, 0.6])[:, None, None]
-    gain = first.astype(float) - second
-    drawn = []
-    for _ in range(4000):  # written out: one image and one seed after the other
-        images = generator.integers(200, size=200)
-        seeds = generator.integers(3, size=3)
-        drawn.append(gain[seeds][:, images].mean())
-    low, high, _ = paired_bootstrap(first, second)
-    assert (low, high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.006)
+    gain = generator.choice([-1.0, -1 / 3, 0.0, 1.0], size=200, p=[0.1, 0.2, 0.4, 0.3])
+    written_out = [gain[generator.integers(200, size=200)].mean() for _ in range(4000)]
+    drawn = paired_bootstrap(gain)
+    ends = [0.025, 0.25, 0.5, 0.75, 0.975]
+    assert np.quantile(drawn, ends) == pytest.approx(np.quantile(written_out, ends), abs=0.01)
 
 
 def test_seeds_that_disagree_leave_zero_in_the_interval():
-    low, high, p_value = paired_bootstrap(answers(900, 500, n=1000), answers(600, 600, n=1000))
+    low, high, p_value = seeds_and_images(answers(900, 500, n=1000), answers(600, 600, n=1000))
     assert low < 0 < high
     assert p_value > 0.05
 
 
-def test_three_seeds_that_agree_leave_zero_out():
-    better, worse = answers(700, 710, 720, n=1000), answers(600, 610, 620, n=1000)
-    low, high, p_value = paired_bootstrap(better, worse)
-    assert 0 < low < 0.1 < high
-    assert p_value < 0.01
-    turned = paired_bootstrap(worse, better)
-    assert (-turned[1], -turned[0]) == pytest.approx((low, high), abs=0.004)
+def test_several_seeds_are_students_t_of_both_sources_of_variance():
+    first, second = answers(700, 720, 740, n=1000), answers(600, 610, 600, n=1000)
+    gain = first.astype(float) - second
+    # 10, 11 and 14 points over three seeds; the images' part as for one seed, of the mean gain.
+    error = np.sqrt(np.var([0.10, 0.11, 0.14], ddof=1) / 3 + gain.mean(axis=0).var() / 1000)
+    low, high, p_value = seeds_and_images(first, second)
+    centre = np.mean([0.10, 0.11, 0.14])
+    assert (low + high) / 2 == pytest.approx(centre)
+    assert (high - low) / 2 == pytest.approx(4.302653 * error, rel=0.01)  # 97.5 % of t, 2 degrees
+    assert p_value == pytest.approx(2 * stats.t(2).sf(centre / error), rel=0.02)
+    turned = seeds_and_images(second, first)
+    assert turned == pytest.approx((-high, -low, p_value), rel=0.03)
+
+
+def test_rows_of_equal_accuracy_are_rarely_told_apart():
+    """Seeds that differ and nothing between the rows: a false alarm in 5 % at most."""
+    generator = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(200):
+        difficulty = generator.normal(size=2000)
+        sides = [
+            (generator.normal(size=(3, 1)) * 0.02 + 0.5 + difficulty)
+            > generator.normal(size=(3, 2000))
+            for _ in range(2)
+        ]
+        alarms += seeds_and_images(*sides)[2] < 0.05
+    assert alarms <= 20  # of 200: 10 expected at most, and twice that is beyond 3 deviations
 
 
 def test_a_row_is_not_told_apart_from_itself():
@@ -88,9 +106,16 @@ def test_a_row_is_not_told_apart_from_itself():
     assert found.verdict == "not told apart"
 
 
-def test_one_seed_is_tested_by_mcnemar_and_several_by_the_bootstrap():
+def test_one_seed_is_tested_by_mcnemar_and_several_by_students_t():
     assert compare(answers(60), answers(50), dataset="d", names=NAMES).test == "McNemar"
-    assert compare(answers(60, 60), answers(50, 50), dataset="d", names=NAMES).test == "bootstrap"
+    several = compare(answers(60, 60), answers(50, 50), dataset="d", names=NAMES)
+    assert several.test == "t over seeds"
+
+
+def test_two_seeds_need_a_difference_far_beyond_their_own():
+    near = compare(answers(620, 640, n=1000), answers(600, 600, n=1000), dataset="d", names=NAMES)
+    far = compare(answers(900, 901, n=1000), answers(600, 600, n=1000), dataset="d", names=NAMES)
+    assert (near.verdict, far.verdict) == ("not told apart", "better")
 
 
 def test_better_is_said_only_where_interval_and_test_both_say_it():
@@ -102,7 +127,7 @@ def test_better_is_said_only_where_interval_and_test_both_say_it():
 
 def test_the_same_call_gives_the_same_interval():
     sides = answers(60, 70), answers(50, 65)
-    assert paired_bootstrap(*sides) == paired_bootstrap(*sides)
+    assert seeds_and_images(*sides) == seeds_and_images(*sides)
 
 
 def test_holm_multiplies_the_smallest_p_by_the_number_of_tests_and_never_falls():

@@ -57,7 +57,7 @@ def test_what_it_was_measured_with_is_named(small_vit):
 
 
 def test_memory_of_a_cpu_is_not_guessed(small_vit, runtime):
-    assert measure_cost(small_vit(), 16, runtime)["peak_memory_mb"] is None
+    assert measure_cost(small_vit(), 16, runtime)["peak_memory_mib"] is None
 
 
 def test_a_batch_that_would_take_too_long_is_not_timed(small_vit, runtime, monkeypatch):

@@ -151,7 +151,8 @@ def test_verdict_says_better_where_a_paired_test_does_and_what_one_seed_leaves_o
 
 
 @pytest.mark.parametrize(
-    ("gap", "said"), [(1, "does not tell them apart (bootstrap"), (30, "better by a paired test")]
+    ("gap", "said"),
+    [(1, "does not tell them apart (t over seeds"), (30, "better by a paired test")],
 )
 def test_verdict_over_seeds_uses_mean_and_std(entry, gap, said):
     runs = [entry(correct=60 + 2 * seed, seed=seed) for seed in range(3)]
@@ -168,6 +169,54 @@ def test_rows_are_compared_on_the_seeds_that_they_share(entry):
     _, (comparison,) = judged(runs)
     assert comparison.num_seeds == 1
     assert comparison.difference == pytest.approx(0.05)  # of seed 0 alone
+
+
+def test_better_is_not_said_where_the_shared_seeds_say_worse(entry):
+    """Seeds 1 and 2 lift the row's mean above scratch; on seed 0, which both have, it is below."""
+    runs = [entry(correct=82)]
+    runs += [entry("both", correct=c, seed=s) for s, c in enumerate((60, 95, 99))]
+    (sentence,), (comparison,) = judged(runs)
+    assert comparison.verdict == "worse"
+    assert "2.67 points above 'scratch'" in sentence
+    assert (
+        "on the seeds that both have it is 22.00 points below, worse by a paired test" in sentence
+    )
+    assert "better" not in sentence
+
+
+def test_a_seed_that_was_run_twice_is_not_tested(entry):
+    runs = [entry(run="a"), entry(run="b", correct=70), entry("both", correct=95)]
+    sentences, comparisons = judged(runs)
+    assert comparisons == []
+    assert "a seed was run more than once, so no paired test was made" in sentences[0]
+
+
+def test_runs_of_other_settings_share_no_row_and_their_difference_is_named(entry):
+    settings = {"finetune.optim.weight_decay": 0.05, "model.depth": 4}
+    runs = [
+        entry("SSL start", settings=settings | {"pretrain.method": "dino"}),
+        entry("SSL start", seed=1, settings=settings | {"pretrain.method": "dino"}),
+        entry("SSL start", settings=settings | {"pretrain.method": "mae"}),
+        entry(settings=settings | {"model.depth": 9}),
+    ]
+    rows = build_rows(separate(runs))
+    assert [(row.arm, row.num_seeds) for row in rows] == [
+        ("scratch", 1),  # alone in its arm: it differs from nothing that it would be averaged with
+        ("SSL start (method dino)", 2),
+        ("SSL start (method mae)", 1),
+    ]
+
+
+def test_runs_that_differ_in_much_are_named_by_a_hash(entry):
+    runs = [entry(settings={f"s{i}": value for i in range(9)}) for value in (0, 1)]
+    arms = [row.arm for row in build_rows(separate(runs))]
+    assert len(set(arms)) == 2
+    assert all(arm.startswith("scratch (settings ") for arm in arms)
+
+
+def test_a_figure_that_only_some_runs_have_is_said(entry):
+    runs = [entry(metrics={"features/knn": 0.5}), entry(seed=1)]
+    assert "only some runs of the row have k-NN" in warnings_of(runs)[0]
 
 
 def test_rows_without_a_common_seed_are_not_compared(entry):

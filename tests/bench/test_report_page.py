@@ -105,7 +105,7 @@ def comparison_of(rows, first, second, **changes):
         "high": 0.07,
         "p_value": 0.004,
         "p_adjusted": 0.012,
-        "test": "bootstrap",
+        "test": "t over seeds",
         "num_seeds": 2,
         "n_test": 100,
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import smallvit as sv
 from smallvit.bench import scores
@@ -14,8 +15,9 @@ from smallvit.bench.protocol import BenchConfig
 from smallvit.bench.scores import score_runs, subset_of
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run
+from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.evaluate.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
-from smallvit.run.score import evaluate_run
+from smallvit.run.score import evaluate_run, open_scored
 
 ALL = BenchConfig(
     probes=True,
@@ -27,6 +29,12 @@ ALL = BenchConfig(
     subset=12,
 )
 MODEL = {"name": "vit_tiny", "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+LEARN = {
+    "optim": {"lr": 4.0e-3, "batch_size": 64},
+    "schedule": {"epochs": 10.0, "warmup_epochs": 1.0, "eval_epochs": 5.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +54,7 @@ def runs(home) -> list[Run]:
             dataset="digits",
             model=MODEL,
             seed=seed,
-            batch_size=64,
-            schedule={"epochs": 2.0, "warmup_epochs": 0.0, "eval_epochs": 1.0},
+            **LEARN,
             out=home / f"run-{seed}",
         )
         for seed in (0, 1)
@@ -56,8 +63,8 @@ def runs(home) -> list[Run]:
 
 @pytest.fixture(scope="module")
 def scored(runs) -> list[scores.Scores]:
-    found, notes = score_runs(runs, ALL)
-    assert notes == []
+    found, notes, error = score_runs(runs, ALL)
+    assert (notes, error) == ([], None)
     return found
 
 
@@ -90,7 +97,7 @@ def test_the_corruption_score_is_the_mean_of_75_cells_and_the_extra_are_apart(sc
 
 
 def test_networks_scored_together_get_the_figures_of_each_scored_alone(runs, scored, home):
-    (alone,), _ = score_runs([copy_of(runs[1], home / "alone")], ALL)
+    (alone,), *_ = score_runs([copy_of(runs[1], home / "alone")], ALL)
     for name, value in scored[1].figures.items():
         if not name.startswith("cost/"):
             assert alone.figures[name] == pytest.approx(value, abs=1e-6), name
@@ -112,7 +119,7 @@ def test_a_second_call_measures_nothing(runs, scored, monkeypatch):
 
     for name in ("robust_correct", "corrupt", "linear_top1", "measure_cost", "fit_temperature"):
         monkeypatch.setattr(scores, name, fail)
-    again, _ = score_runs(runs, ALL)
+    again, *_ = score_runs(runs, ALL)
     assert [each.figures for each in again] == [each.figures for each in scored]
     assert again[0].evidence == scored[0].evidence
     assert np.array_equal(again[0].correct, scored[0].correct)
@@ -150,17 +157,36 @@ def test_an_interrupted_corruption_goes_on_where_it_was(runs, home, monkeypatch)
         scores, "corrupt", lambda i, name, *a, **k: seen.append(name) or real(i, name, *a, **k)
     )
     seen.clear()
-    (found,), _ = score_runs([run], config)
+    (found,), *_ = score_runs([run], config)
     assert not done & set(seen)
     assert "corruption/generated" in found.figures
 
 
-def test_a_broken_file_is_measured_anew_and_said(runs, scored, home, caplog):
-    run = copy_of(runs[0], home / "broken")
+def cut(text: str) -> str:
+    return text[:50]
+
+
+def without_evidence(text: str) -> str:
+    return json.dumps({k: v for k, v in json.loads(text).items() if k != "evidence"})
+
+
+def with_a_nan(text: str) -> str:
+    kept = json.loads(text)
+    kept["figures"]["calibration/ece"] = float("nan")
+    return json.dumps(kept)
+
+
+def with_other_answers(text: str) -> str:
+    return json.dumps(json.loads(text) | {"correct": "AAAA"})
+
+
+@pytest.mark.parametrize("spoil", [cut, without_evidence, with_a_nan, with_other_answers])
+def test_a_broken_file_is_measured_anew_and_said(spoil, runs, scored, home, caplog):
+    run = copy_of(runs[0], home / spoil.__name__)
     (path,) = (run.path / "bench").glob("accuracy-*.json")
-    path.write_text(path.read_text()[:50])
+    path.write_text(spoil(path.read_text()))
     with caplog.at_level("WARNING", logger="smallvit"):
-        (found,), _ = score_runs([run], BenchConfig(cost=False))
+        (found,), *_ = score_runs([run], BenchConfig(cost=False))
     assert f"{path} is broken" in caplog.text
     assert found.summary == scored[0].summary
     assert json.loads(path.read_text())["summary"] == scored[0].summary
@@ -169,21 +195,37 @@ def test_a_broken_file_is_measured_anew_and_said(runs, scored, home, caplog):
 def test_a_run_that_cannot_be_scored_is_named_and_the_others_are_scored(runs, home):
     run = copy_of(runs[0], home / "no-weights")
     (run.path / "export" / "model.safetensors").unlink()
-    found, (note,) = score_runs([run, runs[1]], BenchConfig(cost=False))
+    found, (note,), _ = score_runs([run, runs[1]], BenchConfig(cost=False))
     assert [each.run.path for each in found] == [runs[1].path]
     assert "no-weights" in note
 
 
-def test_foreign_images_that_are_the_runs_own_are_refused_in_a_note(runs):
-    found, notes = score_runs(runs[:1], BenchConfig(ood=("digits",), cost=False))
-    assert len(found) == 1
-    assert "digits" in notes[0]
+def test_foreign_images_that_suit_no_run_are_refused_before_any_is_scored(runs, monkeypatch):
+    monkeypatch.setattr(scores, "_score_accuracy", None)
+    with pytest.raises(ConfigError, match="--ood digits: the classifier was trained on digits"):
+        score_runs(runs[:1], BenchConfig(ood=("digits",), cost=False))
+
+
+def test_an_archive_that_suits_no_run_is_refused_before_any_is_scored(runs, home, monkeypatch):
+    monkeypatch.setattr(scores, "_score_accuracy", None)
+    with pytest.raises(DataError, match="not-there"):
+        score_runs(runs, BenchConfig(corruptions="official", archive=home / "not-there"))
+
+
+def test_a_part_that_no_run_has_is_an_error_after_the_rest_is_kept(runs, monkeypatch):
+    def fail(*_, **__):
+        raise DataError("no fog today")
+
+    monkeypatch.setattr(scores, "corrupt", fail)
+    found, notes, error = score_runs(
+        runs, BenchConfig(corruptions="generated", subset=3, cost=False)
+    )
+    assert len(found) == 2
+    assert isinstance(error, DataError)
+    assert "no fog today" in notes[0]
 
 
 def test_the_subset_is_the_same_for_every_run_and_depends_on_the_seed(runs):
-    from smallvit.engine.runtime import RuntimeConfig, open_runtime
-    from smallvit.run.score import open_scored
-
     _, dataset = open_scored(runs[0], open_runtime(RuntimeConfig()))
     split = dataset.splits["test"]
     first, again, other = (subset_of(split, 20, seed).index for seed in (0, 0, 1))
@@ -199,11 +241,14 @@ def test_the_subset_is_the_same_for_every_run_and_depends_on_the_seed(runs):
         ({"corruptions": "official"}, "corruptions official reads the published archive"),
         ({"archive": Path("x")}, "archive x is read with corruptions official or both, not none"),
         ({"attacks": ("pgd",), "eps": ()}, "attacks need an eps"),
+        ({"pgd_steps": 5, "attacks": ("fgsm",)}, r"pgd_steps \(5\) is of --attacks pgd"),
+        ({"eps": (4.0,)}, r"eps \(\(4.0,\)\) is of --attacks"),
+        ({"subset": 10}, "subset .10. is of --corruptions or --attacks"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, match):
     with pytest.raises(ConfigError, match=match):
-        BenchConfig(**settings)
+        BenchConfig(**settings).check()
 
 
 def test_a_value_out_of_range_is_refused_by_name(runs):
@@ -213,6 +258,94 @@ def test_a_value_out_of_range_is_refused_by_name(runs):
         sv.bench(runs, subset=0)
     with pytest.raises(ConfigError, match="corruption"):
         sv.bench(runs, corruption="generated")
+
+
+def test_the_accuracy_without_a_change_is_that_of_the_same_images(scored):
+    found = scored[0]
+    clean = found.figures["corruption/generated_clean"]
+    assert clean * 12 == pytest.approx(round(clean * 12))
+    assert found.figures["attack/pgd/0"] == found.figures["attack/fgsm/0"] == clean
+
+
+def test_official_corruptions_are_read_once_and_anew_when_the_archive_changes(
+    runs, scored, home, monkeypatch
+):
+    """An archive whose images are the test images: every cell has the clean accuracy."""
+    _, dataset = open_scored(runs[0], open_runtime(RuntimeConfig()))
+    split = dataset.splits["test"]
+    images = split.take(torch.arange(len(split))).permute(0, 2, 3, 1).numpy()
+    archive = home / "digits-c"
+    archive.mkdir()
+    np.save(archive / "labels.npy", np.tile(split.labels[split.index].numpy(), 5))
+    for name in CORRUPTIONS:
+        np.save(archive / f"{name}.npy", np.tile(images, (5, 1, 1, 1)))
+    config = BenchConfig(corruptions="official", archive=archive, cost=False)
+    calls = []
+    (found,), notes, _ = score_runs(runs[:1], config)
+    assert notes == []
+    assert found.figures["corruption/official"] == pytest.approx(found.summary["top1"])
+    assert "corruption/generated" not in found.figures
+    classify = scores.predict_pixels
+    monkeypatch.setattr(
+        scores, "predict_pixels", lambda *a, **k: calls.append(1) or classify(*a, **k)
+    )
+    assert score_runs(runs[:1], config)[0][0].figures == found.figures
+    assert calls == []
+    np.save(archive / "fog.npy", np.zeros_like(np.tile(images, (5, 1, 1, 1))))
+    (other,), *_ = score_runs(runs[:1], config)
+    assert calls
+    assert other.figures["corruption/official"] != found.figures["corruption/official"]
+
+
+def test_foreign_images_of_one_name_are_told_apart_by_their_pixels(runs, home):
+    run = copy_of(runs[0], home / "foreign")
+    for place, value in (("first", 0), ("second", 255), ("first", 0)):
+        folder = home / place / "foreign"
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(3):
+            pixels = np.full((8, 8, 3), abs(value - number), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+        score_runs([run], BenchConfig(ood=(str(folder),), cost=False))
+    assert len(list((run.path / "bench").glob("ood-foreign-*.json"))) == 2
+
+
+def test_runs_of_other_stages_are_refused_and_left_alone(home):
+    start = sv.pretrain(
+        dataset="digits",
+        model=MODEL,
+        method={"num_prototypes": 8, "hidden_dim": 8, "bottleneck_dim": 4},
+        epochs=0.05,
+        out=home / "start",
+    )
+    with pytest.raises(ConfigError, match="pretrain run: a leaderboard is of fine-tuned ones"):
+        sv.bench([start])
+    assert not (start.path / "bench").exists()
+
+
+def test_runs_of_other_settings_share_no_row_and_are_named_by_them(runs, home):
+    other = sv.finetune(
+        dataset="digits",
+        model=MODEL,
+        seed=1,
+        **LEARN | {"optim": LEARN["optim"] | {"weight_decay": 0.5}},
+        out=home / "decayed",
+    )
+    result = sv.bench([*runs, other, runs[0]], out=home / "settings", cost=False)
+    assert [(row.arm, row.seeds) for row in result.leaderboard.rows] == [
+        ("scratch (weight decay 0.05)", (0, 1)),
+        ("scratch (weight decay 0.5)", (1,)),
+    ]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_run_is_scored(runs, monkeypatch):
+    monkeypatch.setattr(scores, "_score_accuracy", None)
+    with pytest.raises(DataError, match=r"cannot write to .*result.json.* choose another --out"):
+        sv.bench(runs, out=runs[0].path / "result.json")
+
+
+def test_no_runs_are_refused():
+    with pytest.raises(ConfigError, match="bench needs runs"):
+        sv.bench([])
 
 
 def test_bench_returns_a_leaderboard_that_writes_its_page_anywhere(runs, home):

@@ -110,6 +110,19 @@ def test_only_a_missing_split_is_cut(shapes, load):
     assert sizes == {"train": 9, "labelled": 9, "val": 1, "test": 3}
 
 
+def test_an_image_on_both_sides_is_said(shapes, load, caplog):
+    folder = shapes(WHOLE)
+    first = next((folder / "images" / "train").iterdir())
+    (folder / "images" / "test" / first.name).write_bytes(first.read_bytes())
+    (folder / "masks" / "test" / first.name).write_bytes(
+        (folder / "masks" / "train" / first.name).read_bytes()
+    )
+    with caplog.at_level("WARNING", logger="smallvit"):
+        load(folder)
+    assert "test images of" in caplog.text
+    assert "are in train too: remove them" in caplog.text
+
+
 def test_a_changed_mask_changes_the_fingerprint(shapes, load):
     folder = shapes(WHOLE)
     before = load(folder).dataset.fingerprint

@@ -87,7 +87,7 @@ def open_official(path: Path, dataset: Dataset) -> OfficialCorruptions:
     """
     test = dataset.splits["test"]
     labels = test.labels[test.index].cpu().long()
-    if path.is_file() or (path / f"{LABELS}.npy").is_file():
+    if path.is_file() or any(path.glob("*.npy")):
         return _open_arrays(path, dataset, labels)
     if not path.is_dir():
         raise DataError(f"{path} is not there{_where(dataset)}")
