@@ -13,9 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smallvit.engine.runtime import Runtime
-from smallvit.evaluate.pixel_classifier import frozen
 from smallvit.models.architecture import sides
-from smallvit.models.measure import measure
+from smallvit.models.measure import frozen, measure
 from smallvit.models.tokens import AbstractBackbone
 
 BATCH_SIZES = (1, 256)

@@ -26,7 +26,8 @@ from torch import Tensor
 from smallvit.core import rng
 from smallvit.core.errors import ConfigError
 from smallvit.evaluate.classify import Batches, predicted_classes
-from smallvit.evaluate.pixel_classifier import PixelClassifier, frozen
+from smallvit.evaluate.pixel_classifier import PixelClassifier
+from smallvit.models.measure import frozen
 
 Attack = Literal["fgsm", "pgd"]
 STEPS = 20

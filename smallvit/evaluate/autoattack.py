@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from smallvit.core.errors import ConfigError
-from smallvit.evaluate.pixel_classifier import PixelClassifier, frozen
+from smallvit.evaluate.pixel_classifier import PixelClassifier
+from smallvit.models.measure import frozen
 
 Version = Literal["standard", "plus"]
 MOST_TARGETS = 9

@@ -8,7 +8,6 @@ Shapes in this file:
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from smallvit.data.augment import normalise, to_float
 from smallvit.data.loader import Split
+from smallvit.models.measure import frozen
 from smallvit.models.tokens import AbstractBackbone
 
 
@@ -79,18 +79,3 @@ def predict_pixels(
             with autocast():
                 logits.append(classifier(to_float(images)).float())
     return torch.cat(logits)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode and freeze its parameters, and undo both."""
-    training = {part: part.training for part in module.modules()}
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    module.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for part, mode in training.items():
-            part.training = mode
-        for parameter in trained:
-            parameter.requires_grad_()

@@ -83,7 +83,9 @@ def measure(backbone: AbstractBackbone, image_size: int | tuple[int, int]) -> Mo
     height, width = sides(image_size)
     images = torch.empty(1, 3, height, width, device="meta")
     twin = backbone if _is_meta(backbone) else copy.deepcopy(backbone).to("meta")
-    with _still(twin), FlopCounterMode(display=False) as counter:
+    # Frozen: the counter's hooks refuse parameters that pass between modules as they are, like
+    # CaiT's class token.
+    with frozen(twin), FlopCounterMode(display=False) as counter:
         tokens = twin(images)
         twin.logits(tokens)
     return ModelFacts(
@@ -99,12 +101,8 @@ def _is_meta(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _still(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode and freeze it, and undo both.
-
-    Frozen, because the counter's hooks refuse parameters that pass between modules as they are,
-    like CaiT's class token.
-    """
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode and freeze its parameters, and undo both."""
     training = {part: part.training for part in module.modules()}
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     module.eval().requires_grad_(False)

@@ -8,10 +8,10 @@ from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.evaluate.classify import predict_logits
 from smallvit.evaluate.pixel_classifier import (
     PixelClassifier,
-    frozen,
     pixel_batches,
     predict_pixels,
 )
+from smallvit.models.measure import frozen
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
