@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smallvit.bench.figures import kind_of
-from smallvit.bench.leaderboard import Leaderboard, Row, verdict, warnings_of
+from smallvit.bench.leaderboard import Leaderboard
 from smallvit.bench.published import Reference, published_name
 from smallvit.bench.report_columns import ATTACKS_NOTE, figure_names, show_top5, table_bands
 from smallvit.bench.report_page import evidence_key, render_html
@@ -36,6 +36,8 @@ from smallvit.bench.report_text import (
     short_count,
     spread_name,
 )
+from smallvit.bench.rows import Row
+from smallvit.bench.verdict import verdict, warnings_of
 from smallvit.core.errors import DataError
 from smallvit.core.whole_file import replacing
 

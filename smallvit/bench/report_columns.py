@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from smallvit.bench.figures import FIGURES, kind_of, label_of
-from smallvit.bench.leaderboard import Row
 from smallvit.bench.report_text import (
     format_count,
     format_labels,
@@ -16,6 +15,7 @@ from smallvit.bench.report_text import (
     format_value,
     spread_name,
 )
+from smallvit.bench.rows import Row
 
 ATTACKS_NOTE = "not adversarially trained"
 # Units that a column's head names; a time says its own, a ratio has none.

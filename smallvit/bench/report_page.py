@@ -9,16 +9,7 @@ from itertools import groupby
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from smallvit.bench.comparison import Comparison
-from smallvit.bench.leaderboard import (
-    ARMS,
-    Entry,
-    Evidence,
-    Leaderboard,
-    Row,
-    row_name,
-    verdict,
-    warnings_of,
-)
+from smallvit.bench.leaderboard import Evidence, Leaderboard
 from smallvit.bench.published import Reference, published_name
 from smallvit.bench.report_columns import (
     Band,
@@ -47,7 +38,6 @@ from smallvit.bench.report_plots import (
     whisker,
 )
 from smallvit.bench.report_text import (
-    distinct,
     format_commit,
     format_count,
     format_difference,
@@ -57,6 +47,8 @@ from smallvit.bench.report_text import (
     format_time,
     row_labels,
 )
+from smallvit.bench.rows import ARMS, Entry, Row, distinct, row_name
+from smallvit.bench.verdict import verdict, warnings_of
 
 # Above this many classes a confusion matrix is a list of the most confused pairs.
 MAX_MATRIX_CLASSES = 20

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from smallvit.bench.figures import Figure
-from smallvit.bench.leaderboard import Row
 from smallvit.bench.report_plots import Dash, Line, LinePlot, Point, create_plots
-from smallvit.bench.report_text import distinct, format_part
+from smallvit.bench.report_text import format_part
+from smallvit.bench.rows import Row, distinct
 
 # Corruptions by kind, in the order of Hendrycks and Dietterich; what is not listed comes last.
 CORRUPTION_KINDS = {

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from smallvit.bench.leaderboard import Bin, Row
+from smallvit.bench.leaderboard import Bin
 from smallvit.bench.report_text import format_percent
+from smallvit.bench.rows import Row
 
 # Candidates for the distance between ticks; a fitted axis has about MAX_TICKS of them.
 TICK_STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25)

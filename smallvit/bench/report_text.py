@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from smallvit.bench.figures import Figure, Unit
-from smallvit.bench.leaderboard import Row
+from smallvit.bench.rows import Row
 
 
 def format_percent(value: float) -> str:
@@ -111,8 +111,3 @@ def row_labels(rows: Iterable[Row]) -> list[str]:
         part = f", {format_part(row.label_fraction)}" if several_parts else ""
         labels.append(f"{row.arm}{model}{part}")
     return labels
-
-
-def distinct(values: Iterable[str]) -> list[str]:
-    """Return each value once, in the order of their first occurrence."""
-    return list(dict.fromkeys(values))

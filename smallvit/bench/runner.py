@@ -8,24 +8,14 @@ from typing import Any
 
 from rich.console import Console
 
-from smallvit.bench.leaderboard import (
-    ARMS,
-    Entry,
-    Evidence,
-    Leaderboard,
-    build_rows,
-    compare_rows,
-    row_of,
-    separate,
-    sum_evidence,
-    verdict,
-    warnings_of,
-)
+from smallvit.bench.leaderboard import Evidence, Leaderboard, sum_evidence
 from smallvit.bench.protocol import BenchConfig
 from smallvit.bench.published import published_references
 from smallvit.bench.report import prepare_folder, render_table, write_leaderboard
 from smallvit.bench.report_page import evidence_key
+from smallvit.bench.rows import ARMS, Entry, build_rows, row_of, separate
 from smallvit.bench.scores import Scores, score_runs
+from smallvit.bench.verdict import compare_rows, verdict, warnings_of
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run
 from smallvit.engine.runtime import RuntimeConfig

@@ -1,6 +1,6 @@
 import pytest
 
-from smallvit.bench.leaderboard import ARMS, Entry
+from smallvit.bench.rows import ARMS, Entry
 
 
 def create_entry(arm="scratch", *, correct=90, n_test=100, **changes) -> Entry:

@@ -9,9 +9,10 @@ from rich.console import Console
 
 from smallvit.bench.comparison import Comparison
 from smallvit.bench.figures import Figure
-from smallvit.bench.leaderboard import Bin, Entry, Evidence, Leaderboard, Row, build_rows
+from smallvit.bench.leaderboard import Bin, Evidence, Leaderboard
 from smallvit.bench.published import published_references
 from smallvit.bench.report import render_json, render_markdown, render_table, write_leaderboard
+from smallvit.bench.rows import Entry, Row, build_rows
 
 HOSTILE = "<script>alert(1)</script>|x"
 FIGURES = {

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from smallvit.bench.comparison import Comparison
-from smallvit.bench.leaderboard import Bin, Evidence, Leaderboard, build_rows, separate
+from smallvit.bench.leaderboard import Bin, Evidence, Leaderboard
 from smallvit.bench.published import published_references
 from smallvit.bench.report_page import evidence_key, render_html
+from smallvit.bench.rows import build_rows, separate
 
 VOID = {"meta", "img"}
 HOSTILE = "<script>alert(1)</script>|x"

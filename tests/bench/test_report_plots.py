@@ -1,6 +1,6 @@
 import pytest
 
-from smallvit.bench.leaderboard import Bin, build_rows
+from smallvit.bench.leaderboard import Bin
 from smallvit.bench.report_plots import (
     FULL_AXIS,
     Axis,
@@ -11,6 +11,7 @@ from smallvit.bench.report_plots import (
     fit_axis,
     whisker,
 )
+from smallvit.bench.rows import build_rows
 
 
 def line(*values, std=0.0):

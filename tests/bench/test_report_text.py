@@ -1,7 +1,6 @@
 import pytest
 
 from smallvit.bench.figures import Figure
-from smallvit.bench.leaderboard import build_rows
 from smallvit.bench.report_text import (
     format_difference,
     format_p,
@@ -11,6 +10,7 @@ from smallvit.bench.report_text import (
     row_labels,
     short_count,
 )
+from smallvit.bench.rows import build_rows
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,225 @@
+"""What may be said of the rows of a leaderboard, and what keeps them from being compared.
+
+Shapes in this file:
+    N    test images
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, groupby
+from statistics import fmean
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Bool
+
+from smallvit.bench.comparison import Comparison, compare, correct_for_number
+from smallvit.bench.figures import kind_of, label_of
+from smallvit.bench.rows import (
+    HASH_SHOWN,
+    SCRATCH,
+    VARIANTS,
+    Entry,
+    Row,
+    distinct,
+    row_groups,
+    row_key,
+    row_name,
+)
+
+ScoredT = TypeVar("ScoredT", Entry, Row)
+
+
+def compare_rows(
+    rows: Sequence[Row], entries: Sequence[Entry], correct: Mapping[str, Bool[np.ndarray, " N"]]
+) -> list[Comparison]:
+    """Compare rows of one dataset by paired tests on the images and seeds that they share.
+
+    All rows of one model and label fraction are compared with each other, and the best of each
+    model and fraction with those of the others. Rows without a common seed, or of which a seed was
+    run more than once, are left out.
+
+    Args:
+        rows: What ``build_rows`` made of ``entries``.
+        entries: The scored runs.
+        correct: Whether each test image is classified correctly, by the path of the run.
+    """
+    answers = {
+        (group[0].shown_dataset, row_name(group[0])): {
+            entry.seed: correct[entry.run] for entry in group
+        }
+        for group in row_groups(entries)
+    }
+    comparisons = []
+    for dataset, of_dataset in _by_dataset(rows):
+        groups = [
+            list(group)
+            for _, group in groupby(of_dataset, key=lambda row: (row.model, row.label_fraction))
+        ]
+        pairs = [pair for group in groups for pair in combinations(group, 2)]
+        pairs += combinations([max(group, key=lambda row: row.top1_mean) for group in groups], 2)
+        found = []
+        for pair in pairs:
+            first, second = sorted(pair, key=lambda row: -row.top1_mean)
+            names = row_name(first), row_name(second)
+            ours, theirs = (answers[dataset, name] for name in names)
+            seeds = sorted(ours.keys() & theirs.keys())
+            repeated = any(len(row.seeds) > row.num_seeds for row in pair)
+            if seeds and not repeated:
+                stacked = [np.stack([side[seed] for seed in seeds]) for side in (ours, theirs)]
+                found.append(compare(*stacked, dataset=dataset, names=names))
+        comparisons += correct_for_number(found)
+    return comparisons
+
+
+def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> list[str]:
+    """Say in plain sentences, for each dataset, what its rows show and what they cannot.
+
+    Rows are compared within one dataset, model and label fraction. ``better`` is said only where a
+    paired test says it.
+    """
+    sentences = []
+    for dataset, of_dataset in _by_dataset(rows):
+        models = distinct(row.model for row in of_dataset)
+        fractions = {row.label_fraction for row in of_dataset}
+        for _, group in groupby(of_dataset, key=lambda row: (row.model, row.label_fraction)):
+            compared = list(group)
+            parts = [dataset]
+            if len(models) > 1:
+                parts.append(compared[0].model)
+            if len(fractions) > 1:
+                parts.append(f"{100 * compared[0].label_fraction:g} % of the labels")
+            sentences.append(f"{', '.join(parts)}: {_compare(compared, comparisons)}.")
+    return sentences
+
+
+def _compare(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
+    ranked = sorted(rows, key=lambda row: -row.top1_mean)
+    top = ranked[0]
+    if len(ranked) == 1:
+        return f"only {top.arm!r} was run, top-1 {_score(top)}; there is nothing to compare it with"
+    tied = [row for row in ranked if row.top1_mean == top.top1_mean]
+    scratch = next((row for row in ranked if row.arm == SCRATCH), None)
+    others = [row for row in ranked if row not in tied]
+    if not others:
+        return f"{_and(repr(row.arm) for row in tied)} have the same top-1, {_score(top)}"
+    reference = scratch if scratch in others else others[0]
+    verb = "share" if len(tied) > 1 else "has"
+    text = (
+        f"{_and(repr(row.arm) for row in tied)} {verb} the highest top-1, {_score(top)}, "
+        f"{100 * (top.top1_mean - reference.top1_mean):.2f} points above "
+        f"{'' if reference is scratch else 'the next, '}{reference.arm!r} at {_score(reference)}; "
+        f"{_say_test(top, reference, comparisons)}"
+    )
+    return text if scratch else f"{text}; there is no run from scratch to compare with"
+
+
+def _say_test(top: Row, other: Row, comparisons: Sequence[Comparison]) -> str:
+    if any(len(row.seeds) > row.num_seeds for row in (top, other)):
+        return "a seed was run more than once, so no paired test was made"
+    named = {row_name(top), row_name(other)}
+    found = [c for c in comparisons if c.dataset == top.dataset and {c.first, c.second} == named]
+    if not found:
+        return "they share no seed, so no paired test was made"
+    test = found[0]
+    above = test.difference if test.first == row_name(top) else -test.difference
+    images = f"{test.n_test:,} test images"
+    seeds = "one seed" if test.num_seeds == 1 else f"{test.num_seeds} seeds"
+    if test.num_seeds < max(top.num_seeds, other.num_seeds):
+        seeds += f" that both have, {100 * above:+.2f} points"
+    said = f"{test.test}, {seeds}, {images}, p = {test.p_adjusted:.2g}"
+    if test.verdict == "not told apart":
+        return f"a paired test does not tell them apart ({said})"
+    if above < 0:
+        return (
+            f"but on the seeds that both have it is {-100 * above:.2f} points below, worse by a "
+            f"paired test ({said})"
+        )
+    caution = ", but one seed does not show how much seeds differ" if test.num_seeds == 1 else ""
+    return f"better by a paired test ({said}){caution}"
+
+
+def _score(row: Row) -> str:
+    if row.top1_std is None:
+        return f"{100 * row.top1_mean:.2f} %"
+    return f"{100 * row.top1_mean:.2f} +- {100 * row.top1_std:.2f} %"
+
+
+def warnings_of(entries: Sequence[Entry]) -> list[str]:
+    """Say what keeps ``entries`` from being compared, or their code from being found again."""
+    messages = []
+    for dataset, group in _by_dataset(entries):
+        for attribute, (_, verb) in VARIANTS.items():
+            values = distinct(getattr(entry, attribute) for entry in group)
+            if len(values) > 1:
+                short = ", ".join(value[:HASH_SHOWN] for value in values)
+                messages.append(
+                    f"{dataset}: the runs were {verb} ({short}); their rows are kept apart and not "
+                    "compared"
+                )
+        machines = distinct(f"{e.machine} ({e.device}, {e.precision})" for e in group)
+        if len(machines) > 1:
+            messages.append(
+                f"{dataset}: the runs used different machines, devices or precisions "
+                f"({'; '.join(machines)}); their times are not comparable"
+            )
+    for group in row_groups(entries):
+        messages += _warnings_of_row(group)
+    messages += _warnings_of_budgets(entries)
+    commits = distinct(entry.commit for entry in entries)
+    if len(commits) > 1:
+        short = ", ".join(commit[:7] for commit in commits)
+        messages.append(f"the runs come from {len(commits)} commits ({short})")
+    dirty = [entry for entry in entries if entry.dirty]
+    if dirty:
+        short = ", ".join(distinct(entry.commit[:7] for entry in dirty))
+        messages.append(
+            f"{len(dirty)} of {len(entries)} runs used code with uncommitted changes on top of "
+            f"commit {short}, which cannot be restored from the commit"
+        )
+    return messages
+
+
+def _warnings_of_row(group: Sequence[Entry]) -> Iterable[str]:
+    first = group[0]
+    name = f"{first.dataset}, {first.model}, {first.shown_arm}"
+    repeated = [seed for seed, count in Counter(e.seed for e in group).items() if count > 1]
+    if repeated:
+        seeds = ", ".join(map(str, repeated))
+        yield f"{name}: seed {seeds} was run more than once; every run counts in the mean"
+    if len({entry.samples_seen for entry in group}) > 1:
+        yield f"{name}: the row averages runs that saw different numbers of supervised images"
+    if len({entry.params for entry in group}) > 1:
+        yield f"{name}: the row averages networks of different sizes"
+    partial = distinct(
+        figure
+        for entry in group
+        for figure in entry.metrics
+        if kind_of(figure).column and not all(figure in other.metrics for other in group)
+    )
+    if partial:
+        yield f"{name}: only some runs of the row have {', '.join(map(label_of, partial))}"
+
+
+def _warnings_of_budgets(entries: Sequence[Entry]) -> Iterable[str]:
+    ordered = sorted(entries, key=row_key)
+    for key, group in groupby(ordered, key=lambda entry: row_key(entry)[:3]):
+        seen: dict[str, list[int]] = {}
+        for entry in group:
+            seen.setdefault(entry.arm, []).append(entry.samples_seen)
+        if len({fmean(counts) for counts in seen.values()}) > 1:
+            text = ", ".join(f"{arm} {fmean(counts):,.0f}" for arm, counts in seen.items())
+            yield (
+                f"{key[0]}, {key[1]}: the arms saw different numbers of supervised images "
+                f"({text}); part of a difference may be due to that"
+            )
+
+
+def _by_dataset(items: Sequence[ScoredT]) -> list[tuple[str, list[ScoredT]]]:
+    ordered = sorted(items, key=lambda item: item.dataset)
+    return [(name, list(group)) for name, group in groupby(ordered, key=lambda i: i.dataset)]
+
+
+def _and(names: Iterable[str]) -> str:
+    *head, last = names
+    return f"{', '.join(head)} and {last}" if head else last
