@@ -8,7 +8,7 @@ quickstart: .venv/installed
 	$(BIN)/smallvit quickstart
 
 test: .venv/installed-dev
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
