@@ -143,10 +143,13 @@ def score_runs(
         notes.append(line)
         logger.warning("%s", line)
 
-    opened = []
+    opened, shared = [], {}
     for run in runs:
         try:
             backbone, dataset = open_scored(run, runtime)
+            # Hundreds of runs of one data set hold it once.
+            key = dataset.fingerprint, tuple(dataset.split_hashes.items()), dataset.image_size
+            dataset = shared.setdefault(key, dataset)
             opened.append(_Opened(run, backbone, dataset, _hash_weights(run)))
         except SmallViTError as error:
             note(f"left out: {error}")
