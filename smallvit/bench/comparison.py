@@ -3,7 +3,7 @@
 Shapes in this file:
     S    seeds that both rows have
     N    test images
-    R    resamples
+    R    resamples; rows of a leaderboard
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from scipy.stats import t as student_t
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+ROUNDING = 1e-12  # of accuracies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,31 +94,65 @@ def paired_bootstrap(gain: Float[np.ndarray, " N"], *, seed: int = 0) -> Float[n
     return drawn @ kinds / len(gain)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How much the differences between rows vary over seeds.
+
+    Attributes:
+        variance: Of the difference of two rows, from seed to seed.
+        degrees: Degrees of freedom that it was estimated with.
+    """
+
+    variance: float
+    degrees: int
+
+
+def spread_over_seeds(accuracy: Float[np.ndarray, "R S"]) -> Spread:
+    """Estimate how much differences vary over seeds from all rows that are compared together.
+
+    It is the residual of an analysis of variance with seeds as blocks, doubled: the mean, over all
+    pairs of rows, of the variance of their difference. Three seeds of two rows alone would leave
+    two degrees of freedom, of four rows they leave six.
+
+    Args:
+        accuracy: Of each row, R, with each seed, S; at least two of both.
+
+    Source:
+        Fisher, 1935, The Design of Experiments, chapter 4 (randomised blocks).
+    """
+    num_rows, num_seeds = accuracy.shape
+    rows, seeds = accuracy.mean(axis=1, keepdims=True), accuracy.mean(axis=0, keepdims=True)
+    residual = accuracy - rows - seeds + accuracy.mean()
+    degrees = (num_rows - 1) * (num_seeds - 1)
+    return Spread(variance=float(2 * np.square(residual).sum() / degrees), degrees=degrees)
+
+
 def seeds_and_images(
-    first: Bool[np.ndarray, "S N"], second: Bool[np.ndarray, "S N"]
+    first: Bool[np.ndarray, "S N"], second: Bool[np.ndarray, "S N"], spread: Spread | None = None
 ) -> tuple[float, float, float]:
     """Test the difference of two accuracies over two seeds or more.
 
     Its variance is that of the mean over seeds plus that of the draw of the images, by the
-    bootstrap; both rows have the same seeds and images. Student's t with S - 1 degrees of freedom
-    is wide for few seeds, as it should be: resampling two or three seeds finds differences where
-    there are none in 12 to 26 % of all cases (simulated).
+    bootstrap; both rows have the same seeds and images. The quantiles are those of Student's t,
+    which is wide where few seeds were seen, as it should be: resampling two or three seeds finds
+    differences where there are none in 12 to 26 % of all cases (simulated).
 
     Args:
         first: Whether each image is classified correctly, a row for each seed.
         second: The same of the other, seeds in the same order.
+        spread: Over seeds; ``None`` takes it from these two rows.
 
     Returns:
         Lower and upper end of the 95 % interval of ``first - second``, and the two-sided p-value.
     """
-    gain = first.astype(np.float64) - second
-    of_seeds, of_images = gain.mean(axis=1), gain.mean(axis=0)
-    difference = of_seeds.mean()
-    num_seeds = len(of_seeds)
-    error = np.sqrt(of_seeds.var(ddof=1) / num_seeds + paired_bootstrap(of_images).var())
-    if error == 0:
-        return difference, difference, float(difference == 0)
-    t = student_t(num_seeds - 1)
+    if spread is None:
+        spread = spread_over_seeds(np.stack([first.mean(axis=1), second.mean(axis=1)]))
+    of_images = (first.astype(np.float64) - second).mean(axis=0)
+    difference = float(of_images.mean())
+    error = np.sqrt(spread.variance / len(first) + paired_bootstrap(of_images).var())
+    if error < ROUNDING:
+        return difference, difference, float(abs(difference) < ROUNDING)
+    t = student_t(spread.degrees)
     half = error * t.ppf((1 + CONFIDENCE) / 2)
     p_value = 2 * t.sf(abs(difference) / error)
     return float(difference - half), float(difference + half), float(p_value)
@@ -129,6 +164,7 @@ def compare(
     *,
     dataset: str,
     names: tuple[str, str],
+    spread: Spread | None = None,
 ) -> Comparison:
     """Compare two rows on the same test images and seeds, as if nothing else were compared.
 
@@ -137,6 +173,7 @@ def compare(
         second: The same of the other row.
         dataset: Name of the dataset.
         names: What the rows are called.
+        spread: Over seeds, of all rows that are compared together; ``None`` takes it from these.
     """
     num_seeds, n_test = first.shape
     if num_seeds == 1:
@@ -145,7 +182,7 @@ def compare(
         low, high = (float(end) for end in np.quantile(drawn, [tail, 1 - tail]))
         p_value = mcnemar(first[0], second[0])
     else:
-        low, high, p_value = seeds_and_images(first, second)
+        low, high, p_value = seeds_and_images(first, second, spread)
     return Comparison(
         dataset=dataset,
         first=names[0],

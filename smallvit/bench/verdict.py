@@ -13,7 +13,13 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Bool
 
-from smallvit.bench.comparison import Comparison, compare, correct_for_number
+from smallvit.bench.comparison import (
+    Comparison,
+    Spread,
+    compare,
+    correct_for_number,
+    spread_over_seeds,
+)
 from smallvit.bench.figures import kind_of, label_of
 from smallvit.bench.rows import (
     HASH_SHOWN,
@@ -56,20 +62,30 @@ def compare_rows(
             list(group)
             for _, group in groupby(of_dataset, key=lambda row: (row.model, row.label_fraction))
         ]
-        pairs = [pair for group in groups for pair in combinations(group, 2)]
-        pairs += combinations([max(group, key=lambda row: row.top1_mean) for group in groups], 2)
+        together = [*groups, [max(group, key=lambda row: row.top1_mean) for group in groups]]
         found = []
-        for pair in pairs:
-            first, second = sorted(pair, key=lambda row: -row.top1_mean)
-            names = row_name(first), row_name(second)
-            ours, theirs = (answers[dataset, name] for name in names)
-            seeds = sorted(ours.keys() & theirs.keys())
-            repeated = any(len(row.seeds) > row.num_seeds for row in pair)
-            if seeds and not repeated:
-                stacked = [np.stack([side[seed] for seed in seeds]) for side in (ours, theirs)]
-                found.append(compare(*stacked, dataset=dataset, names=names))
+        for group in together:
+            of_group = {row_name(row): answers[dataset, row_name(row)] for row in group}
+            spread = _spread(list(of_group.values()))
+            for pair in combinations(group, 2):
+                first, second = sorted(pair, key=lambda row: -row.top1_mean)
+                names = row_name(first), row_name(second)
+                ours, theirs = (of_group[name] for name in names)
+                seeds = sorted(ours.keys() & theirs.keys())
+                repeated = any(len(row.seeds) > row.num_seeds for row in pair)
+                if seeds and not repeated:
+                    stacked = [np.stack([side[seed] for seed in seeds]) for side in (ours, theirs)]
+                    found.append(compare(*stacked, dataset=dataset, names=names, spread=spread))
         comparisons += correct_for_number(found)
     return comparisons
+
+
+def _spread(answers: Sequence[Mapping[int, Bool[np.ndarray, " N"]]]) -> Spread | None:
+    """Estimate the spread over the seeds that all rows of a group share, if there are two."""
+    seeds = sorted(set.intersection(*(set(of_row) for of_row in answers)))
+    if len(answers) < 2 or len(seeds) < 2:
+        return None
+    return spread_over_seeds(np.array([[row[seed].mean() for seed in seeds] for row in answers]))
 
 
 def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> list[str]:

@@ -5,11 +5,13 @@ from scipy import stats
 
 from smallvit.bench.comparison import (
     Comparison,
+    Spread,
     compare,
     correct_for_number,
     mcnemar,
     paired_bootstrap,
     seeds_and_images,
+    spread_over_seeds,
 )
 
 NAMES = ("both", "scratch")
@@ -83,6 +85,33 @@ def test_several_seeds_are_students_t_of_both_sources_of_variance():
     assert p_value == pytest.approx(2 * stats.t(2).sf(centre / error), rel=0.02)
     turned = seeds_and_images(second, first)
     assert turned == pytest.approx((-high, -low, p_value), rel=0.03)
+
+
+def test_the_spread_is_the_mean_variance_of_all_differences():
+    accuracy = np.array([[0.5, 0.6, 0.4], [0.7, 0.9, 0.8], [0.1, 0.3, 0.2], [0.6, 0.6, 0.9]])
+    pairs = [(a, b) for a in range(4) for b in range(a)]
+    written_out = np.mean([np.var(accuracy[a] - accuracy[b], ddof=1) for a, b in pairs])
+    assert spread_over_seeds(accuracy).variance == pytest.approx(written_out)
+    assert spread_over_seeds(accuracy).degrees == 6
+    alone = spread_over_seeds(accuracy[:2])
+    assert alone.variance == pytest.approx(np.var(accuracy[0] - accuracy[1], ddof=1))
+    assert alone.degrees == 2
+
+
+def test_what_all_rows_share_of_a_seed_is_no_spread():
+    accuracy = np.array([[0.5, 0.6, 0.4], [0.7, 0.8, 0.6]])
+    assert spread_over_seeds(accuracy).variance == pytest.approx(0, abs=1e-12)
+
+
+def test_the_spread_of_more_rows_tells_more_apart():
+    first, second = answers(700, 720, 740, n=1000), answers(600, 610, 600, n=1000)
+    own = compare(first, second, dataset="d", names=NAMES)
+    pooled = compare(
+        first, second, dataset="d", names=NAMES, spread=Spread(variance=0.0004, degrees=6)
+    )
+    assert pooled.high - pooled.low < own.high - own.low
+    assert pooled.p_value < own.p_value
+    assert pooled.difference == own.difference
 
 
 def test_rows_of_equal_accuracy_are_rarely_told_apart():
