@@ -294,14 +294,13 @@ def _score_probes(opened: _Opened, *, runtime: Runtime) -> list[dict[str, Any]]:
     kept, save = _kept(opened, "probes", key, runtime)
     if kept is not None:
         return [kept]
-    labelled, test = (
-        extract_features(
-            opened.backbone,
-            eval_batches(opened.dataset, opened.dataset.splits[split], EVAL_BATCH),
-            autocast=runtime.autocast,
-        )
-        for split in ("labelled", "test")
-    )
+    sides = []
+    for split in ("labelled", "test"):
+        part = opened.dataset.splits[split]
+        batches = eval_batches(opened.dataset, part, EVAL_BATCH)
+        shown = track(batches, f"features of {split}", math.ceil(len(part) / EVAL_BATCH))
+        sides.append(extract_features(opened.backbone, shown, autocast=runtime.autocast))
+    labelled, test = sides
     knn = knn_top1(*labelled, *test, num_classes=opened.dataset.num_classes)
     bank = len(labelled[1])
     protocol = {
