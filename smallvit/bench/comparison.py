@@ -134,8 +134,8 @@ def seeds_and_images(
 
     Its variance is that of the mean over seeds plus that of the draw of the images, by the
     bootstrap; both rows have the same seeds and images. The quantiles are those of Student's t,
-    which is wide where few seeds were seen, as it should be: resampling two or three seeds finds
-    differences where there are none in 12 to 26 % of all cases (simulated).
+    which is wide where few seeds were seen. Seeds are not resampled: of S seeds that finds
+    (S - 1) / S of their variance, half of it with two.
 
     Args:
         first: Whether each image is classified correctly, a row for each seed.
