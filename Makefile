@@ -1,14 +1,18 @@
-# make quickstart: the whole pipeline on embedded data; make test: the tests. Both make .venv first.
+# make quickstart: the whole pipeline on embedded data; make test: the tests; make bench: speed against
+# references, make bench QUICK=1 the quick way. All make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint docs clean
+.PHONY: quickstart test bench lint docs clean
 
 quickstart: .venv/installed
 	$(BIN)/smallvit quickstart
 
 test: .venv/installed-dev
 	$(BIN)/pytest -q -n 2 --dist loadfile
+
+bench: .venv/installed-dev
+	$(BIN)/python benchmarks/run_all.py $(if $(QUICK),--quick)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

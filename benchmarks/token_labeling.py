@@ -42,6 +42,7 @@ from torch import Tensor
 from views import make_images, packed
 
 from smallvit.core.run_folder import environment
+from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import Dataset, Order
 from smallvit.data.views import LabelledBatches
 from smallvit.engine.optim import create_optimizer, set_schedule
@@ -102,6 +103,7 @@ class Way:
         source: Places a side of the stored score maps, or where others come from; ``None`` for
             plain training.
         runtime: Device and precision.
+        augment: Augmentation of the images.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Way:
         batch_size: int,
         source: Source | None,
         runtime: Runtime,
+        augment: AugmentConfig = CONFIG.augment,
     ) -> None:
         torch.manual_seed(0)
         num_classes = dataset.num_classes
@@ -129,12 +132,12 @@ class Way:
             batch_size,
             0,
             runtime.device,
-            repeats=CONFIG.augment.repeats,
+            repeats=augment.repeats,
         )
         self.batches = LabelledBatches(
             dataset,
             order,
-            CONFIG.augment,
+            augment,
             score_maps=None if maps is None else maps.to(runtime.device).dense,
             grid=backbone.grid(IMAGE_SIZE),
             mix_token=source is not None,

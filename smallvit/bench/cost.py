@@ -64,7 +64,7 @@ def measure_cost(
     return cost | {
         "peak_memory_mib": peak_bytes and peak_bytes / 2**20,
         "device": torch.cuda.get_device_name(runtime.device) if cuda else runtime.device.type,
-        "precision": "fp32" if runtime.autocast_dtype is None else "bf16",
+        "precision": runtime.precision,
         "threads": torch.get_num_threads(),
     }
 

@@ -579,8 +579,8 @@ def _kept(
         try:
             path.parent.mkdir(exist_ok=True)
             write_json(path, {"key": key, **measured})
-        except OSError as error:  # a read-only run can still be scored
-            logger.warning("%s is not kept: %s", path, error.strerror)
+        except (OSError, DataError) as error:  # a read-only run can still be scored
+            logger.warning("%s is not kept: %s", path, error)
         return measured
 
     try:
@@ -676,7 +676,7 @@ def _hash_weights(run: Run) -> str:
 
 
 def _precision(runtime: Runtime) -> str:
-    return "fp32" if runtime.autocast_dtype is None else "bf16"
+    return runtime.precision
 
 
 def _bins(found: Mapping[str, Sequence[float | None]]) -> tuple[Bin, ...]:

@@ -9,12 +9,13 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from smallvit.core import places
-from smallvit.core.config import Range, merge, nest, resolve, to_plain
+from smallvit.core.config import Range, merge, nest, resolve, show, to_plain
 from smallvit.core.errors import ConfigError, DataError, suggest
 from smallvit.core.run_folder import Run
 from smallvit.data.registry import DATASETS
@@ -29,6 +30,7 @@ from smallvit.run.recipe import (
     Stage,
     differences,
     load_recipe,
+    place,
     read_layer,
     recipes_root,
 )
@@ -183,8 +185,9 @@ def shipped_suites() -> list[str]:
 def find_suite(name: str) -> Path | None:
     """Return the file of a shipped suite or of one's own; ``None`` where there is neither."""
     for path in (recipes_root() / SHIPPED / f"{name}.yaml", Path(name)):
-        if path.is_file():
-            return path
+        with suppress(OSError):  # longer than a name of a file can be
+            if path.is_file():
+                return path
     return None
 
 
@@ -219,15 +222,14 @@ def read_suite(name: str) -> Suite:
                 f"{of_suite}"
             )
     recipe = config.recipe
-    if recipe is not None and (path.parent / recipe).is_file():
-        recipe = str(places.absolute(path.parent / recipe))
-    config = replace(
-        config,
-        datasets=datasets,
-        recipe=recipe,
-        settings=_place_starts(config.settings, path.parent),
-        bench=_place_images(config.bench, path.parent),
-    )
+    try:
+        if recipe is not None and (beside := place(path.parent, "recipe", recipe)).is_file():
+            recipe = str(beside)
+        settings = _place_starts(config.settings, path.parent)
+        bench = _place_images(config.bench, path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    config = replace(config, datasets=datasets, recipe=recipe, settings=settings, bench=bench)
     return Suite(name=path.stem, path=path, config=config)
 
 
@@ -397,13 +399,15 @@ def _place_data(path: Path, dataset: str) -> str:
     """Return the name of a data set as it is, and a folder as an absolute path."""
     if dataset in DATASETS or dataset.startswith("hf:"):
         return dataset
-    folder = path.parent / Path(dataset).expanduser()
-    if not folder.exists():
+    folder = None
+    with suppress(ConfigError):
+        folder = place(path.parent, "datasets", dataset)
+    if folder is None or not folder.exists():
         raise ConfigError(
-            f"{path}: datasets: no data set and no folder is called {dataset!r}"
+            f"{path}: datasets: no data set and no folder is called {show(dataset)}"
             f"{suggest(dataset, DATASETS)}"
         )
-    return str(places.absolute(folder))
+    return str(folder)
 
 
 def _place_starts(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -412,25 +416,24 @@ def _place_starts(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for key in ("pretrain.init", "teacher.adopt"):
         value = _look_up(settings, key)
         if isinstance(value, str) and value != SCRATCH and not value.startswith(TIMM):
-            absolute = str(places.absolute(folder / Path(value).expanduser()))
-            placed = merge(placed, nest({key: absolute}))
+            placed = merge(placed, nest({key: str(place(folder, f"settings.{key}", value))}))
     return placed
 
 
 def _place_images(bench: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return settings of the leaderboard with folders of images as absolute paths."""
 
-    def place(value: Any) -> Any:
+    def place_one(key: str, value: Any) -> Any:
         if not isinstance(value, str) or value.startswith("hf:"):
             return value
-        beside = folder / Path(value).expanduser()
-        return str(places.absolute(beside)) if beside.exists() or "/" in value else value
+        beside = place(folder, f"bench.{key}", value)
+        return str(beside) if beside.exists() or "/" in value else value
 
     placed = dict(bench)
     if "archive" in placed:
-        placed["archive"] = place(placed["archive"])
+        placed["archive"] = place_one("archive", placed["archive"])
     if isinstance(placed.get("ood"), list):
-        placed["ood"] = [place(value) for value in placed["ood"]]
+        placed["ood"] = [place_one("ood", value) for value in placed["ood"]]
     return placed
 
 

@@ -8,8 +8,10 @@ from cyclopts import App, CycloptsError
 
 from smallvit import __version__
 from smallvit.cli.options import given
+from smallvit.cli.stand_in import asks_for_help, stand_in_for_heavy_libraries
 from smallvit.core.console import console, start_logging
 from smallvit.core.errors import SmallViTError
+from smallvit.core.launch import launched_number, refuse_several
 
 # Loaded when called: the help of the whole does not import torch.
 COMMANDS = {
@@ -29,6 +31,10 @@ COMMANDS = {
     "runs": "List and show runs.",
     "doctor": "Show versions, devices and folders, and what is missing.",
 }
+
+
+# Commands that several processes of torchrun do together.
+SHARED_OUT = ("pretrain", "teacher", "finetune", "segment")
 
 
 def create_app() -> App:
@@ -58,13 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     given.reset(words)
+    if argv is None and asks_for_help(words):
+        stand_in_for_heavy_libraries()  # the process ends with the help
     try:
         start_logging()
+        if words and words[0] in COMMANDS and words[0] not in SHARED_OUT:
+            refuse_several(f"smallvit {words[0]}")
         create_app()(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _fail(" ".join(str(error).split()), 2)
     except SmallViTError as error:
-        return _fail(str(error), error.exit_code)
+        # What ended the first of several processes, that one has said.
+        return error.exit_code if error.said else _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted before there was anything to save", 130)
     except Exception as error:
@@ -76,5 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, exit_code: int) -> int:
+    if console.quiet:
+        console.quiet = False
+        message = f"process {launched_number()}: {message}"
     console.print(f"smallvit: {message}", markup=False, highlight=False, soft_wrap=True)
     return exit_code

@@ -63,7 +63,7 @@ def bench_command(
     measured: Annotated[BenchConfig, Parameter(name="*")] = BenchConfig(),
     suite: SuiteOptions = SuiteOptions(),
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     offline: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Score fine-tuned runs on their test split and put them in a leaderboard.

@@ -21,7 +21,7 @@ def eval_command(
     linear: Annotated[bool, Parameter(negative="")] = False,
     readout: Readout | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
 ) -> None:
     """Score one run on validation, or on test when asked by name.
 

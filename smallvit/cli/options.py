@@ -57,7 +57,11 @@ class DataOptions:
         seed: Seed of everything but the splits.
         device: Device to compute on.
         precision: Precision of matrix products.
+        compile: Whether networks are compiled; auto does so on a CUDA device.
+        deterministic: Use operations alone that give the same bits each time on a CUDA device.
         grad_checkpointing: Compute blocks again in the backward pass: less memory, more time.
+        micro_batch: Most images of one forward and backward pass; the step stays as it is. By
+            default all of a step's, and fewer once these are too many for the memory.
         offline: Download nothing.
     """
 
@@ -66,8 +70,11 @@ class DataOptions:
     recipe: str | None = None
     seed: int | None = None
     device: Literal["auto", "cpu", "cuda"] | None = None
-    precision: Literal["auto", "fp32", "bf16"] | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    compile: Literal["auto", "on", "off"] | None = None
+    deterministic: Annotated[bool | None, Parameter(negative="")] = None
     grad_checkpointing: Annotated[bool | None, Parameter(negative="")] = None
+    micro_batch: int | None = None
     offline: Annotated[bool, Parameter(negative="")] = False
 
 
@@ -112,7 +119,10 @@ PLACES = {
     "seed": "seed",
     "device": "runtime.device",
     "precision": "runtime.precision",
+    "compile": "runtime.compile",
+    "deterministic": "runtime.deterministic",
     "grad_checkpointing": "runtime.grad_checkpointing",
+    "micro_batch": "runtime.micro_batch",
     "model": "model.name",
     "epochs": "{stage}.schedule.epochs",
     "batch_size": "{stage}.optim.batch_size",

@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
+from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
 from smallvit.run.recipe import check_recipe, find_recipe, read_layer, recipes_root, shipped
 
@@ -47,6 +48,8 @@ def check(name: str, /) -> None:
     """
     path = find_recipe(name)
     errors = check_recipe(path)
+    for error in errors[:-1]:
+        console.print(f"smallvit: {error}", markup=False, highlight=False, soft_wrap=True)
     if errors:
-        raise ConfigError("\nsmallvit: ".join(errors))
+        raise ConfigError(errors[-1])
     Console().print(f"{path}: fine", highlight=False, soft_wrap=True)

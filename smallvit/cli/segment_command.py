@@ -36,7 +36,10 @@ class SegmentOptions:
         seed: Seed of everything but the splits.
         device: Device to compute on.
         precision: Precision of matrix products.
+        compile: Whether networks are compiled; auto does so on a CUDA device.
+        deterministic: Use operations alone that give the same bits each time on a CUDA device.
         grad_checkpointing: Compute blocks again in the backward pass: less memory, more time.
+        micro_batch: Most images of one forward and backward pass.
         offline: Download nothing.
     """
 
@@ -44,8 +47,11 @@ class SegmentOptions:
     recipe: Path | None = None
     seed: int | None = None
     device: Literal["auto", "cpu", "cuda"] | None = None
-    precision: Literal["auto", "fp32", "bf16"] | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    compile: Literal["auto", "on", "off"] | None = None
+    deterministic: Annotated[bool | None, Parameter(negative="")] = None
     grad_checkpointing: Annotated[bool | None, Parameter(negative="")] = None
+    micro_batch: int | None = None
     offline: Annotated[bool, Parameter(negative="")] = False
 
 

@@ -129,27 +129,40 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def show(value: Any) -> str:
+    """Return a value as a message gives it: on one line, and not all of a long one."""
+    try:
+        shown = repr(value)
+    except ValueError:  # Python writes out no integer beyond its limit of digits
+        shown = "a number of thousands of digits"
+    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+
+
+def _suggest(value: Any, known: Iterable[str]) -> str:
+    return suggest(value if isinstance(value, str) else show(value), known)
+
+
 def _check(
-    cls: type, values: Any, source: str, prefix: str, merged: Mapping[str, Any]
+    cls: type, values: Any, source: str, prefix: str, merged: Mapping[Any, Any]
 ) -> Iterable[str]:
     """Yield the faults of one layer; ``merged`` is the same section of all layers together."""
     if not isinstance(values, Mapping):
-        yield f"{source}: {prefix.rstrip('.') or 'the recipe'} must be a mapping, got {values!r}"
+        what = prefix.rstrip(".") or "the recipe"
+        yield f"{source}: {what} must be a mapping, got {show(values)}"
         return
     hints = get_type_hints(cls, include_extras=True)
     for key, value in values.items():
         path = f"{prefix}{key}"
         if key not in hints:
-            shown = repr(value)
-            shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
-            yield f"{source}: unknown key {path!r} (value {shown}){suggest(str(key), hints)}"
+            what = f"unknown key {show(path)} (value {show(value)})"
+            yield f"{source}: {what}{suggest(str(key), hints)}"
         elif sections := _sections(hints[key]):
             part = merged.get(key)
             part = part if isinstance(part, Mapping) else {}
             name = part.get("name")
             own = value.get("name", name) if isinstance(value, Mapping) else name
             if len(sections) > 1 and own is not None and own not in list(sections):
-                yield f"{source}: {path}.name: cannot be {own!r}{suggest(str(own), sections)}"
+                yield f"{source}: {path}.name: cannot be {show(own)}{_suggest(own, sections)}"
                 continue
             named = part.get("name", own)
             named = named if isinstance(named, str) else None
@@ -217,7 +230,7 @@ def _convert(hint: Any, value: Any) -> Any:
         for bounds in (item for item in arguments[1:] if isinstance(item, Range)):
             numbers = converted if isinstance(converted, tuple) else (converted,)
             if any(number is not None and not bounds.admits(number) for number in numbers):
-                raise ConfigError(f"must be {bounds}, got {value!r}")
+                raise ConfigError(f"must be {bounds}, got {show(value)}")
         return converted
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -226,7 +239,7 @@ def _convert(hint: Any, value: Any) -> Any:
         return _convert(inner, value)
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
-            raise ConfigError(f"cannot be {value!r}{suggest(str(value), map(str, arguments))}")
+            raise ConfigError(f"cannot be {show(value)}{_suggest(value, map(str, arguments))}")
         return value
     if origin is tuple:
         return _convert_tuple(arguments, value)
@@ -235,11 +248,11 @@ def _convert(hint: Any, value: Any) -> Any:
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"must be a list, got {value!r}")
+        raise ConfigError(f"must be a list, got {show(value)}")
     if arguments[-1] is Ellipsis:
         arguments = (arguments[0],) * len(value)
     if len(arguments) != len(value):
-        raise ConfigError(f"must have {len(arguments)} entries, got {value!r}")
+        raise ConfigError(f"must have {len(arguments)} entries, got {show(value)}")
     return tuple(_convert(inner, item) for inner, item in zip(arguments, value, strict=True))
 
 
@@ -257,4 +270,4 @@ def _convert_scalar(hint: type, value: Any) -> Any:
     elif type(value) is hint:
         return value
     kind = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a string"}
-    raise ConfigError(f"must be {kind.get(hint, 'a path')}, got {value!r}")
+    raise ConfigError(f"must be {kind.get(hint, 'a path')}, got {show(value)}")

@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from smallvit.core.errors import ConfigError, suggest
+from smallvit.core.launch import launched_number
 
 console = Console(stderr=True)
 logger = logging.getLogger("smallvit")
@@ -66,7 +67,10 @@ def start_logging() -> None:
     else:
         handler = logging.StreamHandler()
     logger.addHandler(handler)
-    logger.setLevel(level)
+    # Of the processes that torchrun started, the first one speaks.
+    first = launched_number() == 0
+    logger.setLevel(level if first else "ERROR")
+    console.quiet = not first
     logger.propagate = False
     warnings.showwarning = _log_warning
 

@@ -11,9 +11,16 @@ class SmallViTError(Exception):
 
     Attributes:
         exit_code: Exit code of the command line.
+        said: Whether another process has said it.
     """
 
     exit_code = 1
+    said = False
+
+    def __str__(self) -> str:
+        """Return the message in one line, whatever the names and values in it hold."""
+        text = super().__str__()
+        return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 class ConfigError(SmallViTError):
@@ -69,6 +76,14 @@ class CollapsedError(SmallViTError):
     def __init__(self, step: int, finding: str, remedy: str) -> None:
         super().__init__(f"training collapsed by step {step}: {finding}; {remedy}")
         self.step = step
+
+
+class OutOfMemoryError(SmallViTError):
+    """Too little memory for the least that a step can be cut into."""
+
+
+class ProcessLostError(SmallViTError):
+    """Another of the processes that train together ended without a word."""
 
 
 class InterruptedRunError(SmallViTError):

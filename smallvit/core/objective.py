@@ -3,12 +3,26 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-BatchT = TypeVar("BatchT")
+
+@runtime_checkable
+class Batch(Protocol):
+    """What a step is taken on."""
+
+    def __len__(self) -> int:
+        """Count the images."""
+        ...
+
+    def take(self, rows: Int[Tensor, " _"], /) -> Any:
+        """Return some of its images as a batch of the same kind."""
+        ...
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +45,13 @@ class AbstractObjective(nn.Module, ABC, Generic[BatchT]):
     ``state_dict`` is the whole checkpoint of the stage, and its trained parameters are those
     with ``requires_grad`` when it is built. A batch says where in the run it belongs, so an
     objective keeps no clock of its own.
+
+    Attributes:
+        compares_images: Whether the loss compares the images of a batch with each other. Else it is
+            their mean, so that a batch can be cut into micro-batches.
     """
+
+    compares_images: bool = False
 
     @abstractmethod
     def forward(self, batch: BatchT) -> StepOutput:
@@ -39,6 +59,8 @@ class AbstractObjective(nn.Module, ABC, Generic[BatchT]):
 
     def after_step(self, progress: float) -> None:
         """Update what is not trained by gradient, such as a momentum teacher.
+
+        It is called once a step, where ``forward`` is called for each of its micro-batches.
 
         Args:
             progress: Fraction of training done, in [0, 1].

@@ -9,10 +9,8 @@ Shapes in this file:
 """
 
 import hashlib
-import os
 
 import torch
-import torch.distributed
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -86,21 +84,13 @@ def scalar(seed: int, purpose: str, step: int, num: int) -> list[float]:
     return uniform(seed, purpose, torch.zeros_like(at), at, num)[0].tolist()
 
 
-def step_seed(seed: int, step: int, process: int = 0) -> int:
+def step_seed(seed: int, step: int) -> int:
     """Return the seed of torch's own generators in one step (dropout, stochastic depth).
+
+    It is the same in all processes that train together: each draws for the whole batch.
 
     Args:
         seed: Seed of the run.
         step: Step of the run.
-        process: Number of the process: those that train together must not drop the same places.
     """
-    purpose = f"model/{step}/{process}" if process else f"model/{step}"
-    return stream_key(seed, purpose) & (_MASK >> 1)
-
-
-def process_number() -> int:
-    """Return the number of this process among those that train together; alone it is 0."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    rank = os.environ.get("RANK", "")  # as torchrun sets it
-    return int(rank) if rank.isdecimal() else 0
+    return stream_key(seed, f"model/{step}") & (_MASK >> 1)

@@ -1,4 +1,4 @@
-"""The folder of one run: creating it, its JSON files, and finding runs by scanning."""
+"""The folder of one run: creating and holding it, its JSON files, and finding runs by scanning."""
 
 import importlib.metadata
 import json
@@ -7,16 +7,21 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
+from smallvit.core import places
 from smallvit.core.errors import ConfigError, DataError
 
+LOCK = "run.lock"
 PACKAGES = ("smallvit", "torch", "torchvision", "timm", "lightly", "scikit-learn", "numpy")
 
 
@@ -55,7 +60,7 @@ class Run:
         try:
             text = path.read_text()
             value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except Exception as error:  # PyYAML raises nearly anything
             raise DataError(
                 f"{path} is missing or broken ({type(error).__name__}): repeat the run"
             ) from error
@@ -124,41 +129,148 @@ def new_folder(root: Path, dataset: str, label: str) -> Path:
     return path
 
 
+def check_target(out: Path | None, *, resume: Path | None, overwrite: bool) -> None:
+    """Refuse, before any work, a run folder that could not be written after it.
+
+    Args:
+        out: Folder of the run to come; ``None`` is a new one under the runs folder.
+        resume: Folder of the run to continue, in place of ``out``.
+        overwrite: Replace an earlier run in ``out``.
+
+    Raises:
+        ConfigError: If it is taken, or another process holds it.
+        DataError: If it cannot be written.
+    """
+    if resume is not None:
+        with hold_folder(resume):
+            return
+    if out is not None:
+        _refuse_taken(out, overwrite=overwrite)
+    path = nearest = out or places.runs_dir()
+    try:
+        while not nearest.exists() and nearest != nearest.parent:
+            nearest = nearest.parent
+        with tempfile.TemporaryFile(dir=nearest):
+            return
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path} ({error.strerror}): choose another --out or SMALLVIT_RUNS_DIR"
+        ) from error
+
+
 def create_folder(path: Path, *, overwrite: bool) -> None:
     """Create a run folder.
 
     Raises:
-        ConfigError: If it exists with something in it and may not be overwritten, or holds
-            something that is no run.
+        ConfigError: If it exists with something in it and may not be overwritten, holds something
+            that is no run, or one that is at work.
         DataError: If it cannot be written.
     """
     try:
-        if path.exists() and any(path.iterdir()):
-            if not overwrite:
-                raise ConfigError(
-                    f"{path} exists: continue it with --resume {path}, replace it with "
-                    "--overwrite, or choose another --out"
-                )
-            if not (path / "result.json").is_file():
-                raise ConfigError(f"{path} is no run, so --overwrite leaves it alone")
-            shutil.rmtree(path)
+        if _refuse_taken(path, overwrite=overwrite):
+            with hold_folder(path):
+                shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
+        # Of two runs that find the folder empty at the same time, one.
+        (path / LOCK).touch(exist_ok=False)
+    except FileExistsError as error:
+        if not path.is_dir():
+            raise DataError(f"cannot create {path}: a file is in its place") from error
+        raise ConfigError(f"{path} was just taken by another run: choose another --out") from error
     except OSError as error:
         raise DataError(f"cannot create {path}: {error.strerror}") from error
 
 
+@contextmanager
+def hold_folder(path: Path) -> Iterator[None]:
+    """Hold a run folder for this process, and clear what a killed one left half-written in it.
+
+    The system frees the lock of a process that is gone, however it ended.
+
+    Raises:
+        ConfigError: If another process holds it; the message names that one.
+        DataError: If it cannot be written.
+    """
+    file = path / LOCK
+    owner = ""
+    with suppress(OSError):
+        owner = file.read_text()  # first: some versions of filelock empty the file in trying
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+        file.write_text(f"process {os.getpid()} on {platform.node()}")
+        for partial in (*path.glob("*.part"), *path.glob("checkpoints/*.part")):
+            partial.unlink()
+    except Timeout:
+        raise ConfigError(
+            f"{path} is in use by {owner or 'another process'}: wait for its end, or choose "
+            "another --out"
+        ) from None
+    except OSError as error:
+        lock.release()
+        raise DataError(
+            f"cannot write {path} ({error.strerror}): make it writable, or free some room"
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+        lock.release()
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file whole."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)
+    """Replace a JSON file whole.
+
+    Raises:
+        DataError: If it cannot be written; what was at ``path`` is as it was.
+    """
+    _replace_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_recipe(path: Path, recipe: dict[str, Any]) -> None:
-    """Replace a recipe file whole."""
+    """Replace a recipe file whole.
+
+    Raises:
+        DataError: If it cannot be written; what was at ``path`` is as it was.
+    """
+    _replace_text(path, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+
+
+def _replace_text(path: Path, text: str) -> None:
+    # Not ``replacing``: two processes may keep scores of one run in the same file.
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-    partial.replace(path)
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise DataError(
+            f"cannot write {path} ({error.strerror}): free some room or make it writable"
+        ) from error
+
+
+def _refuse_taken(path: Path, *, overwrite: bool) -> bool:
+    """Tell whether an earlier run is there to be replaced; refuse all else that is there.
+
+    Raises:
+        ConfigError: If there is something that may not be replaced, or a run at work.
+    """
+    if not path.is_dir() or not any(path.iterdir()):
+        return False
+    if not overwrite:
+        raise ConfigError(
+            f"{path} exists: continue it with --resume {path}, replace it with --overwrite, or "
+            "choose another --out"
+        )
+    if not (path / "result.json").is_file():
+        raise ConfigError(f"{path} is no run, so --overwrite leaves it alone")
+    with hold_folder(path):
+        return True
 
 
 def environment(argv: Sequence[str]) -> dict[str, Any]:

@@ -1,37 +1,65 @@
 """Writing a file whole or not at all."""
 
+import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from smallvit.core.errors import DataError
 
 
 @contextmanager
-def replacing(path: Path, remedy: str) -> Iterator[BinaryIO]:
+def replacing(path: Path, remedy: str, *, keep: Path | None = None) -> Iterator[BinaryIO]:
     """Open a file beside ``path``; once written it is synced and renamed into place.
 
     Args:
         path: Where the file goes.
         remedy: What to do if it cannot be written, for the message.
+        keep: Where what was at ``path`` goes, in the same folder; ``None`` drops it. One of the
+            two is whole at every moment.
 
     Raises:
         DataError: If it cannot be written; what was at ``path`` is as it was.
     """
     partial = path.with_suffix(".part")
+    file: _Writer | None = None
     try:
-        with partial.open("wb") as file:
+        file = _Writer(io.FileIO(partial, "wb"))
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
         partial.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path} ({error.strerror}): {remedy}") from error
+    except BaseException as error:
+        with suppress(OSError):  # a read-only file system refuses even what is not there
+            partial.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else file.error if file is not None else None
+        if cause is None:
+            raise
+        raise DataError(f"cannot write {path} ({cause.strerror}): {remedy}") from error
+
+
+class _Writer(io.BufferedWriter):
+    """A file that remembers why a write failed: writers in C++ report another error in its place.
+
+    ``torch.save`` on a full disk raises ``RuntimeError: unexpected pos``.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Write, and note the error if there is one."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise

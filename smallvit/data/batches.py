@@ -8,7 +8,7 @@ Shapes in this file:
     h w  token grid
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -32,6 +32,19 @@ class ViewBatch:
     epoch: float
     progress: float
     mask_draws: Float[Tensor, "B n"] | None = None
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return self.global_views.shape[1]
+
+    def take(self, rows: Int[Tensor, " b"]) -> "ViewBatch":
+        """Return the views of some images."""
+        return replace(
+            self,
+            global_views=self.global_views[:, rows],
+            local_views=None if self.local_views is None else self.local_views[:, rows],
+            mask_draws=None if self.mask_draws is None else self.mask_draws[rows],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,3 +115,17 @@ class LabelledBatch:
     score_maps: Float[Tensor, "B C h w"] | None = None
     mix_box: TokenBox | None = None
     progress: float = 0.0
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.images)
+
+    def take(self, rows: Int[Tensor, " b"]) -> "LabelledBatch":
+        """Return some images, of which each has its partner among them."""
+        return replace(
+            self,
+            images=self.images[rows],
+            labels=self.labels[rows],
+            partner_share=None if self.partner_share is None else self.partner_share[rows],
+            score_maps=None if self.score_maps is None else self.score_maps[rows],
+        )

@@ -34,9 +34,9 @@ def read_split_name(text: str, where: str) -> str:
 
 
 def order_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Order by number where all names are integers, else by alphabet."""
+    """Order by number where all names are integers that Python reads, else by alphabet."""
     ordered = sorted(names)
-    if all(re.fullmatch(r"[+-]?[0-9]+", name) for name in ordered):
+    if all(re.fullmatch(r"[+-]?[0-9]{1,4000}", name) for name in ordered):
         ordered.sort(key=int)
     return tuple(ordered)
 

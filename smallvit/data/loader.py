@@ -9,9 +9,10 @@ Shapes in this file:
 import functools
 import hashlib
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from smallvit.core import rng
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.rows import own_rows
 from smallvit.data import fetch, hub, official, own, registry
 from smallvit.data.sources import Listing, Source
 from smallvit.data.splits import Cut, StoredCut, cut_splits, load_cut, split_hash, store_cut
@@ -34,6 +36,7 @@ from smallvit.data.store import (
     stored_if_possible,
 )
 
+BatchT = TypeVar("BatchT")
 USUAL_SIZES = (8, 16, 28, 32, 64, 96, 128, 224, 256)
 
 
@@ -70,7 +73,7 @@ class DataConfig:
     val_fraction: Annotated[float, Range(gt=0, lt=0.9)] = 0.1
     test_fraction: Annotated[float, Range(gt=0, lt=0.9)] = 0.2
     label_fraction: Annotated[float, Range(gt=0, le=1)] = 1.0
-    split_seed: Annotated[int, Range(ge=0)] = 0
+    split_seed: Annotated[int, Range(ge=0, lt=1 << 63)] = 0
     hflip: bool | None = None
 
     def __post_init__(self) -> None:
@@ -461,7 +464,7 @@ def _channel_stats(
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """The samples of one step.
+    """The samples of one step that this process sees.
 
     Attributes:
         position: Place of each sample in its split.
@@ -500,14 +503,20 @@ class Order:
         self.seed = seed
         self.device = device
         self.repeats = repeats
+        self.rows = own_rows(batch_size, device)
         self._pass: tuple[int, Tensor] | None = None
 
     def num_steps(self, epochs: float) -> int:
         """Return the steps that see ``epochs`` times ``size`` samples, at least 1."""
         return max(1, round(epochs * self.size / self.batch_size))
 
+    @property
+    def own_batch_size(self) -> int:
+        """Samples of a step that this process sees."""
+        return self.batch_size if self.rows is None else len(self.rows.index)
+
     def draw(self, step: int) -> Draw:
-        """Return the samples of one step."""
+        """Return the samples of one step that this process sees."""
         size, repeats = self.size, self.repeats
         # Slots of the run: slot s is repetition s % repeats of sample s // repeats.
         slot = torch.arange(self.batch_size, device=self.device) + step * self.batch_size
@@ -517,6 +526,8 @@ class Order:
         for number in range(first // size, last // size + 1):
             start = number * size
             positions.append(self._order(number)[max(first - start, 0) : last + 1 - start])
+        if self.rows is not None:
+            slot = slot[self.rows.index]
         sample = slot // repeats
         return Draw(
             position=torch.cat(positions)[sample - first],
@@ -528,6 +539,30 @@ class Order:
             order = rng.permutation(self.seed, "order", epoch, self.size, self.device)
             self._pass = (epoch, order)
         return self._pass[1]
+
+
+class InOrder(Sequence[BatchT]):
+    """Batches of consecutive images of a split, each made when it is asked for.
+
+    Args:
+        make: Makes a batch of the images at some places.
+        position: Places of all images.
+        batch_size: Images of a batch; the last one may have fewer.
+    """
+
+    def __init__(
+        self, make: Callable[[Tensor], BatchT], position: Int[Tensor, " N"], batch_size: int
+    ) -> None:
+        self.make = make
+        self.positions = position.split(batch_size) if len(position) else ()
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return len(self.positions)
+
+    def __getitem__(self, number: int) -> BatchT:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Make one batch."""
+        return self.make(self.positions[number])
 
 
 def channel_tensors(

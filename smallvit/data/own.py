@@ -308,7 +308,10 @@ def _read_csv(path: Path, content: bytes, columns: _Columns) -> tuple[list[_Row]
     image_column = columns.image or "image_path"
     label_column = columns.label or "label"
     line = io.StringIO(text, newline=None).readline()
-    headers = {each: next(csv.reader([line], delimiter=each), []) for each in ",;\t"}
+    try:
+        headers = {each: next(csv.reader([line], delimiter=each), []) for each in ",;\t"}
+    except csv.Error as error:
+        raise DataError(f"{path}, line 1: {error}") from None
     headers = {each: [cell.strip() for cell in cells] for each, cells in headers.items()}
     delimiter = max(headers, key=lambda each: (image_column in headers[each], len(headers[each])))
     header = headers[delimiter]

@@ -8,7 +8,7 @@ Shapes in this file:
     h w  token grid
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,7 +21,7 @@ from smallvit.core.config import Range
 from smallvit.data import augment, geometry, mix, policies
 from smallvit.data.augment import AugmentConfig, Fraction, Policy, check_bounds
 from smallvit.data.batches import LabelledBatch, TokenBox, ViewBatch
-from smallvit.data.loader import Dataset, Draw, Order, Split, channel_tensors
+from smallvit.data.loader import Dataset, Draw, InOrder, Order, Split, channel_tensors
 
 DRAWS = 5 + 5 + 4  # uniform numbers of a view: crop and flip, colours, grey and blur and solarize
 FIXED_DRAWS = 5 + 5 + 5 + mix.NUM_DRAWS  # of stage 2, before those of the policy
@@ -239,7 +239,8 @@ class LabelledBatches:
         self.policy: Policy = policies.choose_autoaugment(config.policy, dataset.autoaugment)
         self.policy_draws = policies.num_draws(self.policy, config.randaugment_ops)
         self.mean, self.std = channel_tensors(dataset, order.device)
-        self.block_steps = max(1, BLOCK_PIXELS // (order.batch_size * dataset.image_size**2))
+        pixels = order.own_batch_size * dataset.image_size**2
+        self.block_steps = max(1, BLOCK_PIXELS // pixels)
         self._block: tuple[int, Tensor, Tensor] | None = None
 
     def __call__(self, step: int) -> LabelledBatch:
@@ -290,7 +291,8 @@ class LabelledBatches:
             num = FIXED_DRAWS + self.policy_draws
             draws = rng.uniform(self.order.seed, "augment", epoch, position, num)
             self._block = (block, self._augment(self.split.take(position), draws), draws)
-        part = slice(place * self.order.batch_size, (place + 1) * self.order.batch_size)
+        size = self.order.own_batch_size
+        part = slice(place * size, (place + 1) * size)
         return self._block[1][part], self._block[2][part]
 
     def _augment(
@@ -372,10 +374,13 @@ def sample_token_box(seed: int, step: int, grid: tuple[int, int]) -> TokenBox:
 
 def eval_batches(
     dataset: Dataset, split: Split, batch_size: int
-) -> Iterator[tuple[Float[Tensor, "B 3 H W"], Int[Tensor, " B"]]]:
-    """Walk a split once, in order, without augmentation; the last batch may be smaller."""
+) -> InOrder[tuple[Float[Tensor, "B 3 H W"], Int[Tensor, " B"]]]:
+    """Return a split once, in order, without augmentation; the last batch may be smaller."""
     device = split.index.device
     mean, std = channel_tensors(dataset, device)
-    for position in torch.arange(len(split), device=device).split(batch_size):
+
+    def make(position: Tensor) -> tuple[Tensor, Tensor]:
         images = augment.normalise(augment.to_float(split.take(position)), mean, std)
-        yield images, split.labels[split.index[position]]
+        return images, split.labels[split.index[position]]
+
+    return InOrder(make, torch.arange(len(split), device=device), batch_size)

@@ -1,25 +1,43 @@
 """The training loop: schedule, step, log, evaluate, save."""
 
+import logging
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from smallvit.core import rng
-from smallvit.core.errors import ConfigError, DivergedError, InterruptedRunError
+from smallvit.core import processes, rng
+from smallvit.core.errors import (
+    ConfigError,
+    DataError,
+    DivergedError,
+    InterruptedRunError,
+    OutOfMemoryError,
+    ProcessLostError,
+)
 from smallvit.core.objective import AbstractObjective, BatchT
-from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
+from smallvit.core.rows import own_rows
+from smallvit.engine.by_rows import share_out
+from smallvit.engine.checkpoint import BEST, LAST, load_newest, save_checkpoint
+from smallvit.engine.ema import WeightAverage
 from smallvit.engine.log import LogConfig, TrainLog
 from smallvit.engine.optim import OptimConfig, ScheduleConfig, create_optimizer, set_schedule
-from smallvit.engine.runtime import Runtime
+from smallvit.engine.process_group import is_lost_connection, naming_lost_process
+from smallvit.engine.runtime import Runtime, compiled_networks
 from smallvit.engine.step import train_step
+
+logger = logging.getLogger("smallvit")
+ONE_STOP_S = 1.0  # within which signals are one
+LEAST_SCALE = 1.0  # of the loss in float16: an overflow below it is the run's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +82,9 @@ class FitResult:
         train_s: Seconds of them in training steps.
         metrics: Metrics of the last evaluation.
         best: Metrics of the best evaluation, with its ``step``; empty where nothing is selected.
+        micro_batch: Most images of one forward and backward pass that the memory held; ``None`` is
+            all of a process.
+        skipped: Steps that were taken again since they overflowed in float16.
     """
 
     step: int = 0
@@ -71,6 +92,8 @@ class FitResult:
     train_s: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
+    micro_batch: int | None = None
+    skipped: int = 0
 
 
 def fit(
@@ -83,70 +106,52 @@ def fit(
     resume: bool = False,
     stop_after: int | None = None,
 ) -> FitResult:
-    """Train an objective and leave it with the weights of the last step.
+    """Train an objective and leave it with the weights of the last step, or their running average.
 
     Args:
         objective: Stage to train, on the device.
-        batches: Returns the batch of a step, a function of seed and step alone.
+        batches: Returns the batch of a step, or this process's rows of it: a function of seed and
+            step alone.
         plan: Settings.
         evaluate: Scores the objective on validation; it must leave the weights alone.
         watch: Told of the steps done and of all metrics at each evaluation, once they are logged;
             it may raise to stop the run.
-        resume: Continue from ``last.pt`` in the run folder.
+        resume: Continue from the newest checkpoint in the run folder.
         stop_after: Stop after this many steps of the run (a dry run).
 
     Raises:
+        ConfigError: If a batch that must stay whole is to be cut.
         DivergedError: If the loss or a gradient was not finite; that update was not applied.
         InterruptedRunError: After SIGTERM or SIGINT, once the state is saved.
+        ProcessLostError: If another process ended; the state before the step at hand is saved.
     """
-    optimizer = create_optimizer(objective, plan.optim)
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    result = FitResult()
-    checkpoints = plan.folder / "checkpoints" if plan.folder else None
-    if resume and checkpoints is not None:
-        _restore(checkpoints / "last.pt", objective, optimizer, result, plan.identity)
-    metrics_path = plan.folder / "metrics.jsonl" if plan.folder else None
+    training = Training(objective, plan)
+    result = training.result
+    folder = plan.folder if processes.is_first() else None  # one process writes
+    checkpoints = folder / "checkpoints" if folder else None
+    if resume and plan.folder is not None:
+        training.resume(plan.folder / "checkpoints")
+    metrics_path = folder / "metrics.jsonl" if folder else None
     end = plan.total_steps if stop_after is None else min(stop_after, plan.total_steps)
     totals: dict[str, tuple[torch.Tensor, int]] = {}
     counted = 0
     bad_step = torch.full((), -1, device=plan.runtime.device)
     sitting = lap = time.monotonic()
     earlier_s = result.wall_s
-    process = rng.process_number()
 
     def save(name: str) -> None:
+        result.wall_s = earlier_s + time.monotonic() - sitting
         if checkpoints is not None:
-            result.wall_s = earlier_s + time.monotonic() - sitting
-            state = {
-                "objective": objective.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "result": vars(result),
-                "identity": plan.identity,
-            }
-            save_checkpoint(checkpoints / name, state)
+            save_checkpoint(checkpoints / name, training.state_dict())
 
     with (
+        _saving_if_lost(save),
         note_signals() as received,
+        compiled_networks(objective) if plan.runtime.compiled else nullcontext(),
         TrainLog(metrics_path, plan.title, plan.total_steps, result.step) as log,
     ):
         for step in range(result.step, end):
-            # Dropout and stochastic depth draw from torch's generator: seeded by step, so that a
-            # resumed run draws what an unbroken one would.
-            torch.manual_seed(rng.step_seed(plan.seed, step, process))
-            lr = set_schedule(
-                optimizer, plan.optim, plan.schedule, step=step, total_steps=plan.total_steps
-            )
-            objective.train()
-            metrics = train_step(
-                objective,
-                batches(step),
-                optimizer,
-                parameters,
-                grad_clip_norm=plan.optim.grad_clip_norm,
-                grad_clip_mode=plan.optim.grad_clip_mode,
-                runtime=plan.runtime,
-            )
-            objective.after_step((step + 1) / plan.total_steps)
+            metrics = training.take_step(step, batches)
             bad = metrics.pop("not_finite") > 0
             bad_step = torch.where((bad_step < 0) & bad, step, bad_step)
             for name, value in metrics.items():
@@ -158,12 +163,15 @@ def fit(
             last = result.step == end
             eval_now = evaluate is not None and (last or _ends_period(step, plan))
             every = plan.log.checkpoint_steps
-            stop = bool(received)  # a signal from here on waits for the next step
+            log_now = result.step % plan.log.every_steps == 0 or eval_now or last
+            # A signal from here on waits for the next step, or in several processes on CUDA
+            # devices, which are not waited for here, for the next log line.
+            at_once = processes.count() == 1 or plan.runtime.device.type == "cpu" or log_now
+            stop = at_once and processes.any_of(bool(received))
             save_now = last or stop or (result.step % every == 0 if every else eval_now)
-            if result.step % plan.log.every_steps == 0 or eval_now or save_now:
+            if log_now or save_now:
                 # The only wait for the device: one copy for all metrics since the last line.
-                values = torch.stack([*(total for total, _ in totals.values()), bad_step.float()])
-                *sums, bad_at = values.tolist()
+                *sums, bad_at = _to_host(totals, bad_step)
                 # A term that a stage leaves out from some step on is the mean of its own steps.
                 counts = ((name, times) for name, (_, times) in totals.items())
                 line = {
@@ -174,35 +182,291 @@ def fit(
                 now = time.monotonic()
                 result.train_s += now - lap
                 line["perf/images_per_s"] = counted * plan.optim.batch_size / (now - lap)
-                line |= {"opt/lr": lr, "epoch": result.step / plan.epoch_steps}
-                for group in optimizer.param_groups:
-                    if group.get("lr_scale", 1.0) != 1:
-                        line["opt/lr_backbone"] = group["lr"]
+                line |= {"epoch": result.step / plan.epoch_steps, **training.describe()}
                 counted = 0
                 totals.clear()
                 if eval_now and evaluate is not None:
-                    objective.eval()
-                    result.metrics = evaluate()
+                    with training.scored():
+                        scores = evaluate()
+                    # What is chosen by them must be the same everywhere, to the last bit.
+                    result.metrics = processes.on_first(lambda scores=scores: scores)
                 if eval_now:
                     line |= result.metrics
-                log.write(result.step, line, say=eval_now)
+                unwritten = processes.on_first(partial(_write, log, result.step, line, eval_now))
                 if eval_now and watch is not None:
-                    watch(result.step, line)
+                    processes.on_first(partial(watch, result.step, line))
                 if eval_now and _is_best(result, plan.select_on):
                     result.best = {**result.metrics, "step": result.step}
-                    save("best.pt")
-                if save_now:
-                    save("last.pt")
+                    save(BEST)
+                if save_now or unwritten is not None:
+                    save(LAST)
+                if unwritten is not None:  # told once the state is saved
+                    raise DataError(unwritten)
                 lap = time.monotonic()
             if stop and not last:
+                number = received[0] if received else signal.SIGTERM
                 raise InterruptedRunError(
-                    received[0],
-                    f"stopped by {signal.Signals(received[0]).name} after step {result.step} of "
+                    number,
+                    f"stopped by {signal.Signals(number).name} after step {result.step} of "
                     f"{plan.total_steps}, state saved"
                     + (f": continue with --resume {plan.folder}" if plan.folder else ""),
                 )
+    if training.average is not None:
+        training.average.take_over()
     result.wall_s = earlier_s + time.monotonic() - sitting
     return result
+
+
+class Training:
+    """What a fit changes: weights, their average, the optimizer, the loss scale, where it stands.
+
+    Args:
+        objective: Stage to train, on the device.
+        plan: Settings.
+
+    Raises:
+        ConfigError: If the batches of a method that compares images are to be cut.
+    """
+
+    def __init__(self, objective: AbstractObjective[Any], plan: FitPlan) -> None:
+        self.objective = objective
+        self.plan = plan
+        self.optimizer = create_optimizer(objective, plan.optim)
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.average: WeightAverage | None = None
+        if plan.optim.ema_decay is not None:
+            self.average = WeightAverage(objective, plan.optim.ema_decay)
+        self.scaler: torch.amp.GradScaler | None = None
+        if plan.runtime.autocast_dtype is torch.float16:
+            self.scaler = torch.amp.GradScaler(plan.runtime.device.type)
+        self.result = FitResult(micro_batch=plan.runtime.micro_batch)
+        self.rows = own_rows(plan.optim.batch_size, plan.runtime.device)
+        own = plan.optim.batch_size if self.rows is None else len(self.rows.index)
+        if self.result.micro_batch is not None and self.result.micro_batch < own:
+            self._refuse_cut(f"runtime.micro_batch {self.result.micro_batch} would cut them")
+        share_out(objective)
+        # What a forward pass changes, to undo it where the step is taken again.
+        self.buffers: list[torch.Tensor] = list(objective.buffers())
+        self.kept = [buffer.clone() for buffer in self.buffers]
+
+    def take_step(self, step: int, batches: Callable[[int], Any]) -> dict[str, torch.Tensor]:
+        """Take one step, again with fewer images at once or a smaller loss scale where need be.
+
+        Args:
+            step: Steps done before.
+            batches: Returns the batch of a step.
+
+        Returns:
+            The metrics of ``train_step``.
+
+        Raises:
+            DivergedError: If float16 overflows at any scale.
+            RuntimeError: If another process ended; nothing of the step is left.
+            OutOfMemoryError: If there is too little memory for two images at once.
+        """
+        plan, objective = self.plan, self.objective
+        # Dropout and stochastic depth draw from torch's generator: seeded by step, so that a
+        # resumed run draws what an unbroken one would.
+        seed = rng.step_seed(plan.seed, step)
+        torch.manual_seed(seed)
+        set_schedule(
+            self.optimizer, plan.optim, plan.schedule, step=step, total_steps=plan.total_steps
+        )
+        objective.train()
+        if self.buffers:
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                self.kept, self.buffers
+            )
+        while True:
+            failure: Exception | None = None
+            metrics: dict[str, torch.Tensor] = {}
+            scale = None if self.scaler is None else self.scaler.get_scale()
+            try:
+                metrics = train_step(
+                    objective,
+                    batches(step),
+                    self.optimizer,
+                    self.parameters,
+                    grad_clip_norm=plan.optim.grad_clip_norm,
+                    grad_clip_mode=plan.optim.grad_clip_mode,
+                    runtime=plan.runtime,
+                    rows=self.rows,
+                    micro_batch=self.result.micro_batch,
+                    seed=seed,
+                    scaler=self.scaler,
+                )
+            except Exception as error:
+                if is_lost_connection(error):
+                    self._undo()
+                if not is_out_of_memory(error):
+                    raise
+                failure = error.with_traceback(None)  # which holds on to the step's memory
+            if failure is not None:
+                self._undo()
+                self._use_less_memory(failure)
+                continue
+            if self.scaler is not None and scale is not None and self.scaler.get_scale() < scale:
+                self._undo()
+                self.result.skipped += 1
+                if self.scaler.get_scale() < LEAST_SCALE:
+                    raise DivergedError(step, {k: float(v) for k, v in metrics.items()})
+                continue
+            objective.after_step((step + 1) / plan.total_steps)
+            if self.average is not None:
+                self.average.update(step)
+            return metrics
+
+    def describe(self) -> dict[str, float]:
+        """Return what the log says of the last step's settings."""
+        groups = self.optimizer.param_groups
+        heads = [group["lr"] for group in groups if group.get("lr_scale", 1.0) == 1]
+        lines: dict[str, float] = {"opt/lr": heads[0] if heads else groups[0]["lr"]}
+        for group in groups:
+            if group.get("lr_scale", 1.0) != 1:
+                lines["opt/lr_backbone"] = group["lr"]
+        if self.scaler is not None:
+            lines |= {
+                "opt/loss_scale": self.scaler.get_scale(),
+                "opt/skipped": float(self.result.skipped),
+            }
+        return lines
+
+    @contextmanager
+    def scored(self) -> Iterator[None]:
+        """Have the objective as it is scored: averaged where it is, still, and not compiled."""
+        self.objective.eval()
+        with (
+            nullcontext() if self.average is None else self.average.in_use(),
+            torch.compiler.set_stance("force_eager")
+            if self.plan.runtime.compiled
+            else nullcontext(),
+        ):
+            yield
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a run is continued from."""
+        return {
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.average is None else self.average.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "result": vars(self.result),
+            "identity": self.plan.identity,
+        }
+
+    def resume(self, checkpoints: Path) -> None:
+        """Go on from the newest checkpoint of a folder.
+
+        Raises:
+            ConfigError: If it is of another run.
+            DataError: If none is whole.
+        """
+        state, path = processes.on_first(partial(load_newest, checkpoints))
+        theirs, ours = state["identity"], self.plan.identity
+        changed = [key for key, value in ours.items() if theirs.get(key) != value]
+        if changed:
+            raise ConfigError(
+                f"{path} was written with other {' and '.join(changed)}: put them back, or start a "
+                "new run with --init"
+            )
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["ema"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        for name, value in state["result"].items():
+            setattr(self.result, name, value)
+
+    def _undo(self) -> None:
+        """Undo what the forward passes of a step changed; the weights are as they were."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.buffers:
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                self.buffers, self.kept
+            )
+
+    def _use_less_memory(self, failure: Exception) -> None:
+        """Halve the micro-batch.
+
+        Raises:
+            ConfigError: If the batch must stay whole.
+            MemoryError: If two images are too many already.
+        """
+        if processes.count() > 1:
+            raise OutOfMemoryError(
+                f"out of memory in process {processes.number()} of {processes.count()}: set "
+                "--micro-batch (runtime.micro_batch), which leaves the step as it is; "
+                f"{self._own_size()} images a process are too many"
+            ) from failure
+        size = min(self.result.micro_batch or self._own_size(), self._own_size())
+        self._refuse_cut(f"{size} are too many for the memory")
+        if size <= 2:
+            raise OutOfMemoryError(
+                "out of memory with 2 images at once: use a smaller model or image size, or "
+                "--grad-checkpointing"
+            ) from failure
+        self.result.micro_batch = max(2, size // 2)
+        logger.warning(
+            "out of memory with %d images at once: the step is repeated with micro-batches of %d; "
+            "it stays the same but for rounding%s",
+            size,
+            self.result.micro_batch,
+            " and batch norms" if self._has_batch_norm() else "",
+        )
+        if self.plan.runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _own_size(self) -> int:
+        return self.plan.optim.batch_size if self.rows is None else len(self.rows.index)
+
+    def _has_batch_norm(self) -> bool:
+        return any(isinstance(module, _BatchNorm) for module in self.objective.modules())
+
+    def _refuse_cut(self, why: str) -> None:
+        if self.objective.compares_images:
+            raise ConfigError(
+                f"{self.plan.title}: this method compares the images of a batch with each other, "
+                f"and {why}: lower --batch-size, or use --grad-checkpointing"
+            )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether a device or the host had too little memory."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return not isinstance(error, OutOfMemoryError)
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+@contextmanager
+def _saving_if_lost(save: Callable[[str], None]) -> Iterator[None]:
+    """Save where another process is lost: what this one has is whole between two messages."""
+    try:
+        with naming_lost_process():
+            yield
+    except ProcessLostError:
+        save(LAST)
+        raise
+
+
+def _write(log: TrainLog, step: int, line: dict[str, float], say: bool) -> str | None:
+    """Write a line of the log; return what is wrong if the disk does not take it."""
+    try:
+        log.write(step, line, say=say)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _to_host(totals: dict[str, tuple[torch.Tensor, int]], bad_step: torch.Tensor) -> list[float]:
+    """Return the sums of all metrics over the steps and processes, and the first bad step."""
+    values = torch.stack([*(total for total, _ in totals.values()), bad_step.float()])
+    if processes.count() > 1:
+        # Each process has its share of the batch in all but what is of the whole step.
+        alike = [name == "opt/grad_norm" for name in totals]
+        whole = torch.tensor([*alike, True], device=values.device)
+        values = torch.where(whole, values, processes.add_up_(values.clone()))
+    return values.tolist()
 
 
 def _ends_period(step: int, plan: FitPlan) -> bool:
@@ -218,37 +482,25 @@ def _is_best(result: FitResult, select_on: str | None) -> bool:
     return result.metrics[select_on] > result.best.get(select_on, -math.inf)
 
 
-def _restore(
-    path: Path,
-    objective: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    result: FitResult,
-    identity: dict[str, Any],
-) -> None:
-    state = load_checkpoint(path)
-    changed = [key for key, value in identity.items() if state["identity"].get(key) != value]
-    if changed:
-        raise ConfigError(
-            f"{path} was written with other {' and '.join(changed)}: put them back, or start a new "
-            "run with --init"
-        )
-    objective.load_state_dict(state["objective"])
-    optimizer.load_state_dict(state["optimizer"])
-    for name, value in state["result"].items():
-        setattr(result, name, value)
-
-
 @contextmanager
 def note_signals() -> Iterator[list[int]]:
-    """Note SIGTERM and SIGINT for the loop; a second signal ends the process at once."""
+    """Note SIGTERM and SIGINT for the loop; one that comes a second later ends the process at once.
+
+    ``timeout`` and schedulers send a signal to a process and to its group, so that it comes twice.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received  # signals reach the main thread only
         return
+    since = math.inf
 
     def note(number: int, frame: object) -> None:
+        nonlocal since
+        if received and time.monotonic() - since > ONE_STOP_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        since = min(since, time.monotonic())
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
 
     previous = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -13,8 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from smallvit.core.config import Range
 from smallvit.core.console import console
+from smallvit.core.errors import DataError
+from smallvit.core.whole_file import replacing
 
 logger = logging.getLogger("smallvit")
+REMEDY = "free some room or make it writable, and continue with --resume"
 QUIET_S = 10.0  # seconds between plain progress lines where there is no terminal
 
 
@@ -81,8 +84,11 @@ class TrainLog:
             say: Whether the line goes to the terminal at any rate.
         """
         if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **_finite(metrics)}) + "\n")
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"step": step, **_finite(metrics)}) + "\n")
+            except OSError as error:
+                raise DataError(f"cannot write {self.path} ({error.strerror}): {REMEDY}") from error
         text = describe(metrics)
         now = time.monotonic()
         if self._bar is not None:
@@ -123,7 +129,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 def _drop_lines_after(path: Path, step: int) -> None:
     rows = [row for row in read_metrics(path) if row["step"] <= step]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with replacing(path, REMEDY) as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:

@@ -45,6 +45,8 @@ class OptimConfig:
         nesterov: Whether SGD looks ahead along that sum.
         grad_clip_norm: Largest L2 norm of the gradient; null leaves it as it is.
         grad_clip_mode: Whether the norm is that of all parameters together or of each by itself.
+        ema_decay: Part that a running average of the weights keeps in each step; that average is
+            then scored and exported. null has none. Short runs average their last tenth.
     """
 
     name: OptimizerName = "adamw"
@@ -59,6 +61,7 @@ class OptimConfig:
     nesterov: bool = False
     grad_clip_norm: Annotated[float | None, Range(gt=0)] = 3.0
     grad_clip_mode: GradClipMode = "global"
+    ema_decay: Annotated[float | None, Range(gt=0, lt=1)] = None
 
 
 @dataclass(frozen=True, kw_only=True)

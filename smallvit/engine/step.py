@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smallvit.core.objective import AbstractObjective, BatchT
+from smallvit.core import processes
+from smallvit.core.objective import AbstractObjective, Batch, BatchT
+from smallvit.core.rows import Rows, cut, seeing
 from smallvit.engine.optim import GradClipMode, clip_gradients_
 from smallvit.engine.runtime import Runtime
 
@@ -20,6 +22,10 @@ def train_step(
     grad_clip_norm: float | None,
     grad_clip_mode: GradClipMode = "global",
     runtime: Runtime,
+    rows: Rows | None = None,
+    micro_batch: int | None = None,
+    seed: int | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Take one step; a loss or gradient that is not finite leaves the parameters as they were.
 
@@ -28,30 +34,61 @@ def train_step(
 
     Args:
         objective: Stage being trained.
-        batch: Batch on the device.
+        batch: Batch on the device: the rows of this process.
         optimizer: Fused optimizer over ``parameters``, with this step's learning rate set.
         parameters: Trained parameters, for clipping.
         grad_clip_norm: Largest L2 norm of the gradient; ``None`` only measures it.
         grad_clip_mode: Whether that is the norm of all parameters together or of each by itself.
         runtime: Device and precision.
+        rows: Which rows of the step's batch these are; ``None`` is all.
+        micro_batch: Most rows of one forward and backward pass; ``None`` is all.
+        seed: Of torch's generators in each of those passes: they draw for the whole batch alike.
+            ``None`` leaves the generators alone.
+        scaler: Scale of the loss in float16.
 
     Returns:
-        Scalars on the device: ``train/loss``, ``opt/grad_norm`` (of all parameters together, before
-        clipping), ``not_finite`` (0 or 1) and the objective's own metrics.
+        Scalars on the device, of the rows of this process: ``train/loss``, ``opt/grad_norm`` (of
+        all parameters together, before clipping; of all processes), ``not_finite`` (0 or 1) and the
+        objective's own metrics. Losses and metrics of a part of the batch weigh as much as its
+        share of the rows, so that those of all processes add up.
     """
     optimizer.zero_grad(set_to_none=True)
-    with runtime.autocast():
-        output = objective(batch)
-    output.loss.backward()
+    totals: dict[str, Tensor] = {}
+    for place, part in _cut(batch, micro_batch, rows, runtime):
+        if seed is not None:
+            torch.manual_seed(seed)
+        with seeing(part), runtime.autocast():
+            output = objective(batch if place is None else batch.take(place))
+        share = 1.0 if part is None else part.share
+        loss = output.loss if share == 1 else output.loss * share
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        values = {"train/loss": output.loss.detach(), **output.metrics}
+        for name, value in values.items():
+            weighed = value.float() if share == 1 else value.float() * share
+            totals[name] = totals[name] + weighed if name in totals else weighed
+    processes.add_up_gradients_(parameters)
+    if scaler is not None:
+        scaler.unscale_(optimizer)
     limit = float("inf") if grad_clip_norm is None else grad_clip_norm
     norm = clip_gradients_(parameters, limit, grad_clip_mode)
-    loss = output.loss.detach().float()
-    not_finite = (~(loss.isfinite() & norm.isfinite())).float()
-    optimizer.found_inf = not_finite  # pyright: ignore[reportAttributeAccessIssue]
-    optimizer.step()
-    return {
-        "train/loss": loss,
-        "opt/grad_norm": norm.float(),
-        "not_finite": not_finite,
-        **{name: value.float() for name, value in output.metrics.items()},
-    }
+    finite = norm.isfinite()
+    if processes.count() == 1:
+        finite = (
+            finite & totals["train/loss"].isfinite()
+        )  # in several, only the norm is that of all
+    not_finite = (~finite).float()
+    if scaler is None:
+        optimizer.found_inf = not_finite  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
+    return {**totals, "opt/grad_norm": norm.float(), "not_finite": not_finite}
+
+
+def _cut(
+    batch: Batch, micro_batch: int | None, rows: Rows | None, runtime: Runtime
+) -> Sequence[tuple[Tensor | None, Rows | None]]:
+    if micro_batch is None:
+        return [(None, rows)]
+    return cut(len(batch), micro_batch, rows, runtime.device)

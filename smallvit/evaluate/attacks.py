@@ -25,8 +25,9 @@ from torch import Tensor
 
 from smallvit.core import rng
 from smallvit.core.errors import ConfigError
-from smallvit.evaluate.classify import Batches, predicted_classes
+from smallvit.evaluate.classify import predicted_classes
 from smallvit.evaluate.pixel_classifier import PixelClassifier
+from smallvit.evaluate.sharing import Batches
 from smallvit.models.measure import frozen
 
 Attack = Literal["fgsm", "pgd"]

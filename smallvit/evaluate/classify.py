@@ -6,7 +6,7 @@ Shapes in this file:
     k    classes of an image that are named, at most five
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.evaluate.readout import Readout, read_logits
+from smallvit.evaluate.sharing import Batches, collect
 from smallvit.models.tokens import AbstractBackbone
-
-Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
@@ -36,16 +35,15 @@ def predict_logits(
         readout: What to make the logits of; ``None`` is what the network itself returns.
     """
     backbone.eval()
-    logits, labels = [], []
-    for images, batch_labels in batches:
+
+    def forward(images: Tensor) -> Tensor:
         with autocast():
             tokens = backbone(images)
             if readout is None:
-                logits.append(backbone.logits(tokens).float())
-            else:
-                logits.append(read_logits(backbone, tokens, readout).float())
-        labels.append(batch_labels)
-    return torch.cat(logits), torch.cat(labels)
+                return backbone.logits(tokens).float()
+            return read_logits(backbone, tokens, readout).float()
+
+    return collect(forward, batches)
 
 
 def classification_metrics(

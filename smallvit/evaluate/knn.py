@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.core.errors import DataError
-from smallvit.evaluate.classify import Batches
+from smallvit.evaluate.sharing import Batches, collect
 from smallvit.models.tokens import AbstractBackbone, Features
 
 NUM_NEIGHBOURS = 20
@@ -38,12 +38,12 @@ def extract_features(
         kind: What the classifier reads, or the mean of the patch tokens.
     """
     backbone.eval()
-    features, labels = [], []
-    for images, batch_labels in batches:
+
+    def forward(images: Tensor) -> Tensor:
         with autocast():
-            features.append(backbone(images).features(kind).float())
-        labels.append(batch_labels)
-    return torch.cat(features), torch.cat(labels)
+            return backbone(images).features(kind).float()
+
+    return collect(forward, batches)
 
 
 def knn_top1(

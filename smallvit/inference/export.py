@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model_pretrained, split_model_name_tag
 from timm.models._hub import save_for_hf
-from torch import nn
+from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
 from smallvit.models.convert import adapt, position_grid
@@ -24,6 +25,7 @@ WEIGHTS = "model.safetensors"
 # Beside the plain model: timm takes model.safetensors where a folder has more files than that.
 TOKEN_HEAD = "token_head.safetensors"
 HUB_TIMEOUT_S = 30.0
+LARGEST_ARGUMENT = 4096  # where no axis of the weights is longer: images have no weights
 
 
 def write_export(
@@ -92,15 +94,39 @@ def read_export(folder: Path) -> AbstractBackbone:
     try:
         config = _read_config(folder)
         weights = load_file(folder / WEIGHTS)
-        backbone = create_exported(config["architecture"], config["model_args"])
+        architecture, arguments = config["architecture"], config["model_args"]
+        _check_claims(architecture, arguments, weights)
+        backbone = create_exported(architecture, arguments)
         backbone.model.load_state_dict(weights)
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         raise DataError(
             f"{folder} is no whole export ({type(error).__name__}): finish its run, or repeat it"
         ) from error
     if (folder / TOKEN_HEAD).is_file():
         backbone.aux_head = _read_token_head(folder / TOKEN_HEAD, backbone)
     return backbone
+
+
+def _check_claims(architecture: str, arguments: Any, weights: Mapping[str, Tensor]) -> None:
+    """Refuse arguments of another network than that of the weights, before it takes its memory."""
+    longest = max((side for weight in weights.values() for side in weight.shape), default=0)
+    most = max(longest, len(weights), LARGEST_ARGUMENT)
+    if not all(abs(number) <= most for number in _numbers(arguments)):  # so written, NaN too
+        raise ValueError("an argument is larger than anything of the weights")
+    with torch.device("meta"):
+        claimed = create_exported(architecture, arguments).model.state_dict()
+    if {name: value.shape for name, value in claimed.items()} != {
+        name: value.shape for name, value in weights.items()
+    }:
+        raise ValueError("the weights are of another network")
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, int | float) else []
 
 
 def _read_token_head(path: Path, backbone: AbstractBackbone) -> nn.Linear:
@@ -141,11 +167,11 @@ def exported_model(folder: Path) -> dict[str, Any]:
     try:
         config = _read_config(folder)
         architecture, arguments = config["architecture"], config["model_args"]
-        if not isinstance(arguments, dict):
+        if not isinstance(architecture, str) or not isinstance(arguments, dict):
             raise TypeError
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        return settings_from(architecture, arguments)
+    except (OSError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise DataError(f"{folder} is no export ({type(error).__name__})") from error
-    return settings_from(architecture, arguments)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -75,14 +75,14 @@ class ModelConfig:
     """
 
     name: str = "vit_tiny"
-    patch_size: Annotated[int | None, Range(ge=1)] = None
-    embed_dim: Annotated[int | None, Range(ge=8)] = None
-    depth: Annotated[int | None, Range(ge=1)] = None
-    num_heads: Annotated[int | None, Range(ge=1)] = None
-    mlp_ratio: Annotated[float | None, Range(gt=0)] = None
+    patch_size: Annotated[int | None, Range(ge=1, le=1024)] = None
+    embed_dim: Annotated[int | None, Range(ge=8, le=8192)] = None
+    depth: Annotated[int | None, Range(ge=1, le=2000)] = None
+    num_heads: Annotated[int | None, Range(ge=1, le=1024)] = None
+    mlp_ratio: Annotated[float | None, Range(gt=0, le=64)] = None
     drop_path_rate: Annotated[float | None, Range(ge=0, lt=1)] = None
-    window_size: Annotated[int | None, Range(ge=2)] = None
-    width: Annotated[int | None, Range(ge=4)] = None
+    window_size: Annotated[int | None, Range(ge=2, le=1024)] = None
+    width: Annotated[int | None, Range(ge=4, le=4096)] = None
     stride: Annotated[int | None, Range(ge=1, le=8)] = None
     weight_init: WeightInit = "trunc_normal"
 
@@ -230,7 +230,15 @@ def create_exported(name: str, arguments: dict[str, Any]) -> AbstractBackbone:
         model = timm.create_model(name, **arguments)
     except ConfigError:
         raise
-    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         unknown = re.search(r"unexpected keyword argument\D*?'(\w+)'", str(error))
         if unknown is not None and unknown[1] == "img_size":
             return create_exported(

@@ -96,13 +96,14 @@ class DinoObjective(AbstractPretraining):
         if batch.local_views is not None:
             student += project(self.student, self.student_head, batch.local_views)
         temp = config.target_temp(batch.epoch)
-        metrics = target_metrics(teacher, self.criterion.center, temp)  # the loss moves the centre
+        metrics = target_metrics(teacher, self.criterion.center, temp)
         with torch.autocast(teacher.device.type, enabled=False):  # bfloat16 has two digits
             loss = self.criterion(list(teacher), student, teacher_temp=temp)
         return StepOutput(loss=loss, metrics=metrics)
 
     def after_step(self, progress: float) -> None:
-        """Move the momentum teacher towards the student."""
+        """Move the centre, and the momentum teacher towards the student."""
+        self.criterion.move_center()
         momentum = cosine(self.config.momentum, 1.0, progress)
         teacher = (self.ema_teacher, self.ema_teacher_head)
         update_momentum(

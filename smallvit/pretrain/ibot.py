@@ -23,6 +23,7 @@ from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
 from smallvit.core.momentum import update_momentum
 from smallvit.core.objective import StepOutput
+from smallvit.core.rows import current_rows, gather
 from smallvit.core.schedule import cosine
 from smallvit.data.batches import ViewBatch
 from smallvit.models.tokens import AbstractBackbone
@@ -36,6 +37,7 @@ from smallvit.pretrain.masks import (
 )
 from smallvit.pretrain.method import AbstractPretraining, project
 from smallvit.pretrain.prototypes import (
+    PatchCenter,
     PrototypeConfig,
     create_head,
     create_view_loss,
@@ -124,7 +126,9 @@ class IbotObjective(AbstractPretraining):
             student_temp=config.student_temp,
             center_momentum=config.center_momentum,
         )
+        self.patch_criterion.center = PatchCenter(config)
         self.koleo = KoLeoLoss()
+        self.compares_images = config.koleo_weight > 0
 
     @property
     def exported(self) -> AbstractBackbone:
@@ -148,7 +152,9 @@ class IbotObjective(AbstractPretraining):
         self.ema_teacher.eval()
         freeze_prototypes(self.student_head, batch.epoch < config.freeze_last_layer_epochs)
         place, _ = split_in_blocks(batch.mask_draws, self.grid, self.hidden)
-        second = torch.arange(len(place), device=place.device) % 2 == 1  # the view with the mask
+        here = current_rows()
+        row = torch.arange(len(place), device=place.device) if here is None else here.index
+        second = row % 2 == 1  # the view with the mask
         mask = as_mask(place, self.grid)
         masks = torch.cat([mask & ~second[:, None, None], mask & second[:, None, None]])
         with torch.no_grad():
@@ -162,7 +168,6 @@ class IbotObjective(AbstractPretraining):
             student += project(self.student, self.student_head, batch.local_views)
 
         temp = config.target_temp(batch.epoch)
-        # The losses move the centres.
         metrics = target_metrics(teacher, self.criterion.center, temp)
         with torch.autocast(views.device.type, enabled=False):
             terms = {
@@ -172,14 +177,18 @@ class IbotObjective(AbstractPretraining):
             loss = terms["cls"] + config.patch_weight * terms["patch"]
             if config.koleo_weight:
                 # By view: two views of one image should be neighbours.
-                pooled = tokens.pooled.float().unflatten(0, (2, -1))
+                pooled = gather(tokens.pooled.float().unflatten(0, (2, -1)))
                 terms["koleo"] = self.koleo(pooled[0]) + self.koleo(pooled[1])
                 loss = loss + config.koleo_weight * terms["koleo"]
         metrics |= {f"train/loss_{name}": term.detach() for name, term in terms.items()}
         return StepOutput(loss=loss, metrics=metrics)
 
     def after_step(self, progress: float) -> None:
-        """Move the momentum teacher towards the student."""
+        """Move both centres, and the momentum teacher towards the student."""
+        self.criterion.move_center()
+        patch_center = self.patch_criterion.center
+        assert isinstance(patch_center, PatchCenter)
+        patch_center.move()
         pairs: list[tuple[nn.Module, nn.Module]] = [
             (self.ema_teacher, self.student),
             (self.ema_teacher_head, self.student_head),

@@ -8,7 +8,7 @@ Shapes in this file:
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from lightly.loss import SIGReg
@@ -18,6 +18,7 @@ from lightly.models.modules import LeJEPAProjectionHead
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
 from smallvit.core.objective import StepOutput
+from smallvit.core.rows import gather
 from smallvit.data.batches import ViewBatch
 from smallvit.data.views import ViewsConfig
 from smallvit.models.tokens import AbstractBackbone
@@ -86,7 +87,7 @@ class LeJepaObjective(AbstractPretraining):
         large view alone, where the authors do it in a fifth of all views.
     """
 
-    compares_images: ClassVar[bool] = True
+    compares_images = True
 
     def __init__(
         self, backbone: AbstractBackbone, config: LeJepaConfig, *, image_size: int | None = None
@@ -111,7 +112,8 @@ class LeJepaObjective(AbstractPretraining):
             sizes.append(batch.local_views)
         pooled = torch.cat([self.student(views.flatten(0, 1)).pooled for views in sizes])
         num_global, num_images = batch.global_views.shape[:2]
-        views = self.student_head(pooled).float().unflatten(0, (-1, num_images))  # (V, B, O)
+        views = self.student_head(pooled).float().unflatten(0, (-1, num_images))
+        views = gather(views)  # (V, B, O)
         # Characteristic functions in bfloat16 would be noise of the size of the term.
         with torch.autocast(views.device.type, enabled=False):
             sigreg = self.sigreg(views)

@@ -27,11 +27,9 @@ class AbstractPretraining(AbstractObjective[ViewBatch]):
     Attributes:
         features: What of an image is watched and scored: what the network pools, or the patch
             tokens of a method that trains no more than these.
-        compares_images: Whether the images of a batch are compared with each other.
     """
 
     features: ClassVar[Features] = "pooled"
-    compares_images: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -10,7 +10,7 @@ Shapes in this file:
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
 from smallvit.core.momentum import update_momentum
 from smallvit.core.objective import StepOutput
+from smallvit.core.rows import gather
 from smallvit.core.schedule import cosine
 from smallvit.data.batches import ViewBatch
 from smallvit.data.views import ViewsConfig
@@ -95,7 +96,7 @@ class MocoV3Objective(AbstractPretraining):
         are fixed sines.
     """
 
-    compares_images: ClassVar[bool] = True
+    compares_images = True
 
     def __init__(
         self, backbone: AbstractBackbone, config: MocoV3Config, *, image_size: int
@@ -125,7 +126,8 @@ class MocoV3Objective(AbstractPretraining):
         queries = _project_apart(
             self.student, lambda pooled: self.predictor(self.student_head(pooled)), views
         )
-        return StepOutput(loss=symmetric_info_nce(queries, keys, self.config.temperature))
+        loss = symmetric_info_nce(gather(queries), gather(keys), self.config.temperature)
+        return StepOutput(loss=loss)
 
     def after_step(self, progress: float) -> None:
         """Move the momentum teacher towards the student."""

@@ -8,16 +8,19 @@ Shapes in this file:
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from lightly.loss import DINOLoss
 from lightly.models.modules import DINOProjectionHead
+from lightly.models.modules.center import Center, center_momentum
 from torch import Tensor
 
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
+from smallvit.core.processes import add_up_
+from smallvit.core.rows import current_rows
 from smallvit.data.views import ViewsConfig
 
 
@@ -87,9 +90,66 @@ def create_head(embed_dim: int, config: PrototypeConfig) -> DINOProjectionHead:
         )
 
 
-def create_view_loss(config: PrototypeConfig) -> DINOLoss:
+class ViewLoss(DINOLoss):
+    """The loss over all pairs of views, whose centre moves once a step.
+
+    lightly's moves in each forward pass, of which a step has one for each micro-batch, and takes
+    all processes to have as many images. Here it moves by the mean over the whole batch.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register_buffer("batch_center", torch.zeros_like(self.center), persistent=False)
+        self.batch_center: Tensor
+
+    @torch.no_grad()
+    def update_center(self, teacher_out: Float[Tensor, "V B K"]) -> None:
+        """Note the mean of a part of the batch."""
+        self.batch_center.add_(_weigh(teacher_out.mean(dim=(0, 1), keepdim=True)))
+
+    @torch.no_grad()
+    def move_center(self) -> None:
+        """Move the centre by what was noted in this step."""
+        _move(self.center, self.batch_center, self.center_momentum)
+
+
+class PatchCenter(Center):
+    """The centre of patch tokens, which moves once a step, as that of ``ViewLoss``.
+
+    Args:
+        config: Width and momentum.
+    """
+
+    def __init__(self, config: PrototypeConfig) -> None:
+        super().__init__(size=(1, config.num_prototypes), momentum=config.center_momentum)
+        self.register_buffer("batch_center", torch.zeros_like(self.center), persistent=False)
+        self.batch_center: Tensor
+
+    @torch.no_grad()
+    def update(self, x: Float[Tensor, "tokens K"]) -> None:
+        """Note the mean of a part of the batch."""
+        self.batch_center.add_(_weigh(x.mean(dim=0, keepdim=True)))
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Move the centre by what was noted in this step."""
+        _move(self.center, self.batch_center, self.momentum)
+
+
+def _weigh(mean: Tensor) -> Tensor:
+    """Weigh the mean of the rows at hand by their part of the batch."""
+    here = current_rows()
+    return mean if here is None else mean * here.share
+
+
+def _move(center: Tensor, batch_center: Tensor, momentum: float) -> None:
+    center.copy_(center_momentum(center, add_up_(batch_center), momentum))
+    batch_center.zero_()
+
+
+def create_view_loss(config: PrototypeConfig) -> ViewLoss:
     """Build the loss over all pairs of views, with its centre."""
-    return DINOLoss(
+    return ViewLoss(
         output_dim=config.num_prototypes,
         teacher_temp=config.teacher_temp,
         student_temp=config.student_temp,

@@ -1,14 +1,22 @@
-"""Contrast within a batch: two views of an image are alike, those of all others are not."""
+"""Contrast within a batch: two views of an image are alike, those of all others are not.
+
+Shapes in this file:
+    B    images
+    O    width of what the head returns
+"""
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
-from lightly.loss import NTXentLoss
+import torch.nn.functional as F
+from jaxtyping import Float
 from lightly.models.modules import SimCLRProjectionHead
+from torch import Tensor
 
 from smallvit.core.config import Range
 from smallvit.core.objective import StepOutput
+from smallvit.core.rows import gather
 from smallvit.data.batches import ViewBatch
 from smallvit.data.views import ViewsConfig
 from smallvit.models.tokens import AbstractBackbone
@@ -59,8 +67,7 @@ class SimClrObjective(AbstractPretraining):
     """One network, its head and the normalised, temperature-scaled cross-entropy.
 
     Both views go through network and head in one pass, so that batch norms see them together, as
-    in the authors' code. lightly's loss picks the other views by a mask of truth values, for which
-    a GPU makes the host wait, once a step.
+    in the authors' code.
 
     Args:
         backbone: The network.
@@ -72,7 +79,7 @@ class SimClrObjective(AbstractPretraining):
         shift, as there; lightly's has both.
     """
 
-    compares_images: ClassVar[bool] = True
+    compares_images = True
 
     def __init__(
         self, backbone: AbstractBackbone, config: SimClrConfig, *, image_size: int | None = None
@@ -86,7 +93,6 @@ class SimClrObjective(AbstractPretraining):
             output_dim=config.output_dim,
         )
         self.student_head.layers[-1].bias.requires_grad_(False)
-        self.criterion = NTXentLoss(temperature=config.temperature, memory_bank_size=0)
 
     @property
     def exported(self) -> AbstractBackbone:
@@ -95,7 +101,31 @@ class SimClrObjective(AbstractPretraining):
 
     def forward(self, batch: ViewBatch) -> StepOutput:
         """Compare each view with all others of the batch."""
-        first, second = project(self.student, self.student_head, batch.global_views)
-        # Cosines in bfloat16 have two digits, and the temperature multiplies what is lost.
-        with torch.autocast(first.device.type, enabled=False):
-            return StepOutput(loss=self.criterion(first, second))
+        views = gather(project(self.student, self.student_head, batch.global_views))
+        return StepOutput(loss=nt_xent(views, self.config.temperature))
+
+
+def nt_xent(views: Float[Tensor, "2 B O"], temperature: float) -> Float[Tensor, ""]:
+    r"""Cost of telling which of the other 2B - 1 views is of the same image.
+
+    .. math::
+        L = -\frac{1}{2B} \sum_i \log \frac{\exp(s_{i, p(i)} / \tau)}
+        {\sum_{k \neq i} \exp(s_{ik} / \tau)}
+
+    with cosines :math:`s` and the image's other view :math:`p(i)`. Uniform logits cost
+    :math:`\log(2B - 1)`. lightly's loss is the same; it leaves a view itself out by a mask of truth
+    values, for which a GPU makes the host wait.
+
+    Args:
+        views: Of any length.
+        temperature: Tau.
+
+    Source:
+        Chen et al., 2020, https://arxiv.org/abs/2002.05709, equation 1.
+    """
+    # Cosines in bfloat16 have two digits, and the temperature multiplies what is lost.
+    with torch.autocast(views.device.type, enabled=False):
+        flat = F.normalize(views.float().flatten(0, 1), dim=1)
+        logits = (flat @ flat.T / temperature).fill_diagonal_(float("-inf"))
+        other = torch.arange(len(flat), device=flat.device).roll(len(flat) // 2)
+        return F.cross_entropy(logits, other)

@@ -15,8 +15,10 @@ from timm.models import get_pretrained_cfg
 
 from smallvit.core import places
 from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.launch import refuse_several
 from smallvit.core.run_folder import (
     Run,
+    check_target,
     create_folder,
     new_folder,
     open_run,
@@ -47,8 +49,10 @@ from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.monitor import EVAL_BATCH
 from smallvit.run.provenance import check_leak, join_extra_data, other_data
 from smallvit.run.recipe import OF_NAMED_DATA, Recipe, stage_values
-from smallvit.run.stage import describe_environment, recorded, run_stage
+from smallvit.run.record import recorded
+from smallvit.run.stage import run_stage
 from smallvit.run.start import TIMM, cost_of
+from smallvit.run.training import describe_environment
 from smallvit.teachers.adopt import (
     Colours,
     fit_classifier,
@@ -157,6 +161,9 @@ def run_adopt(
     """
     start = recipe.teacher.adopt
     assert start is not None
+    refuse_several("adopting a teacher")
+    if not dry_run:
+        check_target(out, resume=None, overwrite=overwrite)
     runtime = open_runtime(recipe.runtime)
     dataset = load_dataset(recipe.data).to(runtime.device)
     require_labels(dataset, "`smallvit teacher`")
@@ -176,9 +183,9 @@ def run_adopt(
     # As it was asked for: `smallvit run` compares it on its second call.
     write_recipe(folder / "recipe.yaml", stage_values(asked, "teacher"))
     facts = _facts(recipe, start, dataset, adopted)
-    write_json(folder / "env.json", describe_environment(dataset, runtime, argv, facts))
     logger.info("teacher of %s -> %s", dataset.name, folder)
     with recorded(folder, facts, resumed=False) as record:
+        write_json(folder / "env.json", describe_environment(dataset, runtime, argv, facts))
         started = time.monotonic()
         size = f"{dataset.image_size} px, {grid[0]} x {grid[1]} tokens"
         logger.info("weights of %s: %s, images of %s", start, adopted.architecture, size)

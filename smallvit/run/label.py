@@ -17,8 +17,10 @@ from torch import Tensor
 
 from smallvit.core import places
 from smallvit.core.errors import ConfigError, DataError, InterruptedRunError
+from smallvit.core.launch import refuse_several
 from smallvit.core.run_folder import (
     Run,
+    check_target,
     create_folder,
     new_folder,
     write_json,
@@ -40,8 +42,9 @@ from smallvit.run.recipe import (
     run_values,
     stage_values,
 )
-from smallvit.run.stage import describe_environment, recorded
+from smallvit.run.record import recorded
 from smallvit.run.token_labels import SCORE_MAPS
+from smallvit.run.training import describe_environment
 from smallvit.teachers.parts import Parts
 from smallvit.teachers.score_maps import (
     ScoreMapHeader,
@@ -96,6 +99,9 @@ def run_label(
     if resume is not None:
         run = open_unfinished(resume, "label")
         refuse_changes(resume, run_values(run, "label"), values)
+    refuse_several("labeling")
+    if not dry_run:
+        check_target(out, resume=resume, overwrite=overwrite)
     runtime = open_runtime(recipe.runtime)
     dataset = load_dataset(recipe.data).to(runtime.device)
     require_labels(dataset, "`smallvit label`")
@@ -111,7 +117,7 @@ def run_label(
     )
     labelled = dataset.splits["labelled"]
     if dry_run:
-        images, _ = next(eval_batches(dataset, labelled, config.batch_size))
+        images, _ = eval_batches(dataset, labelled, config.batch_size)[0]
         with runtime.autocast():
             ScoreMaps.from_batch(annotator.teacher(images), 1)
         logger.info("dry run of label: settings, data, teacher and one batch are fine")
@@ -129,7 +135,6 @@ def run_label(
         "teacher": {"run": str(annotator.run.path), "model": result["model"]},
         "extra_data": annotator.extra_data,
     }
-    write_json(folder / "env.json", describe_environment(dataset, runtime, argv, provenance))
     facts = {
         "stage": "label",
         "dataset": dataset.name,
@@ -143,6 +148,7 @@ def run_label(
     }
     logger.info("label of %s -> %s", dataset.name, folder)
     with recorded(folder, facts, resume is not None) as record:
+        write_json(folder / "env.json", describe_environment(dataset, runtime, argv, provenance))
         identity = {
             "teacher": annotator.weights,
             "images": dataset.fingerprint,
@@ -254,7 +260,7 @@ def _check_and_write(
     position = _even_places(labelled, CHECKED_IMAGES)
     images = (image for image, _ in eval_batches(dataset, _pick(labelled, position), 1))
     worst = spot_check(annotator.teacher, images, maps, position, autocast=runtime.autocast)
-    precision = "fp32" if runtime.autocast_dtype is None else "bf16"
+    precision = runtime.precision
     # Logits differ by rounding; a temperature below 1 makes more of it.
     tolerance = TOLERANCE[precision] / min(config.temperature, 1.0)
     if not worst <= tolerance:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from smallvit.core import processes
 from smallvit.core.config import Range
 from smallvit.core.errors import CollapsedError
 from smallvit.data.loader import Dataset, Split
@@ -121,6 +122,8 @@ class Monitor:
         scores: dict[str, float] = {}
         if self.dataset.labelled:
             bank = self._extract(self.bank)
+            if not processes.is_first():
+                return spread  # the first one's scores count
             scores["val/knn"] = self._knn(bank, (features, labels))
             if self.config.linear_probe:
                 scores["val/linear"] = linear_top1(

@@ -1,6 +1,7 @@
 """Recipes: the typed settings of all stages, where they come from, and how they are found."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ import yaml
 
 import smallvit
 from smallvit.core import places
-from smallvit.core.config import Layer, Range, find_errors, merge, resolve, to_plain
+from smallvit.core.config import Layer, Range, find_errors, merge, resolve, show, to_plain
 from smallvit.core.errors import ConfigError, suggest
 from smallvit.core.run_folder import Run
 from smallvit.data.augment import AugmentConfig
@@ -165,7 +166,7 @@ class Recipe:
     description: str = ""
     paper: str | None = None
     expected: str | None = None
-    seed: Annotated[int, Range(ge=0)] = 0
+    seed: Annotated[int, Range(ge=0, lt=1 << 63)] = 0
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -203,26 +204,45 @@ def find_recipe(name: str) -> Path:
     Raises:
         ConfigError: If there is neither.
     """
-    path = recipes_root() / f"{name}.yaml"
-    if path.is_file():
-        return path
-    if Path(name).is_file():
-        return Path(name)
+    for path in (recipes_root() / f"{name}.yaml", Path(name)):
+        with suppress(OSError):  # longer than a name of a file can be
+            if path.is_file():
+                return path
     raise ConfigError(f"no recipe {name!r}, neither shipped nor a file{suggest(name, shipped())}")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML takes the last in silence."""
+    """Refuses what a recipe has no use for.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    A key that stands twice, of which YAML takes the last in silence; a key that is no text; and an
+    alias, by which a few lines can stand for more values than any memory holds.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(
+                problem="an alias (*) is not read: write the value out",
+                problem_mark=self.peek_event().start_mark,
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(
+                problem="no mapping", problem_mark=node.start_mark
+            )
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
+            problem = f"the key {key!r} stands twice"
+            if not isinstance(key, str):
+                problem = f"the key {key!r} is no text: put it in quotes"
+            elif key not in seen:
+                seen.add(key)
+                continue
+            raise yaml.constructor.ConstructorError(
+                problem=problem, problem_mark=key_node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -233,15 +253,20 @@ def read_layer(path: Path) -> Layer:
         ConfigError: If it is no YAML mapping.
     """
     try:
-        values = yaml.load(path.read_text(), _StrictLoader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError(f"{path}: no valid YAML: {problem}") from error
+        text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+    try:
+        values = yaml.load(text, _StrictLoader)  # a SafeLoader
+    except Exception as error:  # PyYAML raises nearly anything on a value that its tag does not fit
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path}: no valid YAML: {problem}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of sections, got {values!r}")
-    return Layer(source=str(path), values=_absolute(values, path.parent))
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, got {show(values)}")
+    try:
+        return Layer(source=str(path), values=_absolute(values, path.parent))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _absolute(values: Mapping[str, Any], folder: Path, prefix: str = "") -> dict[str, Any]:
@@ -256,10 +281,25 @@ def _absolute(values: Mapping[str, Any], folder: Path, prefix: str = "") -> dict
             and value != "scratch"
             and not value.startswith("timm:")
         ):
-            plain[key] = str(places.absolute(folder / Path(value).expanduser()))
+            plain[key] = str(place(folder, f"{prefix}{key}", value))
         else:
             plain[key] = value
     return plain
+
+
+def place(folder: Path, key: str, value: str) -> Path:
+    """Return the path that a key of a file of settings names, absolute, from the file's folder.
+
+    Raises:
+        ConfigError: If no file can have it.
+    """
+    try:
+        path = places.absolute(folder / Path(value).expanduser())
+        path.exists()
+    except (OSError, RuntimeError) as error:  # too long, or below the home of nobody
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{key}: no path can be {show(value)} ({why})") from error
+    return path
 
 
 def load_recipe(

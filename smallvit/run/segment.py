@@ -1,29 +1,21 @@
 """The segmentation stage: settings, training on images and masks, scoring."""
 
-import json
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 
-from smallvit.core import places, rng
+from smallvit.core import places, processes, rng
 from smallvit.core.config import Layer, Range, merge, resolve, to_plain
-from smallvit.core.errors import ConfigError, DataError
-from smallvit.core.run_folder import (
-    Run,
-    create_folder,
-    new_folder,
-    open_run,
-    write_json,
-    write_recipe,
-)
+from smallvit.core.errors import DataError
+from smallvit.core.run_folder import Run, open_run
 from smallvit.data.loader import Order
-from smallvit.engine.checkpoint import load_checkpoint
+from smallvit.engine.checkpoint import BEST, load_scored
 from smallvit.engine.curves import draw_curves
-from smallvit.engine.fit import FitPlan, FitResult, fit
+from smallvit.engine.fit import FitResult
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig, check_schedule
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
@@ -31,8 +23,8 @@ from smallvit.inference.export import exported_model, write_export
 from smallvit.models.registry import ModelConfig, model_arguments, settings_of
 from smallvit.run.monitor import take_evenly
 from smallvit.run.recipe import open_unfinished, read_layer, refuse_changes
-from smallvit.run.stage import describe_environment, prepare_backbone, recorded
 from smallvit.run.start import TIMM, start_from, start_settings
+from smallvit.run.training import Call, Job, opened, prepare_backbone, train
 from smallvit.segment.batches import SegmentAugmentConfig, SegmentBatches, eval_batches
 from smallvit.segment.data import SegmentData, SegmentDataConfig, load_segment_data
 from smallvit.segment.heads import HeadConfig, create_head
@@ -45,7 +37,6 @@ from smallvit.segment.metrics import (
 from smallvit.segment.objective import SegmentObjective
 from smallvit.segment.picture import draw_segments
 
-logger = logging.getLogger("smallvit")
 STAGE = "segment"
 EVAL_BATCH = 64
 DRAWN_IMAGES = 8
@@ -92,25 +83,6 @@ class SegmentRecipe:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     log: LogConfig = field(default_factory=LogConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
-
-
-@dataclass(kw_only=True)
-class PreparedSegment:
-    """A segmentation that is ready to fit.
-
-    Attributes:
-        data: Images and masks, on the device.
-        objective: Network and head, on the device.
-        batches: Batch of a step.
-        order: Order of the training images.
-        facts: More for result.json.
-    """
-
-    data: SegmentData
-    objective: SegmentObjective
-    batches: SegmentBatches
-    order: Order
-    facts: dict[str, Any]
 
 
 def load_segment_recipe(recipe: Path | None, overrides: Mapping[str, Any]) -> SegmentRecipe:
@@ -169,82 +141,15 @@ def run_segment(
     Raises:
         SmallViTError: If settings, data or training are at fault; result.json then says so.
     """
-    if resume is not None and (overwrite or out not in (None, resume)):
-        raise ConfigError("--resume goes on in its own folder: leave --out and --overwrite out")
-    values = to_plain(recipe)
-    if resume is not None:
-        # Keys that its version did not know have their defaults.
-        theirs = merge(to_plain(SegmentRecipe()), open_unfinished(resume, STAGE).recipe)
-        refuse_changes(resume, theirs, values)
-    runtime = open_runtime(recipe.runtime)
-    data = _load(recipe, runtime)
-    dataset = data.dataset
-    prepared = _prepare(recipe, data, runtime)
-    config, order = recipe.segment, prepared.order
-    plan = FitPlan(
-        title=STAGE,
-        seed=recipe.seed,
-        total_steps=order.num_steps(config.schedule.epochs),
-        epoch_steps=order.size / order.batch_size,
-        optim=config.optim,
-        schedule=config.schedule,
-        log=recipe.log,
-        runtime=runtime,
-        select_on="val/miou",
-        identity={
-            "settings": json.dumps(values),
-            "fingerprint": dataset.fingerprint,
-            "splits": json.dumps(dataset.split_hashes),
-        },
-    )
-
-    def evaluate() -> dict[str, float]:
-        scores = segment_metrics(_confusion(prepared.objective, data, "val", runtime))
-        return {f"val/{name}": value for name, value in scores.items()}
-
-    if dry_run:
-        fit(prepared.objective, prepared.batches, plan, evaluate=evaluate, stop_after=1)
-        logger.info("dry run of %s: settings, data, model and one step are fine", STAGE)
-        return None
-    label = f"{STAGE}-{recipe.model.name}-s{recipe.seed}"
-    folder = resume or out or new_folder(places.runs_dir(), dataset.name, label)
-    if resume is None:
-        create_folder(folder, overwrite=overwrite)
-        (folder / "checkpoints").mkdir()
-        write_recipe(folder / "recipe.yaml", values)
-    env = describe_environment(dataset, runtime, argv, prepared.facts)
-    env["dataset"]["class_names"] = list(data.class_names)
-    write_json(folder / "env.json", env)
-    logger.info("%s of %s -> %s", STAGE, dataset.name, folder)
-    facts = {
-        "stage": STAGE,
-        "dataset": dataset.name,
-        "model": recipe.model.name,
-        "seed": recipe.seed,
-        "params": sum(p.numel() for p in prepared.objective.parameters()),
-        "total_steps": plan.total_steps,
-        **prepared.facts,
-    }
-    with recorded(folder, facts, resume is not None) as record:
-        result = fit(
-            prepared.objective,
-            prepared.batches,
-            replace(plan, folder=folder),
-            evaluate=evaluate,
-            resume=resume is not None and (folder / "checkpoints" / "last.pt").is_file(),
-        )
-        _finish(folder, recipe, prepared, runtime, result)
-        samples = result.step * order.batch_size
-        record |= {
-            "steps": result.step,
-            "samples_seen": samples,
-            "passes": samples / order.size,
-            "wall_s": result.wall_s,
-            "images_per_s": samples / max(result.train_s, 1e-9),
-            "selected_on": f"val/miou at step {result.best['step']}",
-            "metrics": result.best,
-        }
-    return Run(folder)
+    call = Call(out=out, overwrite=overwrite, resume=resume, dry_run=dry_run, argv=argv)
+    with opened(recipe.runtime, call) as runtime:
+        values = to_plain(recipe)
+        if resume is not None:
+            # Keys that its version did not know have their defaults.
+            theirs = merge(to_plain(SegmentRecipe()), open_unfinished(resume, STAGE).recipe)
+            refuse_changes(resume, theirs, values)
+        data = processes.ahead(partial(_load, recipe, runtime))
+        return train(_prepare(recipe, data, runtime), runtime, values, call)
 
 
 def score_segmentation(
@@ -283,7 +188,7 @@ def score_segmentation(
             "train it again"
         )
     objective = _create_objective(recipe, data, runtime)
-    objective.load_state_dict(load_checkpoint(path / "checkpoints" / "best.pt")["objective"])
+    objective.load_state_dict(load_scored(path / "checkpoints" / BEST))
     confusion = _confusion(objective.eval(), data, split, runtime)
     ious = zip(data.class_names, class_ious(confusion).tolist(), strict=True)
     return {
@@ -315,29 +220,47 @@ def _create_objective(
     return SegmentObjective(backbone, head).to(runtime.device)
 
 
-def _prepare(recipe: SegmentRecipe, data: SegmentData, runtime: Runtime) -> PreparedSegment:
-    config = recipe.segment
+def _prepare(recipe: SegmentRecipe, data: SegmentData, runtime: Runtime) -> Job:
+    config, dataset = recipe.segment, data.dataset
     objective = _create_objective(recipe, data, runtime)
     facts: dict[str, Any] = {"init": "scratch", "extra_data": "none"}
     upstream: dict[str, dict[str, float]] = {}
     if config.init != "scratch":
-        init_facts, upstream = start_from(objective.student, config.init, data.dataset)
+        init_facts, upstream = start_from(objective.student, config.init, dataset)
         facts |= init_facts
     order = Order(
-        len(data.dataset.splits["train"]), config.optim.batch_size, recipe.seed, runtime.device
+        len(dataset.splits["train"]), config.optim.batch_size, recipe.seed, runtime.device
     )
-    return PreparedSegment(
-        data=data,
+
+    def evaluate() -> dict[str, float]:
+        scores = segment_metrics(_confusion(objective, data, "val", runtime))
+        return {f"val/{name}": value for name, value in scores.items()}
+
+    return Job(
+        stage=STAGE,
+        seed=recipe.seed,
+        model=recipe.model,
+        dataset=dataset,
+        class_names=data.class_names,
         objective=objective,
         batches=SegmentBatches(data, order, config.augment),
         order=order,
+        total_steps=order.num_steps(config.schedule.epochs),
+        optim=config.optim,
+        schedule=config.schedule,
+        log=recipe.log,
+        evaluate=evaluate,
+        select_on="val/miou",
+        finish=partial(_finish, recipe, objective, data, runtime),
         facts={
+            "params": sum(p.numel() for p in objective.parameters()),
             **facts,
             "upstream": upstream,
             "head": config.head.name,
             "num_classes": data.num_classes,
             "baseline": {f"val/{name}": value for name, value in _majority(data, "val").items()},
         },
+        provenance=facts,
     )
 
 
@@ -361,20 +284,21 @@ def _majority(data: SegmentData, split: str) -> dict[str, float]:
 
 
 def _finish(
-    folder: Path,
     recipe: SegmentRecipe,
-    prepared: PreparedSegment,
+    objective: SegmentObjective,
+    data: SegmentData,
     runtime: Runtime,
+    folder: Path,
     result: FitResult,
 ) -> None:
     """Export the selected network; draw the curves and some validation images."""
-    objective, data = prepared.objective, prepared.data
     dataset = data.dataset
-    if result.best["step"] != result.step:
-        best = load_checkpoint(folder / "checkpoints" / "best.pt")
-        objective.load_state_dict(best["objective"])
+    if result.best and result.best["step"] != result.step:
+        objective.load_state_dict(load_scored(folder / "checkpoints" / BEST))
     _, arguments = model_arguments(recipe.model, num_classes=0, image_size=dataset.image_size)
-    metrics = ", ".join(f"{k} {v:.4f}" for k, v in result.best.items() if k != "step")
+    metrics = ", ".join(
+        f"{k} {v:.4f}" for k, v in (result.best or result.metrics).items() if k != "step"
+    )
     write_export(
         folder / "export",
         objective.student,

@@ -1,49 +1,33 @@
-"""One training stage from recipe to result: build, resume, fit, evaluate, export."""
+"""Pretraining, the teacher and fine-tuning, from recipe to result."""
 
-import json
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from smallvit.core import places, rng
-from smallvit.core.errors import ConfigError, InterruptedRunError, SmallViTError
+from smallvit.core import processes, rng
+from smallvit.core.errors import ConfigError
 from smallvit.core.objective import AbstractObjective
-from smallvit.core.run_folder import (
-    Run,
-    create_folder,
-    environment,
-    new_folder,
-    write_json,
-    write_recipe,
-)
+from smallvit.core.run_folder import Run
 from smallvit.data.loader import Dataset, Order
 from smallvit.data.views import LabelledBatches, ViewBatches
-from smallvit.engine.checkpoint import load_checkpoint
+from smallvit.engine.checkpoint import BEST, load_scored
 from smallvit.engine.curves import draw_curves
-from smallvit.engine.fit import FitPlan, FitResult, fit
-from smallvit.engine.optim import OptimConfig, ScheduleConfig, warmup_steps
-from smallvit.engine.runtime import Runtime, open_runtime
+from smallvit.engine.fit import FitResult
+from smallvit.engine.optim import ScheduleConfig, warmup_steps
+from smallvit.engine.runtime import Runtime
 from smallvit.finetune.objective import FinetuneObjective
 from smallvit.inference.export import write_export
-from smallvit.inference.token_pictures import draw_tokens
-from smallvit.models.registry import ModelConfig, create_backbone, model_arguments
+from smallvit.models.registry import ModelConfig, model_arguments
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretrain.method import AbstractPretraining, check_batch_size
 from smallvit.pretrain.registry import create_objective
 from smallvit.run.classifier import score_classifier
 from smallvit.run.data import load_dataset, require_labels
-from smallvit.run.monitor import (
-    CollapseWatch,
-    Monitor,
-    collapse_bounds,
-    take_evenly,
-)
+from smallvit.run.monitor import CollapseWatch, Monitor, collapse_bounds, take_evenly
 from smallvit.run.provenance import join_extra_data
 from smallvit.run.recipe import (
     Recipe,
@@ -55,44 +39,11 @@ from smallvit.run.recipe import (
 )
 from smallvit.run.start import start_from
 from smallvit.run.token_labels import TokenLabels, open_token_labels
+from smallvit.run.training import Call, Job, opened, prepare_backbone, train
 
 logger = logging.getLogger("smallvit")
 DRAWN_IMAGES = 8
-
-
-@dataclass(kw_only=True)
-class Prepared:
-    """A stage that is ready to fit.
-
-    Attributes:
-        model: Settings of its network.
-        objective: What is trained, on the device.
-        batches: Batch of a step.
-        order: Order of the samples.
-        total_steps: Steps of the whole run.
-        optim: Optimizer settings.
-        schedule: Schedule settings.
-        evaluate: Scores the objective on validation.
-        select_on: Metric that picks the exported weights; ``None`` takes the last step.
-        exported: The network of the objective that is exported.
-        monitor: What ``evaluate`` is in stage 1; ``None`` in the others.
-        upstream: Cost of the runs that it builds on, by stage.
-        facts: More for result.json.
-    """
-
-    model: ModelConfig
-    objective: AbstractObjective[Any]
-    batches: Callable[[int], Any]
-    order: Order
-    total_steps: int
-    optim: OptimConfig
-    schedule: ScheduleConfig
-    evaluate: Callable[[], dict[str, float]]
-    select_on: str | None
-    exported: AbstractBackbone
-    monitor: Monitor | None = None
-    upstream: dict[str, dict[str, float]] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+SELECT_ON = "val/top1"  # of the weights that are exported
 
 
 def run_stage(
@@ -122,142 +73,25 @@ def run_stage(
     Raises:
         SmallViTError: If settings, data or training are at fault; result.json then says so.
     """
-    if resume is not None and (overwrite or out not in (None, resume)):
-        raise ConfigError("--resume goes on in its own folder: leave --out and --overwrite out")
-    values = stage_values(recipe, stage)
-    if resume is not None:
-        # As the run has them: an older version wrote no keys that it did not know.
-        run = open_unfinished(resume, stage)
-        refuse_changes(resume, run_values(run, stage), values)
-        values = run.recipe
-    runtime = open_runtime(recipe.runtime)
-    dataset = load_dataset(recipe.data).to(runtime.device)
-    prepared = _prepare(recipe, stage, dataset, runtime)
-    plan = FitPlan(
-        title=stage,
-        seed=recipe.seed,
-        total_steps=prepared.total_steps,
-        epoch_steps=prepared.order.size / prepared.order.batch_size,
-        optim=prepared.optim,
-        schedule=prepared.schedule,
-        log=recipe.log,
-        runtime=runtime,
-        select_on=prepared.select_on,
-        identity={
-            "settings": json.dumps(values),
-            "fingerprint": dataset.fingerprint,
-            "splits": json.dumps(dataset.split_hashes),
-        },
-    )
-    if dry_run:
-        fit(prepared.objective, prepared.batches, plan, evaluate=prepared.evaluate, stop_after=1)
-        logger.info("dry run of %s: settings, data, model and one step are fine", stage)
-        return None
-    label = f"{stage}-{prepared.model.name}-s{recipe.seed}"
-    folder = resume or out or new_folder(places.runs_dir(), dataset.name, label)
-    if resume is None:
-        create_folder(folder, overwrite=overwrite)
-        (folder / "checkpoints").mkdir()
-    if resume is None:
-        write_recipe(folder / "recipe.yaml", values)
-    write_json(folder / "env.json", describe_environment(dataset, runtime, argv, prepared.facts))
-    logger.info("%s of %s -> %s", stage, dataset.name, folder)
-    with recorded(folder, _facts(recipe, stage, dataset, prepared), resume is not None) as record:
-        plan = FitPlan(**{**vars(plan), "folder": folder})
-        again = resume is not None and (folder / "checkpoints" / "last.pt").is_file()
-        if prepared.monitor is not None:
-            prepared.monitor.announce()
-        result = fit(
-            prepared.objective,
-            prepared.batches,
-            plan,
-            evaluate=prepared.evaluate,
-            watch=_watch(prepared, folder / "metrics.jsonl"),
-            resume=again,
-        )
-        _finish(folder, prepared, dataset, runtime, result)
-        record |= _outcome(prepared, result)
-    return Run(folder)
+    call = Call(out=out, overwrite=overwrite, resume=resume, dry_run=dry_run, argv=argv)
+    with opened(recipe.runtime, call) as runtime:
+        values = stage_values(recipe, stage)
+        if resume is not None:
+            # As the run has them: an older version wrote no keys that it did not know.
+            run = open_unfinished(resume, stage)
+            refuse_changes(resume, run_values(run, stage), values)
+            values = run.recipe
+        dataset = processes.ahead(partial(load_dataset, recipe.data)).to(runtime.device)
+        return train(_prepare(recipe, stage, dataset, runtime), runtime, values, call)
 
 
-def prepare_backbone(
-    config: ModelConfig, *, num_classes: int, dataset: Dataset, runtime: Runtime, seed: int
-) -> AbstractBackbone:
-    """Build a network with weights that depend on the seed alone, on the device."""
-    torch.manual_seed(rng.step_seed(seed, -1))
-    backbone = create_backbone(config, num_classes=num_classes, image_size=dataset.image_size)
-    if runtime.grad_checkpointing:
-        try:
-            backbone.set_grad_checkpointing()
-        except (AssertionError, AttributeError) as error:
-            raise ConfigError(
-                f"runtime.grad_checkpointing is not supported by {config.name}: leave it out"
-            ) from error
-    return backbone.to(runtime.device)
-
-
-def describe_environment(
-    dataset: Dataset, runtime: Runtime, argv: Sequence[str], facts: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the contents of env.json."""
-    return {
-        **environment(argv),
-        "device": str(runtime.device),
-        "precision": "fp32" if runtime.autocast_dtype is None else "bf16",
-        "threads": torch.get_num_threads(),
-        "dataset": {
-            "name": dataset.name,
-            "fingerprint": dataset.fingerprint,
-            "class_names": list(dataset.class_names),
-            "counts": {name: len(split) for name, split in dataset.splits.items()},
-            "broken": list(dataset.broken),
-            "notes": list(dataset.notes),
-        },
-        "split_hashes": dataset.split_hashes,
-        "teacher": facts.get("teacher"),
-        "extra_data": facts.get("extra_data", "none"),
-    }
-
-
-@contextmanager
-def recorded(folder: Path, facts: dict[str, Any], resumed: bool) -> Iterator[dict[str, Any]]:
-    """Keep result.json true while a stage runs; the yielded mapping is merged in at the end."""
-    path = folder / "result.json"
-    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    if resumed and path.is_file():
-        started = json.loads(path.read_text()).get("started", started)
-    base = {"status": "running", "started": started, **facts}
-    write_json(path, base)
-    handler = logging.FileHandler(folder / "train.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    record: dict[str, Any] = {}
-    status = "failed"
-    try:
-        yield record
-        status = "completed"
-    except InterruptedRunError:
-        status = "interrupted"
-        raise
-    except SmallViTError as error:
-        record["error"] = str(error)
-        raise
-    except BaseException as error:
-        record["error"] = repr(error)
-        raise
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-        write_json(path, {**base, **record, "status": status})
-
-
-def _prepare(recipe: Recipe, stage: Stage, dataset: Dataset, runtime: Runtime) -> Prepared:
+def _prepare(recipe: Recipe, stage: Stage, dataset: Dataset, runtime: Runtime) -> Job:
     if stage == "pretrain":
         return _prepare_pretrain(recipe, dataset, runtime)
     return _prepare_supervised(recipe, stage, dataset, runtime)
 
 
-def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Prepared:
+def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Job:
     config = recipe.pretrain
     backbone = prepare_backbone(
         recipe.model, num_classes=0, dataset=dataset, runtime=runtime, seed=recipe.seed
@@ -289,8 +123,16 @@ def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Pre
     monitor = Monitor(
         objective.exported, dataset, runtime, config.monitor, features=objective.features
     )
-    return Prepared(
+    facts |= {
+        "method": config.method.name,
+        "views": config.method.views.num_global + config.method.views.num_local,
+        "monitor": monitor.facts,
+    }
+    return Job(
+        stage="pretrain",
+        seed=recipe.seed,
         model=recipe.model,
+        dataset=dataset,
         objective=objective,
         batches=ViewBatches(
             dataset,
@@ -303,17 +145,18 @@ def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Pre
         total_steps=total_steps,
         optim=config.optim,
         schedule=config.schedule,
+        log=recipe.log,
         evaluate=monitor,
         select_on=None,
-        exported=objective.exported,
-        monitor=monitor,
-        upstream=upstream,
-        facts={
-            **facts,
-            "method": config.method.name,
-            "views": config.method.views.num_global + config.method.views.num_local,
-            "monitor": monitor.facts,
-        },
+        start=monitor.announce,
+        create_watch=partial(
+            _create_watch, objective, monitor, facts, config.schedule, total_steps
+        ),
+        finish=partial(
+            _finish, recipe.model, objective, objective.exported, dataset, facts, monitor=monitor
+        ),
+        facts=_describe(recipe, dataset, objective.exported, upstream) | facts,
+        provenance=facts,
     )
 
 
@@ -333,9 +176,7 @@ def _check_views(backbone: AbstractBackbone, local_size: float, image_size: int)
         ) from error
 
 
-def _prepare_supervised(
-    recipe: Recipe, stage: Stage, dataset: Dataset, runtime: Runtime
-) -> Prepared:
+def _prepare_supervised(recipe: Recipe, stage: Stage, dataset: Dataset, runtime: Runtime) -> Job:
     require_labels(dataset, f"`smallvit {stage}`")
     config = recipe.teacher if stage == "teacher" else recipe.finetune
     model = recipe.teacher.model if stage == "teacher" else recipe.model
@@ -385,8 +226,11 @@ def _prepare_supervised(
         repeats=config.augment.repeats,
     )
     total_steps = order.num_steps(config.schedule.epochs)
-    return Prepared(
+    return Job(
+        stage=stage,
+        seed=recipe.seed,
         model=model,
+        dataset=dataset,
         objective=objective,
         batches=LabelledBatches(
             dataset,
@@ -402,15 +246,16 @@ def _prepare_supervised(
         total_steps=total_steps,
         optim=config.optim,
         schedule=config.schedule,
+        log=recipe.log,
         evaluate=lambda: {
             f"val/{name}": value
             for name, value in score_classifier(backbone, dataset, "val", runtime).items()
             if name != "n"
         },
-        select_on="val/top1",
-        exported=backbone,
-        upstream=upstream,
-        facts=facts,
+        select_on=SELECT_ON,
+        finish=partial(_finish, model, objective, backbone, dataset, facts),
+        facts=_describe(recipe, dataset, backbone, upstream) | facts,
+        provenance=facts,
     )
 
 
@@ -437,67 +282,59 @@ def _origin(facts: dict[str, Any]) -> str:
     return f"Trained by smallvit {start}{seen}."
 
 
-def _watch(prepared: Prepared, metrics_path: Path) -> CollapseWatch | None:
-    """Build what stops a collapsed run, where the stage can collapse."""
-    if prepared.monitor is None:
-        return None
-    assert isinstance(prepared.objective, AbstractPretraining)
-    schedule = prepared.schedule
-    start = prepared.monitor.measure_start() if prepared.facts["init"] == "scratch" else {}
+def _create_watch(
+    objective: AbstractPretraining,
+    monitor: Monitor,
+    facts: dict[str, Any],
+    schedule: ScheduleConfig,
+    total_steps: int,
+    metrics_path: Path,
+) -> CollapseWatch:
+    """Build what stops a collapsed run."""
+    start = monitor.measure_start() if facts["init"] == "scratch" else {}
     return CollapseWatch(
-        prepared.monitor.config,
-        method=prepared.facts["method"],
-        max_entropy=prepared.objective.max_entropy,
+        monitor.config,
+        method=facts["method"],
+        max_entropy=objective.max_entropy,
         metrics_path=metrics_path,
-        warmup_steps=warmup_steps(schedule, prepared.total_steps),
-        total_steps=prepared.total_steps,
-        bounds=collapse_bounds(start, prepared.monitor.facts["spread_images"]),
+        warmup_steps=warmup_steps(schedule, total_steps),
+        total_steps=total_steps,
+        bounds=collapse_bounds(start, monitor.facts["spread_images"]),
     )
 
 
-def _facts(recipe: Recipe, stage: Stage, dataset: Dataset, prepared: Prepared) -> dict[str, Any]:
-    model = prepared.exported.model
+def _describe(
+    recipe: Recipe,
+    dataset: Dataset,
+    exported: AbstractBackbone,
+    upstream: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    """Return what result.json says of a run from the start."""
     return {
-        "stage": stage,
-        "dataset": dataset.name,
-        "model": prepared.model.name,
-        "seed": recipe.seed,
-        "params": sum(p.numel() for p in model.parameters()),
+        "params": sum(p.numel() for p in exported.model.parameters()),
         "num_labels": len(dataset.splits["labelled"]),
         "label_fraction": recipe.data.label_fraction,
-        "total_steps": prepared.total_steps,
-        "upstream": prepared.upstream,
-        **prepared.facts,
-    }
-
-
-def _outcome(prepared: Prepared, result: FitResult) -> dict[str, Any]:
-    samples = result.step * prepared.order.batch_size
-    selected = f"{prepared.select_on} at step {result.best['step']}" if result.best else "last step"
-    return {
-        "steps": result.step,
-        "samples_seen": samples,
-        "passes": samples / prepared.order.size,
-        "wall_s": result.wall_s,
-        "images_per_s": samples / max(result.train_s, 1e-9),
-        "selected_on": selected,
-        "metrics": result.best or result.metrics,
+        "upstream": upstream,
     }
 
 
 def _finish(
-    folder: Path, prepared: Prepared, dataset: Dataset, runtime: Runtime, result: FitResult
+    model: ModelConfig,
+    objective: AbstractObjective[Any],
+    backbone: AbstractBackbone,
+    dataset: Dataset,
+    facts: dict[str, Any],
+    folder: Path,
+    result: FitResult,
+    *,
+    monitor: Monitor | None = None,
 ) -> None:
     """Export the selected weights; draw the curves and, after stage 1, what the tokens hold."""
-    best = folder / "checkpoints" / "best.pt"
-    if prepared.select_on is not None and result.best and result.best["step"] != result.step:
-        prepared.objective.load_state_dict(load_checkpoint(best)["objective"])
-    backbone = prepared.exported
+    if result.best and result.best["step"] != result.step:
+        objective.load_state_dict(load_scored(folder / "checkpoints" / BEST))
     num_classes = backbone.model.num_classes
     assert isinstance(num_classes, int)
-    _, arguments = model_arguments(
-        prepared.model, num_classes=num_classes, image_size=dataset.image_size
-    )
+    _, arguments = model_arguments(model, num_classes=num_classes, image_size=dataset.image_size)
     metrics = ", ".join(
         f"{k} {v:.4f}" for k, v in (result.best or result.metrics).items() if k != "step"
     )
@@ -511,18 +348,17 @@ def _finish(
         mean=dataset.mean,
         std=dataset.std,
         card=(
-            f"# {prepared.model.name} on {dataset.name}\n\n{_origin(prepared.facts)}"
+            f"# {model.name} on {dataset.name}\n\n{_origin(facts)}"
             f"{scores}\n\nLoad it with "
             '`timm.create_model("local-dir:<this folder>", pretrained=True)`.\n'
         ),
-        token_head=(
-            prepared.objective.token_head
-            if isinstance(prepared.objective, FinetuneObjective)
-            else None
-        ),
+        token_head=objective.token_head if isinstance(objective, FinetuneObjective) else None,
     )
     draw_curves(folder / "metrics.jsonl", folder / "plots" / "curves.png", folder.name)
-    if prepared.monitor is not None:
+    if monitor is not None:
+        # Late: it brings matplotlib.
+        from smallvit.inference.token_pictures import draw_tokens
+
         images = take_evenly(dataset.splits["val" if dataset.labelled else "train"], DRAWN_IMAGES)
         draw_tokens(
             backbone,
@@ -531,5 +367,5 @@ def _finish(
             dataset.std,
             folder / "plots",
             title=folder.name,
-            autocast=runtime.autocast,
+            autocast=monitor.runtime.autocast,
         )

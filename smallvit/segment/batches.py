@@ -5,7 +5,6 @@ Shapes in this file:
     H W  image in pixels
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,7 +16,7 @@ from smallvit.core import rng
 from smallvit.core.config import Range
 from smallvit.data import augment, geometry
 from smallvit.data.augment import Fraction, check_bounds
-from smallvit.data.loader import Order, Split, channel_tensors
+from smallvit.data.loader import InOrder, Order, Split, channel_tensors
 from smallvit.segment.data import SegmentData
 
 
@@ -32,6 +31,14 @@ class SegmentBatch:
 
     images: Float[Tensor, "B 3 H W"]
     masks: Int[Tensor, "B H W"]
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.images)
+
+    def take(self, rows: Int[Tensor, " b"]) -> "SegmentBatch":
+        """Return some images with their masks."""
+        return SegmentBatch(images=self.images[rows], masks=self.masks[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +111,13 @@ def crop_masks(masks: Int[Tensor, "B H W"], where: geometry.Geometry) -> Int[Ten
     return moved[:, 0].long()
 
 
-def eval_batches(data: SegmentData, split: Split, batch_size: int) -> Iterator[SegmentBatch]:
-    """Walk a split once, in order, without augmentation; the last batch may be smaller."""
+def eval_batches(data: SegmentData, split: Split, batch_size: int) -> InOrder[SegmentBatch]:
+    """Return a split once, in order, without augmentation; the last batch may be smaller."""
     device = split.index.device
     mean, std = channel_tensors(data.dataset, device)
-    for position in torch.arange(len(split), device=device).split(batch_size):
+
+    def make(position: Tensor) -> SegmentBatch:
         images = augment.normalise(augment.to_float(split.take(position)), mean, std)
-        yield SegmentBatch(images=images, masks=data.take_masks(split, position).long())
+        return SegmentBatch(images=images, masks=data.take_masks(split, position).long())
+
+    return InOrder(make, torch.arange(len(split), device=device), batch_size)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from smallvit.core import processes
 from smallvit.segment.batches import SegmentBatch
 from smallvit.segment.data import IGNORED
 from smallvit.segment.objective import SegmentObjective
@@ -77,14 +78,13 @@ def evaluate_segmentation(
         num_classes: C.
         autocast: Precision of the forward pass.
     """
-    total: Tensor | None = None
-    for batch in batches:
+    device = next(objective.parameters()).device
+    total = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    for batch in processes.deal(batches):
         with autocast():
             predicted = objective.logits(batch.images).argmax(dim=1)
-        counts = count_confusion(batch.masks, predicted, num_classes)
-        total = counts if total is None else total + counts
-    assert total is not None, "a split has at least one image"
-    return total
+        total += count_confusion(batch.masks, predicted, num_classes)
+    return processes.add_up_(total)
 
 
 def majority_confusion(

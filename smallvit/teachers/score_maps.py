@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float, Float16, Int, Int32
 from torch import Tensor
 
-from smallvit.core.errors import DataError
+from smallvit.core.config import Layer, resolve
+from smallvit.core.errors import ConfigError, DataError
 from smallvit.data.loader import Dataset
 from smallvit.teachers.tensor_file import read_tensors, write_tensors
 
@@ -177,10 +178,11 @@ def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
     if version is not None and version != FORMAT_VERSION:
         raise DataError(f"{path} has format {version}; this version reads {FORMAT_VERSION}")
     try:
-        metadata |= {key: tuple(metadata[key]) for key in ("class_names", "grid")}
-        header = ScoreMapHeader(**metadata)
+        header = resolve(ScoreMapHeader, [Layer(source=str(path), values=metadata)])
         _check_shapes(path, tensors, header)
         maps = ScoreMaps(**tensors, num_classes=len(header.class_names))
+    except ConfigError as error:
+        raise DataError(f"{error}: no whole file of score maps, {again}") from error
     except (TypeError, KeyError) as error:
         raise DataError(
             f"{path} is no whole file of score maps ({type(error).__name__}): {again}"
@@ -199,13 +201,7 @@ def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
 def _check_shapes(path: Path, tensors: dict[str, Tensor], header: ScoreMapHeader) -> None:
     """Refuse tensors whose shapes or types do not go together, or not with the header."""
     prob, index, rest = (tensors[name] for name in ("prob", "index", "rest"))
-    try:
-        height, width = (int(side) for side in header.grid)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"{path} has a grid of {header.grid!r}, not of rows and columns: write it again with "
-            "smallvit label"
-        ) from error
+    height, width = header.grid
     listed = prob.shape[1] if prob.ndim == 4 else 0
     count = len(prob) if prob.ndim else 0
     fits = (

@@ -64,7 +64,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             values = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = {key: json.loads(value) for key, value in values.items()}
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path} is no whole safetensors file ({type(error).__name__})") from error
     if CHECKSUM in header:
         expected = header.pop(CHECKSUM)

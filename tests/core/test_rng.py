@@ -89,33 +89,9 @@ def test_scalar_is_the_draw_of_the_step_as_floats():
     assert rng.scalar(3, "mix", 17, 2) == reference_draws(3, "mix", 0, 17, 2)
 
 
-def test_step_seed_of_process_0_is_the_hash_of_the_step_alone():
-    """What runs drew before there were processes."""
+def test_step_seed_is_the_hash_of_the_step():
     digest = hashlib.blake2b(b"7/model/42", digest_size=8).digest()
-    assert rng.step_seed(7, 42) == rng.step_seed(7, 42, 0)
     assert rng.step_seed(7, 42) == int.from_bytes(digest, "little") & (MASK >> 1)
-
-
-def test_step_seed_differs_by_process_and_repeats_itself():
-    seeds = [rng.step_seed(0, step, process) for step in range(20) for process in range(8)]
-    assert len(set(seeds)) == len(seeds)
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert seeds == [rng.step_seed(0, step, process) for step in range(20) for process in range(8)]
-
-
-@pytest.mark.parametrize(("rank", "number"), [(None, 0), ("0", 0), ("3", 3), ("captain", 0)])
-def test_process_number_is_the_rank_that_torchrun_sets(monkeypatch, rank, number):
-    monkeypatch.delenv("RANK", raising=False)
-    if rank is not None:
-        monkeypatch.setenv("RANK", rank)
-    assert rng.process_number() == number
-
-
-def test_process_number_is_the_rank_in_the_process_group_where_there_is_one(monkeypatch):
-    monkeypatch.setenv("RANK", "5")
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 3)
-    assert rng.process_number() == 3
 
 
 def test_step_seed_is_a_seed_that_torch_takes_and_differs_by_step():

@@ -68,7 +68,7 @@ def test_an_existing_run_is_replaced_only_when_told(tmp_path):
     with pytest.raises(ConfigError, match="exists: continue it with --resume"):
         create_folder(path, overwrite=False)
     create_folder(path, overwrite=True)
-    assert list(path.iterdir()) == []
+    assert [file.name for file in path.iterdir()] == ["run.lock"]  # until the run ends
 
 
 def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path):

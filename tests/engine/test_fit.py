@@ -62,25 +62,6 @@ def test_two_runs_are_the_same(stage, plan):
     assert_same_end(plan, again)
 
 
-def test_processes_draw_their_own_stochastic_depth_and_each_the_same_again(
-    finetune, labelled_batch, plan, monkeypatch
-):
-    """The loss of the first step, over the same images and weights."""
-    plan = replace(plan, log=LogConfig(every_steps=1), total_steps=1)
-    losses = {}
-    for rank in ("0", "1", "1", "2"):
-        monkeypatch.setenv("RANK", rank)
-        mine = beside(plan, f"{rank}-{len(losses)}")
-        objective = finetune()
-        for block in objective.student.model.blocks:
-            block.drop_path1.drop_prob = block.drop_path2.drop_prob = 0.5
-        fit(objective, labelled_batch, mine)
-        (row,) = read_metrics(mine.folder / "metrics.jsonl")
-        losses.setdefault(rank, set()).add(row["train/loss"])
-    assert [len(seen) for seen in losses.values()] == [1, 1, 1]
-    assert len(set.union(*losses.values())) == 3
-
-
 def test_the_plan_says_how_gradients_are_clipped(finetune, labelled_batch, plan):
     """Clipped by parameter, a run ends elsewhere than clipped globally."""
     other = beside(plan, "parameter")

@@ -187,9 +187,11 @@ def test_global_views_alone_make_two_pairs(objective, batch):
     torch.testing.assert_close(objective(alone).loss, torch.stack(terms).mean())
 
 
-def test_centre_moves_towards_the_teachers_mean(objective, batch):
+def test_centre_moves_towards_the_teachers_mean_once_a_step(objective, batch):
     before = objective.criterion.center.clone()
     objective(batch)
+    assert torch.equal(objective.criterion.center, before)
+    objective.criterion.move_center()
     views = batch.global_views.flatten(0, 1)
     mean = objective.ema_teacher_head(objective.ema_teacher(views).pooled).mean(dim=0)
     torch.testing.assert_close(objective.criterion.center, 0.9 * before + 0.1 * mean)

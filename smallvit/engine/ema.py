@@ -1,0 +1,72 @@
+"""A running average of the trained weights, which is what is scored and exported."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """An exponential moving average of what an objective trains.
+
+    In step t, counted from 0, the average keeps min(decay, (1 + t) / (10 + t)) of itself. So a run
+    that is shorter than 1 / (1 - decay) steps averages its last tenth instead of weights that it
+    started from: after 100 steps the first ones count for less than a millionth.
+
+    Args:
+        objective: Its parameters that have a gradient are averaged; all else is used as it is.
+        decay: Part of the average that a step keeps, in a long run.
+
+    Source:
+        TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``, for the warm-up.
+    """
+
+    def __init__(self, objective: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.names = [name for name, p in objective.named_parameters() if p.requires_grad]
+        trained = dict(objective.named_parameters())
+        self.trained: list[Tensor] = [trained[name] for name in self.names]
+        self.average: list[Tensor] = [p.detach().clone() for p in self.trained]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after a step, in one call and without waiting for the device.
+
+        Args:
+            step: Steps of the run before this one.
+        """
+        keep = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            self.average, self.trained, 1 - keep
+        )
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Let the objective have the averaged weights inside."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def take_over(self) -> None:
+        """Give the objective the averaged weights for good."""
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+            self.trained, self.average
+        )
+
+    def _swap(self) -> None:
+        for trained, average in zip(self.trained, self.average, strict=True):
+            trained.data, average.data = average.data, trained.data
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averaged weights by the name of the parameter."""
+        return dict(zip(self.names, self.average, strict=True))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the averaged weights of a checkpoint."""
+        for name, average in zip(self.names, self.average, strict=True):
+            average.copy_(state[name])

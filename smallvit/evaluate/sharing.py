@@ -1,0 +1,46 @@
+"""Passing over a split once, each process over some of its batches.
+
+Shapes in this file:
+    N    images of a split
+    B    images of a batch
+    D    numbers of an image in the result
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from smallvit.core import processes
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def collect(
+    forward: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B D"]], batches: Batches
+) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
+    """Return what a network says of all images, in order, and their labels.
+
+    Batches are those of one process whatever the number of processes, so the result is the same to
+    the last bit; no image is counted twice.
+
+    Args:
+        forward: Called with the images of each batch.
+        batches: Images and labels; in several processes a sequence, each batch but the last of the
+            same size.
+    """
+    outputs, labels = [], []
+    for images, batch_labels in processes.deal(batches):
+        outputs.append(forward(images))
+        labels.append(batch_labels)
+    if processes.count() == 1:
+        return torch.cat(outputs), torch.cat(labels)
+    device = next(iter(batches))[1].device
+    whole = []
+    for own in (outputs, labels):
+        found = processes.gather([part.cpu() for part in own])
+        dealt = (part for turn in zip_longest(*found) for part in turn if part is not None)
+        whole.append(torch.cat(list(dealt)).to(device))
+    return whole[0], whole[1]

@@ -1,0 +1,133 @@
+"""The record of a run while it works: result.json, train.log, and what ended it."""
+
+import errno
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from smallvit.core.errors import DataError, InterruptedRunError, SmallViTError
+from smallvit.core.run_folder import hold_folder, write_json
+from smallvit.engine.checkpoint import drop_previous
+
+logger = logging.getLogger("smallvit")
+# What a file system that is full or read-only says; other errors are not about its state.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+@contextmanager
+def recorded(folder: Path, facts: dict[str, Any], resumed: bool) -> Iterator[dict[str, Any]]:
+    """Hold a run folder and keep its result.json true while a stage runs.
+
+    Args:
+        folder: The run's folder.
+        facts: What result.json says from the start.
+        resumed: Whether the run is continued; it keeps the time that it was started.
+
+    Yields:
+        A mapping that is merged into result.json at the end.
+
+    Raises:
+        ConfigError: If another process holds the folder.
+        DataError: If a file of the run cannot be written.
+    """
+    path = folder / "result.json"
+    with hold_folder(folder):
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        if resumed and path.is_file():
+            started = json.loads(path.read_text()).get("started", started)
+        base = {"status": "running", "started": started, **facts}
+        write_json(path, base)
+        record: dict[str, Any] = {}
+        status = "failed"
+        try:
+            with _train_log(folder / "train.log"), _explained(folder):
+                yield record
+            status = "completed"
+        except (InterruptedRunError, KeyboardInterrupt):
+            status = "interrupted"
+            raise
+        except SmallViTError as error:
+            record["error"] = str(error)
+            raise
+        except BaseException as error:
+            record["error"] = repr(error)
+            raise
+        finally:
+            ended = {**base, **record, "status": status}
+            if status == "completed":
+                write_json(path, ended)
+                drop_previous(folder / "checkpoints")
+            else:
+                try:
+                    write_json(path, ended)
+                except DataError as error:  # what ended the run is the news
+                    logger.warning("%s", error)
+
+
+@contextmanager
+def _train_log(path: Path) -> Iterator[None]:
+    """Write what is logged to a file as well.
+
+    Raises:
+        DataError: If the file cannot be written, as soon as that is noticed.
+    """
+    try:
+        handler = _TrainLogHandler(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        with suppress(OSError):  # what is still to be written, on a full disk
+            handler.close()
+
+
+class _TrainLogHandler(logging.FileHandler):
+    """A log file that ends the run when it cannot be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise where a log line failed on its way to the disk."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        logger.removeHandler(self)
+        raise _unwritable(Path(self.baseFilename), error) from error
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Explain a file system that refuses a file of the run, whoever writes it.
+
+    Raises:
+        DataError: In place of the error of a full or read-only file system.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise _unwritable(Path(error.filename or folder), error) from error
+    except SafetensorError as error:  # it has no error number
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise _unwritable(folder / "export", cause) from error
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"cannot write {path} ({error.strerror}): free some room or make it writable, and continue "
+        "with --resume"
+    )
