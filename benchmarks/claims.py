@@ -29,7 +29,7 @@ def alternate(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
 def state(
     claim: str, ours: float, reference: float, unit: str, *, ratio: float | None = None
 ) -> dict[str, Any]:
-    """Write a claim as interface.md of the design has it, with the machine and the commit.
+    """Write a claim as every script prints it, with the machine and the commit.
 
     Args:
         claim: What is compared, in words.

@@ -33,6 +33,7 @@ SCRIPTS = (
     "corruptions",
     "attention",
     "models",
+    "processes",
     "scaling",
     "other_trainers",
 )

@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,7 +123,10 @@ def compiled_networks(objective: nn.Module) -> Iterator[None]:
         for name in COMPILED:
             setattr(network, name, torch.compile(getattr(network, name), dynamic=False))
     try:
-        yield
+        with warnings.catch_warnings():
+            # Tracing looks at every attribute of what goes in, and patches are no leaves.
+            warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")
+            yield
     finally:
         for network in networks:
             for name in COMPILED:

@@ -11,6 +11,7 @@ from typing import Any
 from smallvit.core import places
 from smallvit.core.config import to_plain
 from smallvit.core.errors import ConfigError
+from smallvit.core.launch import refuse_several
 from smallvit.core.run_folder import Run, find_runs, new_folder
 from smallvit.data.loader import Dataset
 from smallvit.models.registry import ModelConfig
@@ -152,6 +153,8 @@ def _make_score_maps(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) 
         if maps is not None and (maps.path / SCORE_MAPS).is_file():
             logger.info("score maps: %s", maps.path / SCORE_MAPS)
             return maps.path / SCORE_MAPS
+    refuse_several("writing score maps, which --score-maps would name,")
+    if teacher is None:
         teacher = _find_teacher(recipe, argv)
     logger.info("writing score maps with %s", teacher)
     settings = {

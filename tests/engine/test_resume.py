@@ -1,0 +1,129 @@
+"""A run that is stopped in the middle of a pass and continued ends with the same bits: every
+architecture family, both stages, with augmentation, momentum teacher, averaged weights and
+micro-batches."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from smallvit.data.augment import AugmentConfig
+from smallvit.data.loader import Order
+from smallvit.data.views import LabelledBatches, ViewBatches, ViewsConfig
+from smallvit.engine.checkpoint import load_checkpoint
+from smallvit.engine.fit import FitPlan, fit
+from smallvit.engine.log import LogConfig
+from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
+from smallvit.finetune.token_labeling import TokenLabelConfig
+from smallvit.models.registry import ModelConfig
+from smallvit.pretrain.dino import DinoConfig, DinoObjective
+
+SHARED = runpy.run_path(str(Path(__file__).with_name("every_objective.py")))
+FAMILIES: dict[str, dict[str, Any]] = {
+    "vit_tiny": SHARED["VIT"],
+    "gani_cait": {"depth": 2},
+    "gani_swin": {"patch_size": 1},
+    "lvvit_tiny": {"depth": 2},
+    "t2t_vit_7": {},
+    "cct_7_3x1": {},
+    "sl_vit": {},
+    "convnext_atto_small": {},
+    "resnet8_small": {},
+}
+STEPS, STOP = 3, 1  # 13 images in batches of 6: within the first pass
+pytestmark = pytest.mark.filterwarnings("ignore:patches of", "ignore:.*image")
+
+
+def settings(name: str) -> ModelConfig:
+    return ModelConfig(name=name, **FAMILIES[name])
+
+
+def plan_in(folder: Path, micro_batch: int | None) -> FitPlan:
+    (folder / "checkpoints").mkdir(parents=True)
+    return FitPlan(
+        title="test",
+        seed=0,
+        total_steps=STEPS,
+        epoch_steps=13 / 6,
+        optim=OptimConfig(lr=1e-3, batch_size=6, ema_decay=0.9),
+        schedule=ScheduleConfig(),
+        log=LogConfig(),
+        runtime=open_runtime(
+            RuntimeConfig(device="cpu", precision="fp32", micro_batch=micro_batch)
+        ),
+        folder=folder,
+    )
+
+
+def assert_resumes_exactly(build, make_batches, tmp_path, micro_batch):
+    whole, broken = (plan_in(tmp_path / name, micro_batch) for name in ("whole", "broken"))
+    fit(build(), make_batches(), whole)
+    fit(build(), make_batches(), broken, stop_after=STOP)
+    torch.manual_seed(99)  # another process, another state of torch's generator
+    fit(build(), make_batches(), broken, resume=True)
+    ours, theirs = (
+        load_checkpoint(each.folder / "checkpoints" / "last.pt") for each in (whole, broken)
+    )
+    for part in ("objective", "ema", "optimizer"):
+        torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stage_1_resumes_bit_for_bit(family, tmp_path):
+    data = SHARED["dataset"]()
+    views = ViewsConfig(num_local=0)
+
+    def build() -> DinoObjective:
+        backbone = SHARED["network"](settings(family))
+        config = DinoConfig(views=views, num_prototypes=8, hidden_dim=16, bottleneck_dim=4)
+        torch.manual_seed(1)
+        return DinoObjective(backbone, config)
+
+    def make_batches() -> ViewBatches:
+        order = Order(13, 6, 0, torch.device("cpu"))
+        return ViewBatches(data, order, views, STEPS)
+
+    assert_resumes_exactly(build, make_batches, tmp_path, micro_batch=None)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stage_2_resumes_bit_for_bit_in_micro_batches(family, tmp_path):
+    data = SHARED["dataset"]()
+    augment = AugmentConfig(
+        policy="randaugment", cutmix_alpha=1.0, mixup_alpha=0.8, erasing_prob=0.5
+    )
+
+    def build() -> FinetuneObjective:
+        backbone = SHARED["network"](settings(family), 5)
+        torch.manual_seed(1)
+        return FinetuneObjective(
+            backbone,
+            num_classes=5,
+            config=SupervisedConfig(),
+            token_label=TokenLabelConfig(enabled=True, source="ema", mix_token=False),
+        )
+
+    def make_batches() -> LabelledBatches:
+        order = Order(13, 6, 0, torch.device("cpu"))
+        return LabelledBatches(data, order, augment, total_steps=STEPS)
+
+    assert_resumes_exactly(build, make_batches, tmp_path, micro_batch=4)
+
+
+def test_a_batch_is_a_function_of_the_step_whatever_was_drawn_before():
+    """There are no workers to change: any step can be made first, and is the same."""
+    data, order = SHARED["dataset"](), Order(13, 6, 0, torch.device("cpu"))
+    first = ViewBatches(data, order, ViewsConfig(num_local=2), 10)
+    for step in range(4):
+        first(step)
+    alone = ViewBatches(data, replace_order(order), ViewsConfig(num_local=2), 10)(3)
+    assert torch.equal(first(3).global_views, alone.global_views)
+    assert torch.equal(first(3).local_views, alone.local_views)
+
+
+def replace_order(order: Order) -> Order:
+    return Order(order.size, order.batch_size, order.seed, order.device)
