@@ -6,14 +6,30 @@ from smallvit.core.errors import ConfigError
 
 
 def launched() -> int:
-    """Return how many processes torchrun started; 1 without it."""
-    given = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
-    return int(given) if given.isdecimal() else 1
+    """Return how many processes torchrun started; 1 without it.
+
+    Raises:
+        ConfigError: If what the environment says is not from torchrun.
+    """
+    return _read()[1]
 
 
 def launched_number() -> int:
     """Return the number that torchrun gave this process, from 0."""
-    return int(os.environ["RANK"]) if launched() > 1 else 0
+    return _read()[0]
+
+
+def _read() -> tuple[int, int]:
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
+        value = os.environ.get(name, "")
+        if not value.isdecimal():
+            raise ConfigError(
+                f"RANK is set, and {name} is {value!r}, which is not what torchrun says: unset "
+                "RANK and WORLD_SIZE, or start with torchrun"
+            )
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def refuse_several(work: str) -> None:

@@ -57,6 +57,13 @@ class AbstractObjective(nn.Module, ABC, Generic[BatchT]):
     def forward(self, batch: BatchT) -> StepOutput:
         """Run the forward pass of one step."""
 
+    def before_update(self) -> None:
+        """Add up over the processes what ``after_step`` moves by.
+
+        It is called once a step, while nothing has changed yet: where a message fails, the step can
+        be taken again.
+        """
+
     def after_step(self, progress: float) -> None:
         """Update what is not trained by gradient, such as a momentum teacher.
 

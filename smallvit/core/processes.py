@@ -3,7 +3,9 @@
 Alone, a process is the first of one, and every function here is the identity.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from smallvit.core.errors import SmallViTError
 
 ValueT = TypeVar("ValueT")
+_in_message: float | None = None  # since when
 
 
 class OtherProcessError(SmallViTError):
@@ -29,6 +32,23 @@ class OtherProcessError(SmallViTError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def waiting_s() -> float:
+    """Return for how long this process has been in a message to the others, in seconds."""
+    since = _in_message
+    return 0.0 if since is None else time.monotonic() - since
+
+
+@contextmanager
+def _message() -> Iterator[None]:
+    """Note that this process waits for the others."""
+    global _in_message
+    _in_message = time.monotonic()
+    try:
+        yield
+    finally:
+        _in_message = None
 
 
 def count() -> int:
@@ -64,7 +84,8 @@ def on_first(work: Callable[[], ValueT]) -> ValueT:
         except Exception as failure:
             error, said = failure, (str(failure), getattr(failure, "exit_code", 1))
     outcome: list[Any] = [(value, said)]
-    dist.broadcast_object_list(outcome)
+    with _message():
+        dist.broadcast_object_list(outcome)
     if error is not None:
         raise error
     value, said = outcome[0]
@@ -85,7 +106,8 @@ def gather(value: ValueT) -> list[ValueT]:
     if count() == 1:
         return [value]
     found: list[Any] = [None] * count()
-    dist.all_gather_object(found, value)
+    with _message():
+        dist.all_gather_object(found, value)
     return found
 
 
@@ -113,7 +135,8 @@ def any_of(flag: bool) -> bool:
 def add_up_(values: Tensor) -> Tensor:
     """Replace a tensor by its sum over the processes, in place."""
     if count() > 1:
-        dist.all_reduce(values)
+        with _message():
+            dist.all_reduce(values)
     return values
 
 
@@ -133,7 +156,8 @@ def add_up_gradients_(parameters: Iterable[torch.nn.Parameter]) -> None:
     if count() == 1 or not gradients:
         return
     message = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(message)
+    with _message():
+        dist.all_reduce(message)
     parts = message.split([gradient.numel() for gradient in gradients])
     torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
         list(gradients), [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]

@@ -1,5 +1,6 @@
 """Writing a file whole or not at all."""
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ def replacing(path: Path, remedy: str, *, keep: Path | None = None) -> Iterator[
         cause = error if isinstance(error, OSError) else file.error if file is not None else None
         if cause is None:
             raise
+        if cause.errno == errno.ENOENT:
+            remedy = "its folder was moved or removed; --resume the run where it is now"
         raise DataError(f"cannot write {path} ({cause.strerror}): {remedy}") from error
 
 

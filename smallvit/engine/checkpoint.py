@@ -93,7 +93,9 @@ def drop_previous(folder: Path) -> None:
             logger.warning("%s is left where it is (%s)", folder / name, error.strerror)
 
 
-def check_room(folder: Path, objective: nn.Module, *, selects: bool) -> None:
+def check_room(
+    folder: Path, objective: nn.Module, *, selects: bool, averages: bool = False
+) -> None:
     """Refuse to start where the checkpoints to come do not fit.
 
     The newest, the one before it and the one that is being written are there at a time, and the
@@ -103,6 +105,7 @@ def check_room(folder: Path, objective: nn.Module, *, selects: bool) -> None:
         folder: The checkpoints folder; those in it are to be replaced.
         objective: What is trained.
         selects: Whether the best weights are kept as well.
+        averages: Whether a running average is kept with the weights.
 
     Raises:
         DataError: Naming the room that is needed and the room that there is.
@@ -110,13 +113,28 @@ def check_room(folder: Path, objective: nn.Module, *, selects: bool) -> None:
     tensors = (x for x in objective.state_dict().values() if isinstance(x, torch.Tensor))
     weights = sum(tensor.nbytes for tensor in tensors)
     trained = sum(value.nbytes for value in objective.parameters() if value.requires_grad)
-    needed = (4 if selects else 3) * (weights + 2 * trained)
+    needed = (4 if selects else 3) * (weights + (3 if averages else 2) * trained)
     there = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.iterdir())
     if there < needed:
         raise DataError(
             f"the checkpoints in {folder} need {needed / 1e6:,.3f} MB and there are "
             f"{there / 1e6:,.3f} MB: free some room, or choose another --out"
         )
+
+
+def take_best(objective: nn.Module, checkpoints: Path) -> bool:
+    """Give an objective the best weights; tell and say if they cannot be had.
+
+    Args:
+        objective: With the weights of the last step, which it keeps then.
+        checkpoints: Folder of the run's checkpoints.
+    """
+    try:
+        objective.load_state_dict(load_scored(checkpoints / BEST))
+    except (ConfigError, DataError) as error:
+        logger.warning("%s: the weights of the last step are taken", error)
+        return False
+    return True
 
 
 def load_scored(path: Path) -> dict[str, Any]:

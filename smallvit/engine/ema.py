@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+STATISTICS = ("running_mean", "running_var")
+
 
 class WeightAverage:
     """An exponential moving average of what an objective trains.
@@ -16,7 +18,8 @@ class WeightAverage:
     started from: after 100 steps the first ones count for less than a millionth.
 
     Args:
-        objective: Its parameters that have a gradient are averaged; all else is used as it is.
+        objective: Its parameters that have a gradient are averaged, and the running statistics of
+            batch norms beside them; all else is used as it is.
         decay: Part of the average that a step keeps, in a long run.
 
     Source:
@@ -25,10 +28,17 @@ class WeightAverage:
 
     def __init__(self, objective: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.names = [name for name, p in objective.named_parameters() if p.requires_grad]
-        trained = dict(objective.named_parameters())
-        self.trained: list[Tensor] = [trained[name] for name in self.names]
-        self.average: list[Tensor] = [p.detach().clone() for p in self.trained]
+        found: dict[str, Tensor] = {
+            name: p for name, p in objective.named_parameters() if p.requires_grad
+        }
+        parts = {name.partition(".")[0] for name in found}
+        # Statistics of a batch norm go with the weights before it.
+        for name, buffer in objective.named_buffers():
+            if name.endswith(STATISTICS) and name.partition(".")[0] in parts:
+                found[name] = buffer
+        self.names = list(found)
+        self.trained: list[Tensor] = list(found.values())
+        self.average: list[Tensor] = [tensor.detach().clone() for tensor in self.trained]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -27,7 +27,7 @@ from smallvit.core.errors import (
 from smallvit.core.objective import AbstractObjective, BatchT
 from smallvit.core.rows import own_rows
 from smallvit.engine.by_rows import share_out
-from smallvit.engine.checkpoint import BEST, LAST, load_newest, save_checkpoint
+from smallvit.engine.checkpoint import BEST, LAST, load_checkpoint, load_newest, save_checkpoint
 from smallvit.engine.ema import WeightAverage
 from smallvit.engine.log import LogConfig, TrainLog
 from smallvit.engine.optim import OptimConfig, ScheduleConfig, create_optimizer, set_schedule
@@ -85,6 +85,7 @@ class FitResult:
         micro_batch: Most images of one forward and backward pass that the memory held; ``None`` is
             all of a process.
         skipped: Steps that were taken again since they overflowed in float16.
+        evaluated: Step of the last evaluation.
     """
 
     step: int = 0
@@ -94,6 +95,7 @@ class FitResult:
     best: dict[str, float] = field(default_factory=dict)
     micro_batch: int | None = None
     skipped: int = 0
+    evaluated: int = 0
 
 
 def fit(
@@ -144,12 +146,38 @@ def fit(
         if checkpoints is not None:
             save_checkpoint(checkpoints / name, training.state_dict())
 
+    def report(log: TrainLog, line: dict[str, float], *, eval_now: bool, save_now: bool) -> None:
+        """Evaluate, write and save what is due after a step."""
+        if eval_now and evaluate is not None:
+            with training.scored():
+                scores = evaluate()
+            # What is chosen by them must be the same everywhere, to the last bit.
+            result.metrics = processes.on_first(lambda: scores)
+            line |= result.metrics
+        unwritten = processes.on_first(partial(_write, log, result.step, line, eval_now))
+        if eval_now and watch is not None:
+            processes.on_first(partial(watch, result.step, line))
+        if eval_now:
+            result.evaluated = result.step
+        if eval_now and _is_best(result, plan.select_on):
+            result.best = {**result.metrics, "step": result.step}
+            save(BEST)
+        if save_now or unwritten is not None:
+            save(LAST)
+        if unwritten is not None:  # told once the state is saved
+            raise DataError(unwritten)
+
     with (
-        _saving_if_lost(save),
         note_signals() as received,
+        _saving_if_lost(save),
         compiled_networks(objective) if plan.runtime.compiled else nullcontext(),
         TrainLog(metrics_path, plan.title, plan.total_steps, result.step) as log,
     ):
+        if resume and evaluate is not None and _owes_evaluation(result, plan, end):
+            # Another process was lost before its scores were in.
+            line = {"epoch": result.step / plan.epoch_steps, **training.describe()}
+            report(log, line, eval_now=True, save_now=True)
+            lap = time.monotonic()
         for step in range(result.step, end):
             metrics = training.take_step(step, batches)
             bad = metrics.pop("not_finite") > 0
@@ -185,23 +213,7 @@ def fit(
                 line |= {"epoch": result.step / plan.epoch_steps, **training.describe()}
                 counted = 0
                 totals.clear()
-                if eval_now and evaluate is not None:
-                    with training.scored():
-                        scores = evaluate()
-                    # What is chosen by them must be the same everywhere, to the last bit.
-                    result.metrics = processes.on_first(lambda scores=scores: scores)
-                if eval_now:
-                    line |= result.metrics
-                unwritten = processes.on_first(partial(_write, log, result.step, line, eval_now))
-                if eval_now and watch is not None:
-                    processes.on_first(partial(watch, result.step, line))
-                if eval_now and _is_best(result, plan.select_on):
-                    result.best = {**result.metrics, "step": result.step}
-                    save(BEST)
-                if save_now or unwritten is not None:
-                    save(LAST)
-                if unwritten is not None:  # told once the state is saved
-                    raise DataError(unwritten)
+                report(log, line, eval_now=eval_now, save_now=save_now)
                 lap = time.monotonic()
             if stop and not last:
                 number = received[0] if received else signal.SIGTERM
@@ -241,9 +253,7 @@ class Training:
             self.scaler = torch.amp.GradScaler(plan.runtime.device.type)
         self.result = FitResult(micro_batch=plan.runtime.micro_batch)
         self.rows = own_rows(plan.optim.batch_size, plan.runtime.device)
-        own = plan.optim.batch_size if self.rows is None else len(self.rows.index)
-        if self.result.micro_batch is not None and self.result.micro_batch < own:
-            self._refuse_cut(f"runtime.micro_batch {self.result.micro_batch} would cut them")
+        check_micro_batch(objective, plan)
         share_out(objective)
         # What a forward pass changes, to undo it where the step is taken again.
         self.buffers: list[torch.Tensor] = list(objective.buffers())
@@ -375,8 +385,14 @@ class Training:
             self.average.load_state_dict(state["ema"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-        for name, value in state["result"].items():
-            setattr(self.result, name, value)
+        least = self.result.micro_batch
+        for name, value in {"evaluated": self.plan.total_steps, **state["result"]}.items():
+            setattr(self.result, name, value)  # older runs evaluated before they saved
+        if least is not None:
+            self.result.micro_batch = min(least, self.result.micro_batch or least)
+        best = self.result.best
+        if best and not processes.on_first(partial(_holds_best, checkpoints / BEST, best)):
+            self.result.best = {}
 
     def _undo(self) -> None:
         """Undo what the forward passes of a step changed; the weights are as they were."""
@@ -400,7 +416,7 @@ class Training:
                 f"{self._own_size()} images a process are too many"
             ) from failure
         size = min(self.result.micro_batch or self._own_size(), self._own_size())
-        self._refuse_cut(f"{size} are too many for the memory")
+        _refuse_cut(self.objective, self.plan, f"{size} are too many for the memory")
         if size <= 2:
             raise OutOfMemoryError(
                 "out of memory with 2 images at once: use a smaller model or image size, or "
@@ -423,12 +439,24 @@ class Training:
     def _has_batch_norm(self) -> bool:
         return any(isinstance(module, _BatchNorm) for module in self.objective.modules())
 
-    def _refuse_cut(self, why: str) -> None:
-        if self.objective.compares_images:
-            raise ConfigError(
-                f"{self.plan.title}: this method compares the images of a batch with each other, "
-                f"and {why}: lower --batch-size, or use --grad-checkpointing"
-            )
+
+def check_micro_batch(objective: AbstractObjective[Any], plan: FitPlan) -> None:
+    """Refuse micro-batches of a method that compares images.
+
+    Raises:
+        ConfigError: If the batches of a process would be cut.
+    """
+    most = plan.runtime.micro_batch
+    if most is not None and most < -(-plan.optim.batch_size // processes.count()):
+        _refuse_cut(objective, plan, f"runtime.micro_batch {most} would cut them")
+
+
+def _refuse_cut(objective: AbstractObjective[Any], plan: FitPlan, why: str) -> None:
+    if objective.compares_images:
+        raise ConfigError(
+            f"{plan.title}: this method compares the images of a batch with each other, and {why}: "
+            "lower --batch-size, or use --grad-checkpointing"
+        )
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -436,6 +464,24 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return not isinstance(error, OutOfMemoryError)
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _holds_best(path: Path, best: dict[str, float]) -> bool:
+    """Tell whether the best weights are those of the scores that are remembered; say if not."""
+    try:
+        step = load_checkpoint(path)["result"]["best"].get("step")
+    except (ConfigError, DataError) as error:
+        logger.warning("%s: the best of the evaluations to come is taken", error)
+        return False
+    if step != best["step"]:
+        logger.warning(
+            "%s is of step %s, not of %s as the state that is continued: the best of the "
+            "evaluations to come is taken",
+            path,
+            step,
+            best["step"],
+        )
+    return step == best["step"]
 
 
 @contextmanager
@@ -475,6 +521,12 @@ def _ends_period(step: int, plan: FitPlan) -> bool:
     return math.floor((step + 1) / period + 1e-9) > math.floor(step / period + 1e-9)
 
 
+def _owes_evaluation(result: FitResult, plan: FitPlan, end: int) -> bool:
+    """Tell whether the evaluation that is due after the steps done was not made."""
+    due = result.step == end or (result.step > 0 and _ends_period(result.step - 1, plan))
+    return due and result.evaluated < result.step
+
+
 def _is_best(result: FitResult, select_on: str | None) -> bool:
     """Tell whether the last evaluation beats all before it; NaN never does."""
     if select_on is None:
@@ -507,4 +559,5 @@ def note_signals() -> Iterator[list[int]]:
         yield received
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as a run that is ending anyway
+                signal.signal(number, handler)

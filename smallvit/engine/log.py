@@ -95,7 +95,7 @@ class TrainLog:
             self._bar.update(self._bar.task_ids[0], completed=step, text=text)
         if say or (self._bar is None and now - self._last_line >= QUIET_S):
             self._last_line = now
-            left = (now - self._start) / (step - self.first_step) * (self.total_steps - step)
+            left = (now - self._start) / max(step - self.first_step, 1) * (self.total_steps - step)
             eta = f"  {left:.0f} s left" if step < self.total_steps else ""
             logger.info("%s  step %d/%d  %s%s", self.title, step, self.total_steps, text, eta)
 

@@ -7,6 +7,7 @@ there, on a connection of its own to torchrun's store, and looks for the others 
 import logging
 import os
 import platform
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -28,9 +29,11 @@ from smallvit.core.launch import launched
 logger = logging.getLogger("smallvit")
 BEAT_S = 2.0
 SILENCE_S = 20.0  # after which a process counts as lost
-GRACE_S = 10.0  # in which the main thread may say so itself
+GRACE_S = 10.0  # in a message to a lost process, in which the main thread may say so itself
+LIMIT_S = 40.0  # without it, in work of its own
 # Of one message between the processes: the first may pack data or score while others wait.
 TIMEOUT = timedelta(hours=2)
+STORE = "torchrun's store"
 _beats: "Beats | None" = None
 
 
@@ -81,6 +84,9 @@ def naming_lost_process() -> Iterator[None]:
     except Exception as error:
         if not is_lost_connection(error):
             raise
+        # torchrun tells all others to end as soon as one is gone; what is left is short.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         assert _beats is not None
         lost = _beats.find_lost(SILENCE_S + 2 * BEAT_S)
         what = ", ".join(lost) if lost else "the connection to another process"
@@ -144,7 +150,7 @@ class Beats:
                     if now - self.seen[other][1] > SILENCE_S or (here and _has_ended(int(pid))):
                         lost.append(f"process {other} of {self.count} ({host}, pid {pid})")
             except (dist.DistError, RuntimeError):
-                return ["torchrun's store"]
+                return [STORE]
         return lost
 
     def _get(self, key: str) -> str:
@@ -153,15 +159,25 @@ class Beats:
         return self.store.get(f"smallvit/{key}").decode()
 
     def _run(self) -> None:
+        missed = None
         while not self.gone.wait(BEAT_S):
-            lost = self._look()
-            if lost and not self.gone.wait(GRACE_S):
-                # The main thread waits for a message that never comes.
-                logger.error(
-                    "smallvit: lost %s: continue with --resume from the last checkpoint",
-                    ", ".join(lost),
-                )
-                os._exit(1)
+            lost, now = self._look(), time.monotonic()
+            if not lost:
+                missed = None
+                continue
+            missed = now if missed is None else missed
+            if lost == [STORE]:
+                # The others are there: all stop after a step, with the state saved.
+                os.kill(os.getpid(), signal.SIGTERM)
+                if self.gone.wait(LIMIT_S):
+                    return
+            elif processes.waiting_s() < GRACE_S and now - missed < LIMIT_S:
+                continue
+            # The main thread waits for a message that never comes.
+            logger.error(
+                "smallvit: process %d lost %s: continue with --resume", self.rank, ", ".join(lost)
+            )
+            os._exit(1)
 
 
 def _has_ended(pid: int) -> bool:

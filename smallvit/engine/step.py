@@ -57,16 +57,19 @@ def train_step(
     for place, part in _cut(batch, micro_batch, rows, runtime):
         if seed is not None:
             torch.manual_seed(seed)
-        with seeing(part), runtime.autocast():
-            output = objective(batch if place is None else batch.take(place))
         share = 1.0 if part is None else part.share
-        loss = output.loss if share == 1 else output.loss * share
-        (loss if scaler is None else scaler.scale(loss)).backward()
+        with seeing(part):
+            with runtime.autocast():
+                output = objective(batch if place is None else batch.take(place))
+            loss = output.loss if share == 1 else output.loss * share
+            # Inside too: checkpointed blocks are computed again here.
+            (loss if scaler is None else scaler.scale(loss)).backward()
         values = {"train/loss": output.loss.detach(), **output.metrics}
         for name, value in values.items():
             weighed = value.float() if share == 1 else value.float() * share
             totals[name] = totals[name] + weighed if name in totals else weighed
     processes.add_up_gradients_(parameters)
+    objective.before_update()
     if scaler is not None:
         scaler.unscale_(optimizer)
     limit = float("inf") if grad_clip_norm is None else grad_clip_norm

@@ -101,6 +101,10 @@ class DinoObjective(AbstractPretraining):
             loss = self.criterion(list(teacher), student, teacher_temp=temp)
         return StepOutput(loss=loss, metrics=metrics)
 
+    def before_update(self) -> None:
+        """Add up the means that the centre moves by."""
+        self.criterion.add_up_center()
+
     def after_step(self, progress: float) -> None:
         """Move the centre, and the momentum teacher towards the student."""
         self.criterion.move_center()

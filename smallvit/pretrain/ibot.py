@@ -183,12 +183,21 @@ class IbotObjective(AbstractPretraining):
         metrics |= {f"train/loss_{name}": term.detach() for name, term in terms.items()}
         return StepOutput(loss=loss, metrics=metrics)
 
+    @property
+    def _patch_center(self) -> PatchCenter:
+        center = self.patch_criterion.center
+        assert isinstance(center, PatchCenter)
+        return center
+
+    def before_update(self) -> None:
+        """Add up the means that both centres move by."""
+        self.criterion.add_up_center()
+        self._patch_center.add_up()
+
     def after_step(self, progress: float) -> None:
         """Move both centres, and the momentum teacher towards the student."""
         self.criterion.move_center()
-        patch_center = self.patch_criterion.center
-        assert isinstance(patch_center, PatchCenter)
-        patch_center.move()
+        self._patch_center.move()
         pairs: list[tuple[nn.Module, nn.Module]] = [
             (self.ema_teacher, self.student),
             (self.ema_teacher_head, self.student_head),

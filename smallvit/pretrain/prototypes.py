@@ -107,6 +107,10 @@ class ViewLoss(DINOLoss):
         """Note the mean of a part of the batch."""
         self.batch_center.add_(_weigh(teacher_out.mean(dim=(0, 1), keepdim=True)))
 
+    def add_up_center(self) -> None:
+        """Add up what all processes noted."""
+        add_up_(self.batch_center)
+
     @torch.no_grad()
     def move_center(self) -> None:
         """Move the centre by what was noted in this step."""
@@ -130,6 +134,10 @@ class PatchCenter(Center):
         """Note the mean of a part of the batch."""
         self.batch_center.add_(_weigh(x.mean(dim=0, keepdim=True)))
 
+    def add_up(self) -> None:
+        """Add up what all processes noted."""
+        add_up_(self.batch_center)
+
     @torch.no_grad()
     def move(self) -> None:
         """Move the centre by what was noted in this step."""
@@ -143,7 +151,7 @@ def _weigh(mean: Tensor) -> Tensor:
 
 
 def _move(center: Tensor, batch_center: Tensor, momentum: float) -> None:
-    center.copy_(center_momentum(center, add_up_(batch_center), momentum))
+    center.copy_(center_momentum(center, batch_center, momentum))
     batch_center.zero_()
 
 

@@ -11,7 +11,7 @@ import yaml
 import smallvit
 from smallvit.core import places
 from smallvit.core.config import Layer, Range, find_errors, merge, resolve, show, to_plain
-from smallvit.core.errors import ConfigError, suggest
+from smallvit.core.errors import ConfigError, DataError, suggest
 from smallvit.core.run_folder import Run
 from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import DataConfig
@@ -41,6 +41,8 @@ PATHS = (
     "finetune.teacher",
     "segment.init",
 )
+# What a resumed run may change: the step stays as it is.
+FREE_AT_RESUME = ("runtime.micro_batch", "runtime.grad_checkpointing")
 OF_NAMED_DATA = ("dataset", "path", "image_column", "label_column", "hflip")
 
 
@@ -393,6 +395,8 @@ def open_unfinished(folder: Path, stage: str) -> Run:
     if not (folder / "recipe.yaml").is_file() or not (folder / "result.json").is_file():
         raise ConfigError(f"--resume {folder}: no run there")
     run = Run(folder)
+    if not {"stage", "status"} <= run.result.keys():
+        raise DataError(f"{folder}/result.json is broken: repeat the run")
     if run.result["stage"] != stage:
         raise ConfigError(f"--resume {folder}: that is a {run.result['stage']} run, not {stage}")
     if run.completed:
@@ -406,7 +410,11 @@ def refuse_changes(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, A
     Raises:
         ConfigError: Naming the first few that differ.
     """
-    changed = differences(theirs, ours)
+    changed = [
+        change
+        for change in differences(theirs, ours)
+        if not change.startswith(tuple(f"{key}:" for key in FREE_AT_RESUME))
+    ]
     if changed:
         raise ConfigError(
             f"--resume {folder} continues the same run, but these settings differ: "

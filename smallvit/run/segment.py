@@ -13,7 +13,7 @@ from smallvit.core.config import Layer, Range, merge, resolve, to_plain
 from smallvit.core.errors import DataError
 from smallvit.core.run_folder import Run, open_run
 from smallvit.data.loader import Order
-from smallvit.engine.checkpoint import BEST, load_scored
+from smallvit.engine.checkpoint import BEST, load_scored, take_best
 from smallvit.engine.curves import draw_curves
 from smallvit.engine.fit import FitResult
 from smallvit.engine.log import LogConfig
@@ -145,9 +145,10 @@ def run_segment(
     with opened(recipe.runtime, call) as runtime:
         values = to_plain(recipe)
         if resume is not None:
-            # Keys that its version did not know have their defaults.
-            theirs = merge(to_plain(SegmentRecipe()), open_unfinished(resume, STAGE).recipe)
-            refuse_changes(resume, theirs, values)
+            # As the run has them: keys that its version did not know have their defaults.
+            run = open_unfinished(resume, STAGE)
+            refuse_changes(resume, merge(to_plain(SegmentRecipe()), run.recipe), values)
+            values = run.recipe
         data = processes.ahead(partial(_load, recipe, runtime))
         return train(_prepare(recipe, data, runtime), runtime, values, call)
 
@@ -294,7 +295,7 @@ def _finish(
     """Export the selected network; draw the curves and some validation images."""
     dataset = data.dataset
     if result.best and result.best["step"] != result.step:
-        objective.load_state_dict(load_scored(folder / "checkpoints" / BEST))
+        result.best = result.best if take_best(objective, folder / "checkpoints") else {}
     _, arguments = model_arguments(recipe.model, num_classes=0, image_size=dataset.image_size)
     metrics = ", ".join(
         f"{k} {v:.4f}" for k, v in (result.best or result.metrics).items() if k != "step"

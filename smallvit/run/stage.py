@@ -14,7 +14,7 @@ from smallvit.core.objective import AbstractObjective
 from smallvit.core.run_folder import Run
 from smallvit.data.loader import Dataset, Order
 from smallvit.data.views import LabelledBatches, ViewBatches
-from smallvit.engine.checkpoint import BEST, load_scored
+from smallvit.engine.checkpoint import take_best
 from smallvit.engine.curves import draw_curves
 from smallvit.engine.fit import FitResult
 from smallvit.engine.optim import ScheduleConfig, warmup_steps
@@ -107,6 +107,12 @@ def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Job
         _check_views(backbone, config.method.views.local_size, dataset.image_size)
     objective = create_objective(backbone, config.method, image_size=dataset.image_size)
     objective = objective.to(runtime.device)
+    trained = any(parameter.requires_grad for parameter in objective.exported.parameters())
+    if config.optim.ema_decay is not None and not trained:
+        raise ConfigError(
+            f"{config.method.name} exports its momentum teacher, which is an average already: "
+            "leave pretrain.optim.ema_decay out"
+        )
     train = dataset.splits["train"]
     if objective.compares_images:
         check_batch_size(config.method.name, config.optim.batch_size, len(train))
@@ -331,7 +337,7 @@ def _finish(
 ) -> None:
     """Export the selected weights; draw the curves and, after stage 1, what the tokens hold."""
     if result.best and result.best["step"] != result.step:
-        objective.load_state_dict(load_scored(folder / "checkpoints" / BEST))
+        result.best = result.best if take_best(objective, folder / "checkpoints") else {}
     num_classes = backbone.model.num_classes
     assert isinstance(num_classes, int)
     _, arguments = model_arguments(model, num_classes=num_classes, image_size=dataset.image_size)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from smallvit.core import places, processes, rng
-from smallvit.core.errors import ConfigError
+from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.objective import AbstractObjective
 from smallvit.core.run_folder import (
     Run,
@@ -26,8 +26,8 @@ from smallvit.core.run_folder import (
 )
 from smallvit.data.loader import Dataset, Order
 from smallvit.engine.checkpoint import check_room, has_checkpoint
-from smallvit.engine.fit import FitPlan, FitResult, fit
-from smallvit.engine.log import LogConfig
+from smallvit.engine.fit import FitPlan, FitResult, check_micro_batch, fit
+from smallvit.engine.log import LogConfig, read_metrics
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.engine.process_group import process_group
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime, say_faster_precision
@@ -145,6 +145,7 @@ def train(job: Job, runtime: Runtime, values: dict[str, Any], call: Call) -> Run
             "each needs two images of a step"
         )
     plan = _plan(job, runtime, values)
+    check_micro_batch(job.objective, plan)
     if call.dry_run:
         fit(job.objective, job.batches, plan, evaluate=job.evaluate, stop_after=1)
         logger.info("dry run of %s: settings, data, model and one step are fine", job.stage)
@@ -248,12 +249,23 @@ def _start(job: Job, runtime: Runtime, call: Call, folder: Path) -> bool:
     env = describe_environment(job.dataset, runtime, call.argv, job.provenance)
     if job.class_names is not None:
         env["dataset"]["class_names"] = list(job.class_names)
-    write_json(folder / "env.json", env)
     checkpoints = folder / "checkpoints"
     again = call.resume is not None and has_checkpoint(checkpoints)
     if call.resume is not None and not again:
+        if any("val/" in key for row in read_metrics(folder / "metrics.jsonl") for key in row):
+            raise DataError(
+                f"{checkpoints} holds no checkpoint, and the run had saved some: put one back, or "
+                "start anew with --overwrite"
+            )
         logger.warning("%s holds no checkpoint: it starts at step 0", folder)
-    check_room(checkpoints, job.objective, selects=job.select_on is not None)
+    checkpoints.mkdir(exist_ok=True)
+    write_json(folder / "env.json", env)
+    check_room(
+        checkpoints,
+        job.objective,
+        selects=job.select_on is not None,
+        averages=job.optim.ema_decay is not None,
+    )
     return again
 
 

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from smallvit.core import rng
+from smallvit.core import processes, rng
 from smallvit.core.config import Range
 from smallvit.data import augment, geometry
 from smallvit.data.augment import Fraction, check_bounds
 from smallvit.data.loader import InOrder, Order, Split, channel_tensors
-from smallvit.segment.data import SegmentData
+from smallvit.segment.data import IGNORED, SegmentData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,13 @@ class SegmentBatch:
     Attributes:
         images: Normalised.
         masks: Class indices; ``IGNORED`` where none counts.
+        counted: Pixels of the whole step that are not ignored, of which these images may be a part;
+            ``None`` where the loss is not asked for.
     """
 
     images: Float[Tensor, "B 3 H W"]
     masks: Int[Tensor, "B H W"]
+    counted: Float[Tensor, ""] | None = None
 
     def __len__(self) -> int:
         """Count the images."""
@@ -38,7 +41,7 @@ class SegmentBatch:
 
     def take(self, rows: Int[Tensor, " b"]) -> "SegmentBatch":
         """Return some images with their masks."""
-        return SegmentBatch(images=self.images[rows], masks=self.masks[rows])
+        return SegmentBatch(images=self.images[rows], masks=self.masks[rows], counted=self.counted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +91,11 @@ class SegmentBatches:
         images = augment.to_float(self.split.take(draw.position))
         images = geometry.resample(images, where, (side, side), kernel="bicubic", fill="edge")
         images = images.contiguous().clamp_(0, 1)  # the kernel overshoots
+        masks = crop_masks(self.data.take_masks(self.split, draw.position).long(), where)
         return SegmentBatch(
             images=augment.normalise(images, self.mean, self.std),
-            masks=crop_masks(self.data.take_masks(self.split, draw.position).long(), where),
+            masks=masks,
+            counted=processes.add_up_((masks != IGNORED).sum().float()),
         )
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.core.objective import AbstractObjective, StepOutput
+from smallvit.core.rows import current_rows
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.segment.batches import SegmentBatch
 from smallvit.segment.data import IGNORED
@@ -18,7 +19,9 @@ from smallvit.segment.heads import AbstractSegmentHead, resize
 
 
 def pixel_cross_entropy(
-    logits: Float[Tensor, "B C H W"], masks: Int[Tensor, "B H W"]
+    logits: Float[Tensor, "B C H W"],
+    masks: Int[Tensor, "B H W"],
+    counted: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy over all pixels of the batch that are not ignored.
 
@@ -27,10 +30,11 @@ def pixel_cross_entropy(
     Args:
         logits: Of each pixel.
         masks: Class indices; ``IGNORED`` where none counts.
+        counted: What the sum is divided by; ``None`` is the pixels that are not ignored.
     """
-    counted = masks != IGNORED
-    log_prob = logits.log_softmax(dim=1).gather(1, masks.where(counted, 0)[:, None])[:, 0]
-    return -(log_prob * counted).sum() / counted.sum().clamp(min=1)
+    here = masks != IGNORED
+    log_prob = logits.log_softmax(dim=1).gather(1, masks.where(here, 0)[:, None])[:, 0]
+    return -(log_prob * here).sum() / (here.sum() if counted is None else counted).clamp(min=1e-6)
 
 
 class SegmentObjective(AbstractObjective[SegmentBatch]):
@@ -55,9 +59,13 @@ class SegmentObjective(AbstractObjective[SegmentBatch]):
     def forward(self, batch: SegmentBatch) -> StepOutput:
         """Classify the pixels."""
         logits = self.logits(batch.images)
-        counted = batch.masks != IGNORED
-        right = ((logits.argmax(dim=1) == batch.masks) & counted).sum()
+        here = batch.masks != IGNORED
+        rows, counted = current_rows(), here.sum().float()
+        if rows is not None and batch.counted is not None:
+            # Parts weigh as much as their rows, and pixels alike wherever they are.
+            counted = batch.counted * rows.share
+        right = ((logits.argmax(dim=1) == batch.masks) & here).sum()
         return StepOutput(
-            loss=pixel_cross_entropy(logits, batch.masks),
-            metrics={"train/pixel_accuracy": right / counted.sum().clamp(min=1)},
+            loss=pixel_cross_entropy(logits, batch.masks, counted),
+            metrics={"train/pixel_accuracy": right / counted.clamp(min=1e-6)},
         )

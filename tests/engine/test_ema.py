@@ -89,3 +89,16 @@ def test_averaging_leaves_the_training_as_it_is(finetune, labelled_batch, plan):
         load_checkpoint(each.folder / "checkpoints" / "last.pt") for each in (plan, with_average)
     )
     torch.testing.assert_close(ours["objective"], theirs["objective"], rtol=0, atol=0)
+
+
+def test_statistics_of_batch_norms_are_averaged_with_the_weights_and_frozen_ones_are_not():
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+            self.ema_teacher = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+            self.ema_teacher.requires_grad_(False)
+
+    names = set(WeightAverage(Pair(), 0.9).state_dict())
+    assert {"student.1.running_mean", "student.1.running_var"} <= names
+    assert not any(name.startswith("ema_teacher") for name in names)

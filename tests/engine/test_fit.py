@@ -1,3 +1,4 @@
+import logging
 import os
 import signal
 from dataclasses import replace
@@ -7,7 +8,7 @@ import torch
 
 from smallvit.core.errors import ConfigError, DivergedError, InterruptedRunError
 from smallvit.data.batches import LabelledBatch
-from smallvit.engine.checkpoint import load_checkpoint
+from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
 from smallvit.engine.fit import FitPlan, fit
 from smallvit.engine.log import LogConfig, read_metrics
 from smallvit.engine.optim import ScheduleConfig
@@ -231,3 +232,53 @@ def test_settings_of_another_run_are_not_resumed(finetune, labelled_batch, plan)
     other = replace(plan, identity={"settings": "{'lr': 1}"})
     with pytest.raises(ConfigError, match="was written with other settings"):
         fit(finetune(), labelled_batch, other, resume=True)
+
+
+def test_a_resumed_run_makes_the_evaluation_that_was_not_made(finetune, labelled_batch, plan):
+    """As after another process was lost in it: the state of the step was saved, no scores."""
+    plan = replace(plan, select_on="val/top1")
+
+    def evaluate() -> dict[str, float]:
+        return {"val/top1": 0.5}
+
+    fit(finetune(), labelled_batch, plan, evaluate=evaluate)
+    path = plan.folder / "checkpoints" / "last.pt"
+    state = load_checkpoint(path)
+    del state["format"]
+    state["result"] |= {"evaluated": 4, "best": {}, "metrics": {}}
+    save_checkpoint(path, state)
+    (plan.folder / "metrics.jsonl").unlink()
+    result = fit(finetune(), labelled_batch, plan, evaluate=evaluate, resume=True)
+    assert result.best == {"val/top1": 0.5, "step": 8}
+    assert [row["val/top1"] for row in read_metrics(plan.folder / "metrics.jsonl")] == [0.5]
+
+
+@pytest.mark.parametrize("spoil", ["cut", "other"])
+def test_best_weights_that_are_not_those_of_the_scores_are_not_trusted(
+    finetune, labelled_batch, plan, spoil, caplog, monkeypatch
+):
+    logger = logging.getLogger("smallvit")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    plan = replace(plan, select_on="val/top1", schedule=replace(plan.schedule, eval_epochs=0.5))
+    scores = iter([0.9, 0.1, 0.2, 0.3])
+    fit(
+        finetune(),
+        labelled_batch,
+        plan,
+        evaluate=lambda: {"val/top1": next(scores)},
+        stop_after=4,
+    )
+    best = plan.folder / "checkpoints" / "best.pt"
+    if spoil == "cut":
+        best.write_bytes(best.read_bytes()[:1000])
+    else:
+        state = load_checkpoint(best)
+        del state["format"]
+        state["result"]["best"]["step"] = 3
+        save_checkpoint(best, state)
+    result = fit(
+        finetune(), labelled_batch, plan, evaluate=lambda: {"val/top1": next(scores)}, resume=True
+    )
+    assert result.best == {"val/top1": 0.3, "step": 8}
+    assert "the best of the evaluations to come is taken" in caplog.text

@@ -8,8 +8,9 @@ import torch
 
 from smallvit.core.errors import ConfigError, OutOfMemoryError
 from smallvit.engine.checkpoint import load_checkpoint
-from smallvit.engine.fit import fit, is_out_of_memory
+from smallvit.engine.fit import Training, fit, is_out_of_memory
 from smallvit.engine.log import LogConfig, read_metrics
+from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
 
 CPU_SAYS = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"
 
@@ -32,7 +33,9 @@ def test_a_step_that_does_not_fit_is_repeated_in_micro_batches(
     finetune, labelled_batch, plan, monkeypatch, caplog, error
 ):
     """Losses and gradients are those of the whole batch, but for rounding; it is said once."""
-    logging.getLogger("smallvit").propagate = True
+    logger = logging.getLogger("smallvit")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "level", logging.WARNING)
     plan = replace(plan, log=LogConfig(every_steps=1))
     short = replace(plan, folder=plan.folder.with_name("short"))
     (short.folder / "checkpoints").mkdir(parents=True)
@@ -40,9 +43,9 @@ def test_a_step_that_does_not_fit_is_repeated_in_micro_batches(
     objective = short_of_memory(finetune(), monkeypatch, 2, error)
     result = fit(objective, labelled_batch, short)
     assert result.micro_batch == 2
-    said = [record for record in caplog.records if "out of memory" in record.message]
-    assert [record.levelname for record in said] == ["WARNING"]
-    assert "micro-batches of 2" in said[0].message
+    said = {record.message for record in caplog.records if "out of memory" in record.message}
+    assert len(said) == 1
+    assert "with 4 images at once: the step is repeated with micro-batches of 2" in said.pop()
     rows, whole = (read_metrics(each.folder / "metrics.jsonl") for each in (short, plan))
     for row, other in zip(rows, whole, strict=True):
         for name in ("train/loss", "train/loss_token", "opt/grad_norm"):
@@ -136,3 +139,21 @@ def test_buffers_of_a_repeated_step_are_as_before(plan, monkeypatch):
     fit(objective, lambda _: Numbers(), plan)
     assert objective.tries == 3  # once in vain, then in two halves
     assert objective.norm.num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_checkpointed_blocks_drop_the_same_when_they_are_computed_again(
+    small_vit, labelled_batch, plan, drop_path
+):
+    """Gradients of micro-batches are those of the whole batch, not of other masks."""
+    norms = []
+    for micro_batch in (None, 2):
+        backbone = small_vit(drop_path_rate=drop_path)
+        backbone.set_grad_checkpointing()
+        objective = FinetuneObjective(backbone, num_classes=5, config=SupervisedConfig())
+        runtime = replace(plan.runtime, micro_batch=micro_batch, grad_checkpointing=True)
+        training = Training(objective, replace(plan, runtime=runtime, folder=None))
+        norms.append(
+            [training.take_step(step, labelled_batch)["opt/grad_norm"].item() for step in range(3)]
+        )
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)

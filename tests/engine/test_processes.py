@@ -145,14 +145,26 @@ def test_a_killed_process_ends_the_run_with_its_name_and_what_was_done_is_kept(t
     assert "process 1 of 2" in result["error"]
     state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
     assert state["result"]["step"] >= 3
+    moments = state["optimizer"]["state"].values()
+    assert {int(moment["step"]) for moment in moments} == {state["result"]["step"]}
+    assert not (folder / "run.lock").exists()
 
 
 def test_work_of_one_process_is_refused_under_torchrun(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     assert main(["bench", "digits", "--out", str(tmp_path / "board")]) == 2
     assert "torchrun started 2" in capsys.readouterr().err
     assert not (tmp_path / "board").exists()
+
+
+def test_an_environment_that_is_not_torchruns_is_refused_with_the_remedy(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert main(["pretrain", "--dataset", "digits"]) == 2
+    assert "WORLD_SIZE is 'many', which is not what torchrun says" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("total", "parts"), [(8, 2), (7, 2), (9, 3), (256, 8), (10, 5), (1, 1)])

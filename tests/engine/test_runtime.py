@@ -78,8 +78,9 @@ def test_a_compiled_run_is_the_plain_one(dino, view_batch, plan, monkeypatch, wi
 
 @pytest.mark.parametrize(("precision", "said"), [("auto", True), ("fp32", False)])
 def test_a_cpu_with_bfloat16_says_so_where_nobody_chose(precision, said, monkeypatch, caplog):
-    logging.getLogger("smallvit").propagate = True
-    logging.getLogger("smallvit").setLevel("INFO")
+    logger = logging.getLogger("smallvit")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "level", logging.INFO)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     say_faster_precision(RuntimeConfig(precision=precision), torch.device("cpu"))
     assert ("--precision bf16" in caplog.text) is said

@@ -178,11 +178,18 @@ def test_without_a_whole_checkpoint_nothing_is_started_from_scratch(stopped, cap
     assert (stopped / "metrics.jsonl").read_text() == before
 
 
-def test_a_run_that_lost_its_checkpoints_says_that_it_begins_again(
-    stopped, whole, same_weights, capsys
-):
+def test_a_run_that_had_saved_and_lost_its_checkpoints_is_not_begun_again(stopped, capsys):
     shutil.rmtree(stopped / "checkpoints")
-    (stopped / "checkpoints").mkdir()
+    before = (stopped / "metrics.jsonl").read_text()
+    assert main(["finetune", "--resume", str(stopped)]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "checkpoints holds no checkpoint, and the run had saved some: put one back" in said
+    assert (stopped / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_that_never_saved_says_that_it_begins_again(stopped, whole, same_weights, capsys):
+    shutil.rmtree(stopped / "checkpoints")
+    (stopped / "metrics.jsonl").unlink()
     assert main(["finetune", "--resume", str(stopped)]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert f"{stopped} holds no checkpoint: it starts at step 0" in said

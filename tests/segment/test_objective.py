@@ -61,3 +61,14 @@ def test_logits_have_the_images_size_and_the_network_learns_too(small_vit):
     assert all(p.grad is not None for p in objective.parameters())
     right = (objective.logits(batch.images).argmax(dim=1) == 1).float().mean()
     torch.testing.assert_close(output.metrics["train/pixel_accuracy"], right)
+
+
+def test_parts_of_a_batch_add_up_to_its_loss_however_many_pixels_they_count():
+    """The first image has a row that is ignored, the second all of its pixels."""
+    logits, whole = noise(B, C, SIDE, SIDE), masks()
+    counted = (whole != IGNORED).sum().float()
+    parts = [
+        0.5 * pixel_cross_entropy(logits[i : i + 1], whole[i : i + 1], counted * 0.5)
+        for i in range(B)
+    ]
+    torch.testing.assert_close(sum(parts), pixel_cross_entropy(logits, whole))
