@@ -22,14 +22,30 @@ def launched_number() -> int:
 def _read() -> tuple[int, int]:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return 0, 1
-    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
-        value = os.environ.get(name, "")
-        if not value.isdecimal():
-            raise ConfigError(
-                f"RANK is set, and {name} is {value!r}, which is not what torchrun says: unset "
-                "RANK and WORLD_SIZE, or start with torchrun"
-            )
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    number, size = _read_number("RANK"), _read_number("WORLD_SIZE")
+    if size == 1 and number == 0:
+        return 0, 1  # as some clusters say of a process alone
+    _read_number("MASTER_PORT")
+    if number >= size:
+        raise _not_torchrun("RANK")
+    if not os.environ.get("MASTER_ADDR"):
+        raise _not_torchrun("MASTER_ADDR")
+    return number, size
+
+
+def _read_number(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdecimal():
+        raise _not_torchrun(name)
+    return int(value)
+
+
+def _not_torchrun(name: str) -> ConfigError:
+    value = os.environ.get(name, "")
+    return ConfigError(
+        f"RANK is set, and {name} is {value!r}, which is not what torchrun says: unset RANK and "
+        "WORLD_SIZE, or start with torchrun"
+    )
 
 
 def refuse_several(work: str) -> None:

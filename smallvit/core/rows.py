@@ -106,11 +106,6 @@ def cut(
     return found
 
 
-def of_batch(values: Float[Tensor, "*at B _"]) -> Float[Tensor, "*at b _"]:
-    """Return the rows at hand of values that were drawn for the whole batch."""
-    return values if _current is None else values.index_select(-2, _current.index)
-
-
 def gather(values: Float[Tensor, "*at b D"]) -> Float[Tensor, "*at B D"]:
     """Put the rows of all processes together, in the order of the whole batch.
 

@@ -407,7 +407,7 @@ class Training:
 
         Raises:
             ConfigError: If the batch must stay whole.
-            MemoryError: If two images are too many already.
+            OutOfMemoryError: If two images are too many already, or several processes train.
         """
         if processes.count() > 1:
             raise OutOfMemoryError(
@@ -461,9 +461,8 @@ def _refuse_cut(objective: AbstractObjective[Any], plan: FitPlan, why: str) -> N
 
 def is_out_of_memory(error: Exception) -> bool:
     """Tell whether a device or the host had too little memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return not isinstance(error, OutOfMemoryError)
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def _holds_best(path: Path, best: dict[str, float]) -> bool:

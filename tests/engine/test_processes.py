@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from smallvit.cli.app import main
+from smallvit.core.launch import launched, launched_number
 from smallvit.core.rows import Rows, cut, mirrored_part, seeing
 from smallvit.engine.log import read_metrics
 
@@ -154,17 +155,32 @@ def test_work_of_one_process_is_refused_under_torchrun(tmp_path, monkeypatch, ca
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
     assert main(["bench", "digits", "--out", str(tmp_path / "board")]) == 2
     assert "torchrun started 2" in capsys.readouterr().err
     assert not (tmp_path / "board").exists()
 
 
-def test_an_environment_that_is_not_torchruns_is_refused_with_the_remedy(monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "many")
-    monkeypatch.setenv("MASTER_PORT", "29500")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WORLD_SIZE", "many"), ("RANK", "2"), ("MASTER_PORT", ""), ("MASTER_ADDR", "")],
+)
+def test_an_environment_that_is_not_torchruns_is_refused_with_the_remedy(
+    name, value, monkeypatch, capsys
+):
+    given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "29500", "MASTER_ADDR": "localhost"}
+    for key, text in {**given, name: value}.items():
+        monkeypatch.setenv(key, text)
     assert main(["pretrain", "--dataset", "digits"]) == 2
-    assert "WORLD_SIZE is 'many', which is not what torchrun says" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{name} is {value!r}, which is not what torchrun says: unset RANK" in said
+
+
+def test_a_process_that_is_told_that_it_is_alone_is(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    assert (launched(), launched_number()) == (1, 0)
 
 
 @pytest.mark.parametrize(("total", "parts"), [(8, 2), (7, 2), (9, 3), (256, 8), (10, 5), (1, 1)])
