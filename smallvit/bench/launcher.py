@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smallvit.bench.node import Job, Outcome
+from smallvit.core.cores import cores
 from smallvit.core.errors import ConfigError
 
 LauncherName = Literal["local", "ray"]
@@ -71,7 +72,7 @@ class LocalLauncher(AbstractLauncher):
         """Start a process."""
         threads = {}
         if self.jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
-            threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // self.jobs, 1))}
+            threads = {"OMP_NUM_THREADS": str(max(cores() // self.jobs, 1))}
         self.running[job.name] = (job, start_process(job, threads))
 
     def wait(self, timeout_s: float) -> Sequence[tuple[str, Outcome]]:

@@ -6,12 +6,12 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from smallvit.core import places
+from smallvit.core.cores import cores
 from smallvit.core.errors import ConfigError, DataError
 
 LOCK = "run.lock"
@@ -115,9 +116,17 @@ def find_runs(root: Path) -> Iterator[Run]:
         except DataError:
             continue
         if {"started", "stage", "status"} <= result.keys():
-            found.append((str(result["started"]), path.parent))
+            found.append((_moment(result["started"]), path.parent))
     for _, folder in sorted(found):
         yield Run(folder)
+
+
+def _moment(started: Any) -> float:
+    """Return when a run was started, in seconds; text would sort by the clock on the wall."""
+    try:
+        return datetime.fromisoformat(str(started)).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0  # older than all whose start is known
 
 
 def new_folder(root: Path, dataset: str, label: str) -> Path:
@@ -293,8 +302,7 @@ def machine() -> str:
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
         name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    return f"{name}, {cores} cores"
+    return f"{name}, {cores()} cores"
 
 
 def _installed() -> list[str]:

@@ -23,6 +23,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from filelock import FileLock
 
+from smallvit.core.cores import cores
 from smallvit.core.errors import DataError
 from smallvit.data.images import to_rgb
 from smallvit.data.sources import Listing, Source, SourceSplit
@@ -457,7 +458,7 @@ def _decode(split: SourceSplit, image_size: int) -> Iterator[_Chunk]:
         images = images[: len(kept)]
         return _Chunk(kept, images, hash_images(images), broken)
 
-    threads = min(MAX_THREADS, os.cpu_count() or 1)
+    threads = min(MAX_THREADS, cores())
     most_waiting = 2 * threads + 1
     size = max(1, min(CHUNK, MAX_AHEAD // most_waiting))
     waiting: deque[Future[_Chunk]] = deque()

@@ -359,3 +359,16 @@ def test_a_run_that_fits_on_no_machine_of_ray_is_refused(ray):
         RayLauncher(num_cpus=3)
     with pytest.raises(ConfigError, match="asks for 1 GPU, the Ray cluster has 0"):
         RayLauncher(num_gpus=1)
+
+
+def test_runs_at_a_time_share_the_cores_that_the_suite_may_use(plan, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    told = []
+    monkeypatch.setattr(
+        "smallvit.bench.launcher.start_process", lambda _, environ: told.append(environ)
+    )
+    of_suite = plan()
+    LocalLauncher(jobs=2).start(job_of(of_suite, next(iter(of_suite.nodes))))
+    assert told == [{"OMP_NUM_THREADS": "3"}]

@@ -37,6 +37,15 @@ def test_runs_are_found_by_start_and_broken_ones_passed_over(tmp_path):
     assert [run.path for run in find_runs(tmp_path)] == [early, late]
 
 
+def test_runs_are_ordered_by_the_moment_of_their_start_not_by_the_clock_on_the_wall(tmp_path):
+    # Summer time ends between them: the clock goes back from 3 to 2.
+    second = make_run(tmp_path / "a", started="2026-10-25T02:10:00+0100")
+    first = make_run(tmp_path / "b", started="2026-10-25T02:50:00+0200")
+    abroad = make_run(tmp_path / "c", started="2026-10-24T21:00:00-0700")
+    unknown = make_run(tmp_path / "d", started="yesterday")
+    assert [run.path for run in find_runs(tmp_path)] == [unknown, first, second, abroad]
+
+
 def test_a_finished_run_of_the_stage_is_opened(tmp_path):
     run = open_run(make_run(tmp_path / "run"), stage="finetune")
     assert run.completed

@@ -229,7 +229,7 @@ def test_images_in_work_are_near_each_other_however_many_threads_there_are(
     tmp_path, monkeypatch, threads
 ):
     # Readers of tables rely on it: they keep the last 64 rows or more.
-    monkeypatch.setattr("os.cpu_count", lambda: threads)
+    monkeypatch.setattr("smallvit.data.store.cores", lambda: threads)
     lock, newest, furthest = threading.Lock(), 0, 0
 
     def read(i: int) -> Image.Image:
