@@ -17,6 +17,7 @@ from torch import Tensor
 
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
+from smallvit.data.geometry import products
 
 Policy = Literal[
     "none",
@@ -159,8 +160,19 @@ def adjust_contrast_(
     images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
     """Blend with the mean luminance, in place: 0 is an even grey, 1 the image."""
-    centre = images.mean(dim=(2, 3)) @ constant(LUMINANCE, images.device)
+    centre = _mean_luminance(images)
     return images.mul_(_each(factor)).add_(_each(centre * (1 - factor))).clamp_(0, 1)
+
+
+def _mean_luminance(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
+    """Return the mean luminance of each image, the same to the last bit in any batch and layout.
+
+    A sum of floats depends on the order that a processor adds in. Colours in [0, 1] are rounded to
+    multiples of 2**-24, as fine as float32 is, whose sums float64 holds exactly.
+    """
+    whole = (images * 2.0**24).round_().sum(dim=(2, 3), dtype=torch.float64)
+    red, green, blue = (whole * (2.0**-24 / images[0, 0].numel())).unbind(1)
+    return (red * LUMINANCE[0] + green * LUMINANCE[1] + blue * LUMINANCE[2]).float()
 
 
 def adjust_saturation_(
@@ -272,17 +284,18 @@ def blur(images: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, " B"]) -> Float[
     rows = _blur_matrix(height, sigma)
     columns = rows if width == height else _blur_matrix(width, sigma)
     # One product an image and axis for all channels, as in ``geometry.resample``.
-    out = images.reshape(batch, channels * height, width) @ columns.mT
+    out = products(images.reshape(batch, channels * height, width), columns.mT)
     out = out.reshape(batch, channels, height, width).transpose(1, 2)
-    out = rows @ out.reshape(batch, height, channels * width)
+    out = products(rows, out.reshape(batch, height, channels * width))
     return out.reshape(batch, height, channels, width).transpose(1, 2)
 
 
 def _blur_matrix(size: int, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B size size"]:
     """Gaussian blur along one axis as a matrix: kernel of radius size - 1, reflected inwards."""
+    # In float64 until it is rounded: the last bit must not depend on the lane of a vector unit.
     distance = torch.arange(size, device=sigma.device)
-    kernel = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2)
-    kernel = kernel / (2 * kernel.sum(dim=1, keepdim=True) - kernel[:, :1])
+    kernel = torch.exp(-0.5 * (distance / sigma[:, None].double()) ** 2)
+    kernel = (kernel / (2 * kernel.sum(dim=1, keepdim=True) - kernel[:, :1])).float()
     kernel = F.pad(kernel, (0, 1))  # beyond the radius: nothing
     direct, before, behind = _distances(size, sigma.device)
     matrix = kernel.index_select(1, direct)
@@ -335,7 +348,7 @@ def erase_(
         return images
     height, width = images.shape[2:]
     area = 0.02 + 0.38 * draws[:, 0]
-    aspect = 0.3 * (3.3 / 0.3) ** draws[:, 1]
+    aspect = (0.3 * (3.3 / 0.3) ** draws[:, 1].double()).float()
     high = ((area * aspect).sqrt().clamp(max=1) * height).round()
     wide = ((area / aspect).sqrt().clamp(max=1) * width).round()
     top = (draws[:, 2] * (height - high + 1)).floor()

@@ -79,7 +79,7 @@ def sample_resized_crop(
     """
     area = scale[0] + (scale[1] - scale[0]) * draws[:, 0]
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = torch.exp(low + (high - low) * draws[:, 1])
+    aspect = (low + (high - low) * draws[:, 1].double()).exp().float()
     height = (area / aspect).sqrt().clamp(max=1.0)
     width = (area * aspect).sqrt().clamp(max=1.0)
     hflips = (draws[:, 4] < 0.5) & hflip
@@ -149,14 +149,31 @@ def resample(
     )
     if maps.is_contiguous(memory_format=torch.channels_last):
         # Score maps of many classes: (B, h, H) x (B, H, W C), then (B h, w, W) x (B h, W, C).
-        out = (rows @ maps.movedim(1, 3).flatten(2)).reshape(-1, width, channels)
-        out = columns.repeat_interleave(size[0], dim=0) @ out
+        out = products(rows, maps.movedim(1, 3).flatten(2)).reshape(-1, width, channels)
+        out = products(columns.repeat_interleave(size[0], dim=0), out)
         return out.reshape(batch, *size, channels).movedim(3, 1)
     # One product an image and axis for all channels: (B, h, H) x (B, H, C W), then
     # (B, h C, W) x (B, W, w).
-    out = rows @ maps.transpose(1, 2).reshape(batch, height, channels * width)
-    out = out.reshape(batch, size[0] * channels, width) @ columns.mT
+    out = products(rows, maps.transpose(1, 2).reshape(batch, height, channels * width))
+    out = products(out.reshape(batch, size[0] * channels, width), columns.mT)
     return out.reshape(batch, size[0], channels, size[1]).transpose(1, 2)
+
+
+def products(
+    left: Float[Tensor, "B m k"], right: Float[Tensor, "B k n"]
+) -> Float[Tensor, "B m n"]:
+    """Multiply matrices in pairs so that each product is the same whatever else is in the batch.
+
+    A library of matrix products may add in another order where a matrix begins at another distance
+    from a boundary of 64 bytes. So on the CPU sides are filled up with zeros to multiples of 4, of
+    which a whole number of such blocks consists; most sides are.
+    """
+    rows, columns = left.shape[1], right.shape[2]
+    extra = [-size % 4 for size in (rows, left.shape[2], columns)]
+    if left.is_cuda or not any(extra):
+        return left @ right
+    left = F.pad(left, (0, extra[1], 0, extra[0]))
+    return (left @ F.pad(right, (0, extra[2], 0, extra[1])))[:, :rows, :columns]
 
 
 def shift(
@@ -203,7 +220,7 @@ def warp(
         fill: What lies outside the map: black, or the nearest cell.
     """
     height, width = maps.shape[2:]
-    places = _cell_centres(height, width, maps.device) @ to_source.mT
+    places = _moved(_cell_centres(height, width, maps.device), to_source)
     if fill == "edge" and not nearest and not maps.is_cuda:
         return _mean_of_four(maps, places)
     return F.grid_sample(
@@ -213,6 +230,18 @@ def warp(
         padding_mode="zeros" if fill == "zero" else "border",
         align_corners=False,
     )
+
+
+def _moved(
+    places: Float[Tensor, "places 3"], to_source: Float[Tensor, "B 2 3"]
+) -> Float[Tensor, "B places 2"]:
+    """Apply each transform to all places (x, y, 1); entry by entry, as ``compose``.
+
+    The order in which a matrix product adds may depend on how many transforms there are.
+    """
+    x, y, _ = places[:, None].unbind(2)
+    column = to_source[:, None].unbind(3)  # each (B, 1, 2)
+    return x * column[0] + y * column[1] + column[2]
 
 
 def _mean_of_four(
@@ -237,7 +266,8 @@ def _mean_of_four(
     first = torch.arange(batch, device=maps.device)[:, None, None] * (height * width)
     out = F.embedding_bag(
         (cells.long() + first).flatten(0, 1),
-        maps.movedim(1, 3).reshape(-1, channels),
+        # Contiguous: of one map alone reshape makes a view, whose sums round otherwise.
+        maps.movedim(1, 3).reshape(-1, channels).contiguous(),
         per_sample_weights=shares.flatten(0, 1),
         mode="sum",
     )
@@ -255,9 +285,9 @@ def _cell_centres(height: int, width: int, device: torch.device) -> Float[Tensor
 def compose(outer: Float[Tensor, "B 2 3"], inner: Float[Tensor, "B 2 3"]) -> Float[Tensor, "B 2 3"]:
     """Return the transform that warps by ``inner`` first and by ``outer`` after it."""
     # Sources are looked up from the result backwards: through the outer one, then the inner.
-    linear = inner[:, :, :2] @ outer[:, :, :2]
-    shift = inner[:, :, :2] @ outer[:, :, 2:] + inner[:, :, 2:]
-    return torch.cat([linear, shift], dim=2)
+    first, second, shift = inner.split(1, dim=2)  # each (B, 2, 1)
+    moved = first * outer[:, :1] + second * outer[:, 1:]
+    return torch.cat([moved[:, :, :2], moved[:, :, 2:] + shift], dim=2)
 
 
 def _box_weights(

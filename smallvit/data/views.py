@@ -260,7 +260,7 @@ class LabelledBatches:
                 size=(side, side),
             )
             images = mix.blend_partner(images, mask)
-            share = mask.mean(dim=(1, 2, 3))
+            share = mask.mean(dim=(1, 2, 3), dtype=torch.float64).float()
             if maps is not None:
                 maps = mix.blend_partner(maps, mix.mask_on_grid(mask, self.grid))
         return LabelledBatch(
