@@ -1,15 +1,19 @@
 # make quickstart: the whole pipeline on embedded data; make test: the tests; make bench: speed against
-# references, make bench QUICK=1 the quick way. All make .venv first.
+# references, make bench QUICK=1 the quick way; make exact: the tests of what is promised bit for bit, with
+# the processor held to other instruction sets. All make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test bench lint docs clean
+.PHONY: quickstart test exact bench lint docs clean
 
 quickstart: .venv/installed
 	$(BIN)/smallvit quickstart
 
 test: .venv/installed-dev
 	$(BIN)/pytest -q -n 2 --dist loadfile
+
+exact: .venv/installed-dev
+	$(BIN)/python tests/instruction_sets.py -n 2 --dist loadfile
 
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/run_all.py $(if $(QUICK),--quick)

@@ -159,9 +159,7 @@ def resample(
     return out.reshape(batch, size[0], channels, size[1]).transpose(1, 2)
 
 
-def products(
-    left: Float[Tensor, "B m k"], right: Float[Tensor, "B k n"]
-) -> Float[Tensor, "B m n"]:
+def products(left: Float[Tensor, "B m k"], right: Float[Tensor, "B k n"]) -> Float[Tensor, "B m n"]:
     """Multiply matrices in pairs so that each product is the same whatever else is in the batch.
 
     A library of matrix products may add in another order where a matrix begins at another distance

@@ -5,6 +5,8 @@ import torch
 
 from smallvit.core import rng
 
+pytestmark = pytest.mark.exact
+
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
 

@@ -6,6 +6,8 @@ from smallvit.core.errors import ConfigError
 from smallvit.data import augment
 from smallvit.data.augment import AugmentConfig
 
+pytestmark = pytest.mark.exact
+
 
 def noise(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0))

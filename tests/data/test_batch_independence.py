@@ -8,6 +8,8 @@ from torch import Tensor
 
 from smallvit.data import augment, geometry, policies
 
+pytestmark = pytest.mark.exact
+
 NUM = 24
 CHUNKS = (1, 2, 5, 23)
 SIDES = (8, 11, 14, 16, 28, 32, 37, 64)

@@ -17,6 +17,8 @@ from smallvit.data.geometry import (
     warp,
 )
 
+pytestmark = pytest.mark.exact
+
 CPU = torch.device("cpu")
 
 

@@ -4,6 +4,8 @@ from torchvision.transforms.v2 import CutMix
 
 from smallvit.data import mix
 
+pytestmark = pytest.mark.exact
+
 
 def noise(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0))

@@ -6,6 +6,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from smallvit.data import geometry, policies
 from smallvit.data.policies import CODE, GEOMETRIC, OPERATIONS, Operations
 
+pytestmark = pytest.mark.exact
+
 THEIRS = {
     "shear_x": "ShearX",
     "shear_y": "ShearY",

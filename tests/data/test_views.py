@@ -17,6 +17,8 @@ from smallvit.data.views import (
     sample_token_box,
 )
 
+pytestmark = pytest.mark.exact
+
 CPU = torch.device("cpu")
 SIDE = 16
 

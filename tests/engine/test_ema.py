@@ -9,6 +9,8 @@ from smallvit.engine.checkpoint import load_checkpoint, load_scored
 from smallvit.engine.ema import WeightAverage
 from smallvit.engine.fit import fit
 
+pytestmark = pytest.mark.exact
+
 
 def averaging(plan, decay: float):
     return replace(plan, optim=replace(plan.optim, ema_decay=decay))

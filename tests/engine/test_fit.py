@@ -40,6 +40,7 @@ def stage(request):
     return request.getfixturevalue(request.param), request.getfixturevalue(batches)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("stop", [1, 4, 5])
 def test_a_resumed_run_ends_like_an_unbroken_one(stage, plan, stop):
     """Stochastic depth, moments, centre, momentum teacher and prototypes, thawed at step 4."""
@@ -55,6 +56,7 @@ def test_a_resumed_run_ends_like_an_unbroken_one(stage, plan, stop):
     assert_same_end(plan, broken)
 
 
+@pytest.mark.exact
 def test_two_runs_are_the_same(stage, plan):
     build, batches = stage
     fit(build(), batches, plan)

@@ -17,6 +17,8 @@ from smallvit.engine.fit import fit
 from smallvit.engine.log import LogConfig, read_metrics
 from smallvit.engine.optim import ScheduleConfig
 
+pytestmark = pytest.mark.exact
+
 TORCH = ".".join(torch.__version__.split(".")[:2])
 GOLDEN = Path(__file__).parents[1] / "golden"
 STAGES = {"pretrain": ("dino", "view_batch"), "finetune": ("finetune", "labelled_batch")}

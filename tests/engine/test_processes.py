@@ -56,6 +56,7 @@ def pair(tmp_path_factory) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.exact
 def test_two_processes_take_the_steps_of_one_with_every_objective(alone, pair):
     """Also where images are compared, averaged over or dropped by chance; tolerance 1e-5."""
     data = alone["dataset"]()
@@ -65,6 +66,7 @@ def test_two_processes_take_the_steps_of_one_with_every_objective(alone, pair):
         assert pair["losses"][name] == pytest.approx(losses, rel=1e-5), name
 
 
+@pytest.mark.exact
 def test_two_processes_score_every_image_once_in_order_and_bit_for_bit(alone, pair):
     data = alone["dataset"]()
     backbone = alone["network"](num_classes=5)
@@ -78,6 +80,7 @@ def test_two_processes_score_every_image_once_in_order_and_bit_for_bit(alone, pa
         assert labels == mine_labels.tolist()
 
 
+@pytest.mark.exact
 def test_micro_batches_take_the_same_steps(alone):
     """Dropout and stochastic depth included; batch norms see what is computed at once."""
     data = alone["dataset"]()

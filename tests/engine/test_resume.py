@@ -72,6 +72,7 @@ def assert_resumes_exactly(build, make_batches, tmp_path, micro_batch):
         torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stage_1_resumes_bit_for_bit(family, tmp_path):
     data = SHARED["dataset"]()
@@ -90,6 +91,7 @@ def test_stage_1_resumes_bit_for_bit(family, tmp_path):
     assert_resumes_exactly(build, make_batches, tmp_path, micro_batch=None)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stage_2_resumes_bit_for_bit_in_micro_batches(family, tmp_path):
     data = SHARED["dataset"]()
@@ -114,6 +116,7 @@ def test_stage_2_resumes_bit_for_bit_in_micro_batches(family, tmp_path):
     assert_resumes_exactly(build, make_batches, tmp_path, micro_batch=4)
 
 
+@pytest.mark.exact
 def test_a_batch_is_a_function_of_the_step_whatever_was_drawn_before():
     """There are no workers to change: any step can be made first, and is the same."""
     data, order = SHARED["dataset"](), Order(13, 6, 0, torch.device("cpu"))

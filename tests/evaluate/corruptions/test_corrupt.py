@@ -47,6 +47,7 @@ def images() -> torch.Tensor:
 INDICES = torch.tensor([3, 0, 77, 5, 9, 2])
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("name", ALL_CORRUPTIONS)
 def test_a_result_depends_on_the_image_and_its_index_alone(images, name):
     whole = corrupt(images, name, 3, seed=1, indices=INDICES)
@@ -78,6 +79,7 @@ def test_any_size_is_taken(name, size):
     assert changed.float().std() > 0
 
 
+@pytest.mark.exact
 def test_a_batch_is_worked_on_in_parts_with_the_same_result(images, monkeypatch):
     whole = corrupt(images, "snow", 2, seed=0, indices=INDICES)
     monkeypatch.setitem(PIXELS_AT_ONCE, "cpu", 16 * 16 * 2)
