@@ -21,6 +21,17 @@ LINE_S = 10.0  # between two lines of progress where there is no bar
 ItemT = TypeVar("ItemT")
 
 
+def format_duration(time_s: float) -> str:
+    """Write seconds as a person reads them: ``12 s``, ``4 min 05 s``, ``2 h 05 min``."""
+    if time_s < 59.5:
+        return f"{time_s:.0f} s"
+    minutes, seconds = divmod(round(time_s), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds:02d} s"
+    hours, minutes = divmod(round(time_s / 60), 60)
+    return f"{hours:,} h {minutes:02d} min"
+
+
 def track(items: Iterable[ItemT], what: str, total: int) -> Iterator[ItemT]:
     """Yield items and show how far they are: a bar on a terminal, elsewhere a line now and then.
 
@@ -44,8 +55,8 @@ def track(items: Iterable[ItemT], what: str, total: int) -> Iterator[ItemT]:
             bars.update(task, completed=number)
             now = time.monotonic()
             if not console.is_terminal and now - said > LINE_S and number < total:
-                left_s = (now - start) / number * (total - number)
-                logger.info("%s: %.0f %%, %.0f s left", what, 100 * number / total, left_s)
+                left = format_duration((now - start) / number * (total - number))
+                logger.info("%s: %.0f %%, %s left", what, 100 * number / total, left)
                 said = now
 
 

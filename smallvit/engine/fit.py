@@ -30,6 +30,7 @@ from smallvit.engine.by_rows import share_out
 from smallvit.engine.checkpoint import BEST, LAST, load_checkpoint, load_newest, save_checkpoint
 from smallvit.engine.ema import WeightAverage
 from smallvit.engine.log import LogConfig, TrainLog
+from smallvit.engine.means import StepMeans
 from smallvit.engine.optim import OptimConfig, ScheduleConfig, create_optimizer, set_schedule
 from smallvit.engine.process_group import is_lost_connection, naming_lost_process
 from smallvit.engine.runtime import Runtime, compiled_networks
@@ -135,10 +136,8 @@ def fit(
         training.resume(plan.folder / "checkpoints")
     metrics_path = folder / "metrics.jsonl" if folder else None
     end = plan.total_steps if stop_after is None else min(stop_after, plan.total_steps)
-    totals: dict[str, tuple[torch.Tensor, int]] = {}
-    counted = 0
-    bad_step = torch.full((), -1, device=plan.runtime.device)
-    sitting = lap = time.monotonic()
+    means = training.means
+    sitting = time.monotonic()
     earlier_s = result.wall_s
 
     def save(name: str) -> None:
@@ -149,12 +148,13 @@ def fit(
     def report(log: TrainLog, line: dict[str, float], *, eval_now: bool, save_now: bool) -> None:
         """Evaluate, write and save what is due after a step."""
         if eval_now and evaluate is not None:
-            with training.scored():
+            with log.pausing("evaluating"), training.scored():
                 scores = evaluate()
             # What is chosen by them must be the same everywhere, to the last bit.
             result.metrics = processes.on_first(lambda: scores)
             line |= result.metrics
-        unwritten = processes.on_first(partial(_write, log, result.step, line, eval_now))
+        told = means.tell() | result.metrics if eval_now else None
+        unwritten = processes.on_first(partial(_write, log, result.step, line, told))
         if eval_now and watch is not None:
             processes.on_first(partial(watch, result.step, line))
         if eval_now:
@@ -171,22 +171,24 @@ def fit(
         note_signals() as received,
         _saving_if_lost(save),
         compiled_networks(objective) if plan.runtime.compiled else nullcontext(),
-        TrainLog(metrics_path, plan.title, plan.total_steps, result.step) as log,
+        TrainLog(
+            metrics_path,
+            plan.title,
+            plan.total_steps,
+            result.step,
+            pauses_after=partial(_evaluations_after, plan=plan, end=end),
+            speaks=processes.is_first(),
+        ) as log,
     ):
         if resume and evaluate is not None and _owes_evaluation(result, plan, end):
             # Another process was lost before its scores were in.
             line = {"epoch": result.step / plan.epoch_steps, **training.describe()}
             report(log, line, eval_now=True, save_now=True)
-            lap = time.monotonic()
+        means.start_clock()
         for step in range(result.step, end):
-            metrics = training.take_step(step, batches)
-            bad = metrics.pop("not_finite") > 0
-            bad_step = torch.where((bad_step < 0) & bad, step, bad_step)
-            for name, value in metrics.items():
-                total, times = totals.get(name, (None, 0))
-                totals[name] = (value if total is None else total + value, times + 1)
-            counted += 1
+            means.add(step, training.take_step(step, batches))
             result.step = step + 1
+            log.move(result.step)
 
             last = result.step == end
             eval_now = evaluate is not None and (last or _ends_period(step, plan))
@@ -198,23 +200,16 @@ def fit(
             stop = at_once and processes.any_of(bool(received))
             save_now = last or stop or (result.step % every == 0 if every else eval_now)
             if log_now or save_now:
-                # The only wait for the device: one copy for all metrics since the last line.
-                *sums, bad_at = _to_host(totals, bad_step)
-                # A term that a stage leaves out from some step on is the mean of its own steps.
-                counts = ((name, times) for name, (_, times) in totals.items())
-                line = {
-                    name: total / times for (name, times), total in zip(counts, sums, strict=True)
-                }
-                if bad_at >= 0:
-                    raise DivergedError(int(bad_at), line)
-                now = time.monotonic()
-                result.train_s += now - lap
-                line["perf/images_per_s"] = counted * plan.optim.batch_size / (now - lap)
+                result.train_s += means.close().seconds  # the only wait for the device
+                line = means.of_line()
                 line |= {"epoch": result.step / plan.epoch_steps, **training.describe()}
-                counted = 0
-                totals.clear()
                 report(log, line, eval_now=eval_now, save_now=save_now)
-                lap = time.monotonic()
+                means.start_clock()
+            elif processes.count() == 1 and log.is_due:
+                unwritten = _write(log, result.step, None, means.tell())
+                if unwritten is not None:
+                    save(LAST)
+                    raise DataError(unwritten)
             if stop and not last:
                 number = received[0] if received else signal.SIGTERM
                 raise InterruptedRunError(
@@ -252,6 +247,12 @@ class Training:
         if plan.runtime.autocast_dtype is torch.float16:
             self.scaler = torch.amp.GradScaler(plan.runtime.device.type)
         self.result = FitResult(micro_batch=plan.runtime.micro_batch)
+        evaluated_every = math.floor(plan.schedule.eval_epochs * plan.epoch_steps)
+        self.means = StepMeans(
+            plan.runtime.device,
+            max(1, min(plan.log.every_steps, evaluated_every)),
+            plan.optim.batch_size,
+        )
         self.rows = own_rows(plan.optim.batch_size, plan.runtime.device)
         check_micro_batch(objective, plan)
         share_out(objective)
@@ -361,6 +362,7 @@ class Training:
             "ema": None if self.average is None else self.average.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "result": vars(self.result),
+            "means": self.means.state(),
             "identity": self.plan.identity,
         }
 
@@ -385,6 +387,7 @@ class Training:
             self.average.load_state_dict(state["ema"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
+        self.means.load_state(state.get("means", []))  # older versions kept none
         least = self.result.micro_batch
         for name, value in {"evaluated": self.plan.total_steps, **state["result"]}.items():
             setattr(self.result, name, value)  # older runs evaluated before they saved
@@ -494,30 +497,31 @@ def _saving_if_lost(save: Callable[[str], None]) -> Iterator[None]:
         raise
 
 
-def _write(log: TrainLog, step: int, line: dict[str, float], say: bool) -> str | None:
-    """Write a line of the log; return what is wrong if the disk does not take it."""
+def _write(
+    log: TrainLog, step: int, line: dict[str, float] | None, told: dict[str, float] | None
+) -> str | None:
+    """Write a line of the log and say one; return what is wrong if the disk does not take it."""
     try:
-        log.write(step, line, say=say)
+        if line is not None:
+            log.write(step, line)
+        if told is not None:
+            log.say(told)
     except DataError as error:
         return str(error)
     return None
-
-
-def _to_host(totals: dict[str, tuple[torch.Tensor, int]], bad_step: torch.Tensor) -> list[float]:
-    """Return the sums of all metrics over the steps and processes, and the first bad step."""
-    values = torch.stack([*(total for total, _ in totals.values()), bad_step.float()])
-    if processes.count() > 1:
-        # Each process has its share of the batch in all but what is of the whole step.
-        alike = [name == "opt/grad_norm" for name in totals]
-        whole = torch.tensor([*alike, True], device=values.device)
-        values = torch.where(whole, values, processes.add_up_(values.clone()))
-    return values.tolist()
 
 
 def _ends_period(step: int, plan: FitPlan) -> bool:
     """Tell whether an evaluation is due after ``step``."""
     period = plan.schedule.eval_epochs * plan.epoch_steps
     return math.floor((step + 1) / period + 1e-9) > math.floor(step / period + 1e-9)
+
+
+def _evaluations_after(step: int, *, plan: FitPlan, end: int) -> int:
+    """Count the evaluations that are still to come after ``step`` steps."""
+    period = plan.schedule.eval_epochs * plan.epoch_steps
+    whole = math.floor(end / period + 1e-9) - math.floor(step / period + 1e-9)
+    return whole + (step < end and not _ends_period(end - 1, plan))
 
 
 def _owes_evaluation(result: FitResult, plan: FitPlan, end: int) -> bool:

@@ -3,22 +3,34 @@
 import json
 import logging
 import math
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+)
+from rich.text import Text
 
 from smallvit.core.config import Range
-from smallvit.core.console import console
+from smallvit.core.console import console, format_duration
 from smallvit.core.errors import DataError
 from smallvit.core.whole_file import replacing
 
 logger = logging.getLogger("smallvit")
 REMEDY = "free some room or make it writable, and continue with --resume"
-QUIET_S = 10.0  # seconds between plain progress lines where there is no terminal
+QUIET_S = 10.0  # most seconds between plain progress lines where there is no terminal
+TOLD_S = 9.0  # between those with metrics, which come with the end of a step
+WIDE = 100  # columns of a terminal that the bar has room for metrics on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,51 +49,118 @@ class LogConfig:
 class TrainLog:
     """Progress and metrics of one training run, a context manager.
 
+    On a terminal a bar moves with every step. Elsewhere there is a line at least every ten seconds:
+    with the metrics where a step ends, and else that the run is still at work.
+
     Args:
         path: ``metrics.jsonl``, or ``None`` to write none.
         title: What is being trained.
         total_steps: Steps of the whole run.
         first_step: Steps done before; later lines of an interrupted run are dropped.
+        pauses_after: Returns how many evaluations are still to come after a step.
+        speaks: Whether this process says anything.
     """
 
-    def __init__(self, path: Path | None, title: str, total_steps: int, first_step: int) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        title: str,
+        total_steps: int,
+        first_step: int,
+        *,
+        pauses_after: Callable[[int], int] = lambda _: 0,
+        speaks: bool = True,
+    ) -> None:
         self.path = path
         self.title = title
         self.total_steps = total_steps
         self.first_step = first_step
-        self._start = self._last_line = time.monotonic()
+        self.step = first_step
+        self.pauses_after = pauses_after
         self._bar: Progress | None = None
+        self._pulse: threading.Thread | None = None
         if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[text]}"),
-            )
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+            self._bar = Progress(*_columns(self), console=console, transient=True)
+        elif speaks:
+            self._pulse = threading.Thread(target=self._say_at_work, daemon=True)
+        self._ended = threading.Event()
+        self._failure: DataError | None = None
+        self._start = self._said = self._step_began = time.monotonic()
+        self._told: float | None = None  # when the last line with metrics was said
+        self._warm: float | None = None  # when the first step was done, which takes longer
+        self._phase: str | None = None
+        self._pauses = 0
+        self._paused_s = 0.0
+        self._cold_pause_s = 0.0
         if path is not None:
             _drop_lines_after(path, first_step)
 
     def __enter__(self) -> "TrainLog":
-        """Start the progress bar."""
+        """Start the progress bar, or the clock of the lines."""
+        self._start = self._said = self._step_began = time.monotonic()
         if self._bar is not None:
             self._bar.start()
             self._bar.add_task(
                 self.title, total=self.total_steps, completed=self.first_step, text=""
             )
+        if self._pulse is not None:
+            self._pulse.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Stop the progress bar."""
+        """Stop them."""
+        self._ended.set()
         if self._bar is not None:
             self._bar.stop()
+        if self._pulse is not None:
+            self._pulse.join()
 
-    def write(self, step: int, metrics: Mapping[str, float], *, say: bool = False) -> None:
-        """Append one line of metrics and show progress.
+    def move(self, step: int) -> None:
+        """Note that a step is done; without metrics, which would wait for the device."""
+        self.step = step
+        self._step_began = time.monotonic()
+        if self._warm is None:
+            self._warm = self._step_began
+            self._cold_pause_s = self._paused_s
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether people wait for a line: after the first step, and then every ten seconds."""
+        if self._failure is not None:
+            return True
+        if self._bar is not None or self.step == self.total_steps:
+            return False
+        now = time.monotonic()
+        if self._told is not None:
+            return now - self._told >= TOLD_S
+        done = max(self.step - self.first_step, 1)
+        return (now - self._start) * (self.total_steps - self.first_step) / done >= QUIET_S
+
+    @contextmanager
+    def pausing(self, phase: str) -> Iterator[None]:
+        """Say what is done inside in place of training."""
+        self._phase, began = phase, time.monotonic()
+        self._step_began = began
+        self._show(phase)
+        try:
+            yield
+        finally:
+            self._phase = None
+            self._step_began = time.monotonic()
+            self._pauses += 1
+            self._paused_s += self._step_began - began
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line of metrics, and show them in the bar.
 
         Args:
             step: Steps done.
             metrics: Values by path.
-            say: Whether the line goes to the terminal at any rate.
+
+        Raises:
+            DataError: If the file cannot be written.
         """
         if self.path is not None:
             try:
@@ -89,15 +168,86 @@ class TrainLog:
                     file.write(json.dumps({"step": step, **_finite(metrics)}) + "\n")
             except OSError as error:
                 raise DataError(f"cannot write {self.path} ({error.strerror}): {REMEDY}") from error
-        text = describe(metrics)
-        now = time.monotonic()
+        self._show(describe(metrics))
+
+    def say(self, metrics: Mapping[str, float]) -> None:
+        """Say where the run is, with the metrics since the last such line.
+
+        Raises:
+            DataError: If this or an earlier line cannot be written to train.log.
+        """
+        if self._failure is not None:
+            raise self._failure
+        self._told = self._said = time.monotonic()
+        logger.info("%s  %s  %s", self.where, describe(metrics), self.times)
+
+    @property
+    def where(self) -> str:
+        """What is trained and how far it is."""
+        share = 100 * self.step / self.total_steps
+        return f"{self.title}  step {self.step}/{self.total_steps} ({share:.0f} %)"
+
+    @property
+    def times(self) -> str:
+        """Time since the start, and time left from the second step on."""
+        elapsed = format_duration(time.monotonic() - self._start)
+        left_s = self._left_s()
+        return elapsed if left_s is None else f"{elapsed}, {format_duration(left_s)} left"
+
+    def _left_s(self) -> float | None:
+        """Return the seconds left, or ``None`` where that is not known yet or nothing is left."""
+        timed = self.step - self.first_step - 1
+        if self._warm is None or timed < 1 or self.step == self.total_steps:
+            return None
+        paused_s = self._paused_s - self._cold_pause_s
+        step_s = max(self._step_began - self._warm - paused_s, 0.0) / timed
+        pause_s = self._paused_s / max(self._pauses, 1)
+        return step_s * (self.total_steps - self.step) + pause_s * self.pauses_after(self.step)
+
+    def _show(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, text=text)
-        if say or (self._bar is None and now - self._last_line >= QUIET_S):
-            self._last_line = now
-            left = (now - self._start) / max(step - self.first_step, 1) * (self.total_steps - step)
-            eta = f"  {left:.0f} s left" if step < self.total_steps else ""
-            logger.info("%s  step %d/%d  %s%s", self.title, step, self.total_steps, text, eta)
+            self._bar.update(self._bar.task_ids[0], text=text)
+
+    def _say_at_work(self) -> None:
+        """Say every ten seconds that the run is at work, where nothing else was said."""
+        while not self._ended.wait(0.2):
+            now = time.monotonic()
+            if now - self._said < QUIET_S:
+                continue
+            self._said = now
+            doing = self._phase or "next step"
+            since = format_duration(now - self._step_began)
+            try:
+                logger.info("%s  %s since %s  %s", self.where, doing, since, self.times)
+            except DataError as error:  # of train.log: the loop has to end
+                self._failure = error
+                return
+
+
+class _Times(ProgressColumn):
+    """Elapsed time and time left, which go on while a step is taken."""
+
+    def __init__(self, log: TrainLog) -> None:
+        self.log = log
+        super().__init__()
+
+    def render(self, task: Task) -> Text:
+        """Return both."""
+        return Text(self.log.times, no_wrap=True)
+
+
+def _columns(log: TrainLog) -> list[ProgressColumn]:
+    """Return the columns of the bar; on a narrow terminal those that say how far it is."""
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        _Times(log),
+    ]
+    if console.width >= WIDE:
+        columns.insert(1, BarColumn(bar_width=20))
+        columns.append(TextColumn("{task.fields[text]}"))
+    return columns
 
 
 def describe(metrics: Mapping[str, float]) -> str:

@@ -219,7 +219,9 @@ def _label(
             if last or stop or len(pending) * size >= PART_IMAGES:
                 parts.write(pending, now - lap)
                 pending, lap = [], now
-            log.write(number, {"perf/images_per_s": labelled_now / max(now - start, 1e-9)})
+            log.move(number)
+            if log.is_due:
+                log.say({"perf/images_per_s": labelled_now / max(now - start, 1e-9)})
             if stop and not last:
                 raise InterruptedRunError(
                     received[0],

@@ -1,3 +1,4 @@
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,15 @@ from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
 from smallvit.finetune.token_labeling import TokenLabelConfig
 from smallvit.pretrain.dino import DinoConfig, DinoObjective
+
+
+@pytest.fixture
+def told(monkeypatch, caplog) -> Callable[[], list[str]]:
+    """Return the lines that people were told, in order."""
+    logger = logging.getLogger("smallvit")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    return lambda: [r.getMessage() for r in caplog.records if "step " in r.getMessage()]
 
 
 @pytest.fixture

@@ -103,16 +103,86 @@ def test_a_plan_without_a_folder_writes_nothing(finetune, labelled_batch, plan, 
     assert list((tmp_path / "run").rglob("*.*")) == []
 
 
-def test_a_log_line_is_the_mean_since_the_one_before(finetune, labelled_batch, plan):
+@pytest.fixture
+def losses(finetune, labelled_batch, plan) -> list[float]:
+    """The loss of each step of the plan."""
     every = beside(plan, "every")
-    fit(finetune(), labelled_batch, plan)
     fit(finetune(), labelled_batch, replace(every, log=LogConfig(every_steps=1)))
-    losses = [row["train/loss"] for row in read_metrics(every.folder / "metrics.jsonl")]
+    return [row["train/loss"] for row in read_metrics(every.folder / "metrics.jsonl")]
+
+
+def assert_means(plan: FitPlan, losses: list[float], spans: list[tuple[int, int]]) -> None:
+    """Each line is the mean of the steps from ``start`` to ``end``."""
     rows = read_metrics(plan.folder / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [3, 6, 8]
-    means = [sum(losses[:3]) / 3, sum(losses[3:6]) / 3, sum(losses[6:]) / 2]
+    assert [row["step"] for row in rows] == [end for _, end in spans]
+    means = [sum(losses[start:end]) / (end - start) for start, end in spans]
     assert [row["train/loss"] for row in rows] == pytest.approx(means)
+
+
+def test_a_log_line_is_the_mean_since_the_one_before(finetune, labelled_batch, plan, losses):
+    """The last line is of two steps, fewer than a line is of: those of the line before count."""
+    fit(finetune(), labelled_batch, plan)
+    assert_means(plan, losses, [(0, 3), (3, 6), (3, 8)])
+    rows = read_metrics(plan.folder / "metrics.jsonl")
     assert [row["epoch"] for row in rows] == [0.75, 1.5, 2.0]
+
+
+@pytest.mark.parametrize("checkpoint_steps", [None, 5])
+def test_a_line_soon_after_another_is_no_mean_of_few_batches(
+    finetune, labelled_batch, plan, losses, checkpoint_steps
+):
+    """An evaluation or a checkpoint one step after a line: no saw-tooth in the curves."""
+    log = LogConfig(every_steps=3, checkpoint_steps=checkpoint_steps)
+    fit(finetune(), labelled_batch, replace(plan, log=log), evaluate=lambda: {"val/top1": 0.5})
+    spans = [(0, 3), (0, 4), (3, 6), (4, 8)]
+    if checkpoint_steps:
+        spans = [(0, 3), (0, 4), (0, 5), (3, 6), (5, 8)]
+    assert_means(plan, losses, spans)
+
+
+def test_lines_of_evaluations_nearer_than_lines_are_of_their_own_steps(
+    finetune, labelled_batch, plan, losses
+):
+    plan = replace(plan, schedule=replace(plan.schedule, eval_epochs=0.5), log=LogConfig())
+    fit(finetune(), labelled_batch, plan, evaluate=lambda: {"val/top1": 0.5})
+    assert_means(plan, losses, [(0, 2), (2, 4), (4, 6), (6, 8)])
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+def test_the_first_line_of_a_resumed_run_counts_the_steps_before_it_was_stopped(
+    finetune, labelled_batch, plan, losses, stop
+):
+    fit(finetune(), labelled_batch, plan, stop_after=stop)
+    fit(finetune(), labelled_batch, plan, resume=True)
+    spans = [(0, 3), (3, 6), (3, 8)] if stop == 3 else [(0, 3), (0, 5), (3, 6), (5, 8)]
+    assert_means(plan, losses, spans)
+
+
+def test_people_are_told_the_mean_since_they_were_told_before(
+    finetune, labelled_batch, plan, losses, told
+):
+    """Whatever was written to metrics.jsonl in between."""
+    plan = replace(plan, log=LogConfig(every_steps=3, checkpoint_steps=2))
+    fit(finetune(), labelled_batch, plan, evaluate=lambda: {"val/top1": 0.5})
+    means = [sum(losses[:4]) / 4, sum(losses[4:]) / 4]
+    assert [line.partition("loss ")[2][:5] for line in told()] == [f"{m:.3f}" for m in means]
+
+
+def test_a_line_at_once_does_not_count_its_steps_twice(
+    finetune, labelled_batch, plan, losses, told, monkeypatch
+):
+    """In a long interval people are told more often than metrics.jsonl is written."""
+    monkeypatch.setattr("smallvit.engine.log.QUIET_S", 0.0)
+    monkeypatch.setattr("smallvit.engine.log.TOLD_S", 0.0)
+    monkeypatch.setattr("smallvit.engine.log.TrainLog._say_at_work", lambda _: None)
+    fit(finetune(), labelled_batch, plan, evaluate=lambda: {"val/top1": 0.5})
+    said = {int(line.partition("step ")[2].partition("/")[0]): line for line in told()}
+    assert sorted(said) == [1, 2, 4, 5, 7, 8]  # 3 and 6 are written
+    spans = {1: (0, 1), 2: (1, 2), 4: (2, 4), 5: (4, 5), 7: (5, 7), 8: (7, 8)}
+    for step, (start, end) in spans.items():
+        mean = sum(losses[start:end]) / (end - start)
+        assert f"loss {mean:.3f}" in said[step]
+    assert_means(plan, losses, [(0, 3), (0, 4), (3, 6), (4, 8)])
 
 
 def test_best_follows_the_highest_metric_and_nan_never_wins(finetune, labelled_batch, plan):
