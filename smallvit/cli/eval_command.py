@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from smallvit.engine.runtime import RuntimeConfig
 from smallvit.evaluate.readout import Readout
@@ -45,10 +46,13 @@ def eval_command(
     table = Table(title=title, min_width=min(len(title), console.width))  # else it is folded
     table.add_column("score")
     table.add_column("value", justify="right")
+    names = {"commonest": f"naming {scored.commonest!r} always", "mean_per_class": "mean per class"}
     for name, value in scored.metrics.items():
         counted = f"{value:,.0f}" if name == "n" else f"{value:.4f}"
         shown = counted if name in ("n", "nll") else f"{value:.2%}"
-        table.add_row(name, shown)
+        table.add_row(Text(names.get(name, name)), shown)
     console.print(table)
+    if scored.fault:
+        console.print(f"no accuracy to go by: {scored.fault}", markup=False, highlight=False)
     if scored.reads:
         console.print(f"{scored.readout}: {scored.reads}", highlight=False)

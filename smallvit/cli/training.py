@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from typing import Any
 
 from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
 from smallvit.core import places
@@ -73,9 +74,19 @@ def say_done(run: Run, following: str) -> None:
     )
     scores = f"{scores} ({result['selected_on']})" if scores else result["selected_on"]
     console.print(
-        f"{result['stage']}: {scores}, {result['passes']:.1f} passes, "
-        f"{result['wall_s']:.1f} s\nrun: {run.path}\n{following}",
+        f"{result['stage']}: {scores}{_beside(result.get('yardstick'))}, "
+        f"{result['passes']:.1f} passes, {result['wall_s']:.1f} s\nrun: {run.path}\n{following}",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _beside(yardstick: dict[str, Any] | None) -> str:
+    """Say what an accuracy is held against; nothing of a run without a classifier, or an old one."""
+    if yardstick is None:
+        return ""
+    said = f"; naming {yardstick['commonest']!r} always {yardstick['commonest_share']:.2%}"
+    if yardstick["uneven"]:
+        said += f", mean per class {yardstick['mean_per_class']:.2%}"
+    return f"{said}; no accuracy to go by" if yardstick["fault"] else said

@@ -25,6 +25,7 @@ def predict_logits(
     *,
     autocast: Callable[[], torch.autocast],
     readout: Readout | None = None,
+    alone: bool = False,
 ) -> tuple[Float[Tensor, "N C"], Int[Tensor, " N"]]:
     """Return the logits and labels of all images, with the network in evaluation mode.
 
@@ -33,6 +34,7 @@ def predict_logits(
         batches: Images and their labels.
         autocast: Precision of the forward pass.
         readout: What to make the logits of; ``None`` is what the network itself returns.
+        alone: Whether this process does all of it and the others do other things.
     """
     backbone.eval()
 
@@ -43,7 +45,7 @@ def predict_logits(
                 return backbone.logits(tokens).float()
             return read_logits(backbone, tokens, readout).float()
 
-    return collect(forward, batches)
+    return collect(forward, batches, alone=alone)
 
 
 def classification_metrics(

@@ -19,7 +19,10 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def collect(
-    forward: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B D"]], batches: Batches
+    forward: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B D"]],
+    batches: Batches,
+    *,
+    alone: bool = False,
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
     """Return what a network says of all images, in order, and their labels.
 
@@ -30,12 +33,13 @@ def collect(
         forward: Called with the images of each batch.
         batches: Images and labels; in several processes a sequence, each batch but the last of the
             same size.
+        alone: Whether this process does all of it and the others do other things.
     """
     outputs, labels = [], []
-    for images, batch_labels in processes.deal(batches):
+    for images, batch_labels in batches if alone else processes.deal(batches):
         outputs.append(forward(images))
         labels.append(batch_labels)
-    if processes.count() == 1:
+    if alone or processes.count() == 1:
         return torch.cat(outputs), torch.cat(labels)
     device = next(iter(batches))[1].device
     whole = []

@@ -44,7 +44,7 @@ from smallvit.models.registry import (
     settings_from,
 )
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.run.classifier import score_classifier
+from smallvit.run.classifier import judge_classifier, score_classifier
 from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.monitor import EVAL_BATCH
 from smallvit.run.provenance import check_leak, join_extra_data, other_data
@@ -64,6 +64,7 @@ from smallvit.teachers.adopt import (
 )
 
 logger = logging.getLogger("smallvit")
+TAKE_ANOTHER = "take another network, or train one with smallvit teacher"
 Kind = Literal["timm", "file", "run", "export"]
 OPTION = "--from"
 LISTED = 12  # class names of a message
@@ -214,6 +215,7 @@ def run_adopt(
             "images_per_s": samples / wall_s,
             "selected_on": "adopted, nothing to select",
             "metrics": metrics,
+            **judge_classifier(backbone, dataset, runtime, stage="teacher", remedy=TAKE_ANOTHER),
         }
     return Run(folder)
 
@@ -458,8 +460,7 @@ def _check_scores(start: str, scores: Mapping[str, float], dataset: Dataset) -> 
     if scores["top1"] <= chance:
         raise ConfigError(
             f"{OPTION} {start} has {scores['top1']:.2%} of {dataset.name}'s validation images "
-            f"right, no more than naming one class always ({chance:.2%}): take another network, "
-            "or train one with smallvit teacher"
+            f"right, no more than naming one class always ({chance:.2%}): {TAKE_ANOTHER}"
         )
 
 

@@ -1,11 +1,19 @@
 """Accuracy of a network on one split, as it stands in results."""
 
+import logging
+from dataclasses import asdict
+from typing import Any
+
 from smallvit.data.loader import Dataset
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import Runtime
-from smallvit.evaluate.classify import classification_metrics, predict_logits
+from smallvit.evaluate.classify import classification_metrics, confusion_matrix, predict_logits
+from smallvit.evaluate.yardstick import measure_yardstick
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.run.monitor import EVAL_BATCH
+
+logger = logging.getLogger("smallvit")
+TRAIN_ON = "train it for more passes (--epochs) or with smaller batches (--batch-size)"
 
 
 def score_classifier(
@@ -14,3 +22,34 @@ def score_classifier(
     """Return top1, top5, nll and n of a classifier on one split."""
     batches = eval_batches(dataset, dataset.splits[split], EVAL_BATCH)
     return classification_metrics(*predict_logits(backbone, batches, autocast=runtime.autocast))
+
+
+def judge_classifier(
+    backbone: AbstractBackbone,
+    dataset: Dataset,
+    runtime: Runtime,
+    *,
+    stage: str,
+    remedy: str = TRAIN_ON,
+) -> dict[str, Any]:
+    """Hold a trained classifier against naming one class always, on validation.
+
+    It warns where the accuracy is none to go by. Of several processes one may call it.
+
+    Args:
+        backbone: The network, with the weights to judge.
+        dataset: Its data.
+        runtime: Device and precision.
+        stage: What trained it.
+        remedy: What to do where its accuracy is none to go by.
+
+    Returns:
+        What result.json says of it: the key ``yardstick``, with the fields of ``Yardstick`` and its
+        ``fault``.
+    """
+    batches = eval_batches(dataset, dataset.splits["val"], EVAL_BATCH)
+    logits, labels = predict_logits(backbone, batches, autocast=runtime.autocast, alone=True)
+    found = measure_yardstick(confusion_matrix(logits, labels).cpu().numpy(), dataset.class_names)
+    if found.fault:
+        logger.warning("%s, on validation: %s: %s", stage, found.fault, remedy)
+    return {"yardstick": asdict(found) | {"fault": found.fault}}

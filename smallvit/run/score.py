@@ -10,10 +10,11 @@ from smallvit.core.run_folder import Run, open_run
 from smallvit.data.loader import Dataset
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
-from smallvit.evaluate.classify import classification_metrics, predict_logits
+from smallvit.evaluate.classify import classification_metrics, confusion_matrix, predict_logits
 from smallvit.evaluate.knn import extract_features
 from smallvit.evaluate.linear_probe import linear_top1
 from smallvit.evaluate.readout import Readout, check_readout, describe_readout, own_readout
+from smallvit.evaluate.yardstick import measure_yardstick
 from smallvit.inference.export import read_export
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretrain.registry import features_of
@@ -30,13 +31,18 @@ class RunScores:
     """What one run scored.
 
     Attributes:
-        metrics: ``top1``, ``top5`` and ``nll`` of its classifier, ``n``, ``knn`` and ``linear``;
-            those that it has.
+        metrics: ``top1``, ``top5``, ``nll`` and ``mean_per_class`` of its classifier, ``n``,
+            ``knn`` and ``linear``, those that it has; and ``commonest``, what naming the commonest
+            class of the split for every image would score.
+        commonest: That class; ``None`` of a segmentation.
+        fault: Why the accuracy is none to go by; empty where it may be.
         readout: What the logits of its classifier were made of; ``None`` without one.
         reads: That in words, with the classifier of tokens that it uses.
     """
 
     metrics: dict[str, float]
+    commonest: str | None = None
+    fault: str = ""
     readout: Readout | None = None
     reads: str | None = None
 
@@ -116,14 +122,19 @@ def evaluate_run(
     features = "pooled" if classifies else features_of(recipe.pretrain.method)
     batches = eval_batches(dataset, dataset.splits[split], EVAL_BATCH)
     scores: dict[str, float] = {}
-    taken, reads = None, None
+    taken, reads, fault = None, None, ""
     if classifies:
         taken = readout or own_readout(backbone)
         check_readout(backbone, taken)
         reads = describe_readout(backbone, taken)
-        scores |= classification_metrics(
-            *predict_logits(backbone, batches, autocast=runtime.autocast, readout=readout)
-        )
+        answers = predict_logits(backbone, batches, autocast=runtime.autocast, readout=readout)
+        confusion = confusion_matrix(*answers).cpu().numpy()
+        yardstick = measure_yardstick(confusion, dataset.class_names)
+        fault = yardstick.fault
+        metrics = classification_metrics(*answers)
+        scores["top1"] = metrics.pop("top1")
+        scores["mean_per_class"] = yardstick.mean_per_class
+        scores |= {"commonest": yardstick.commonest_share, **metrics}
     else:
         scores["n"] = len(dataset.splits[split])
     if knn:
@@ -140,7 +151,16 @@ def evaluate_run(
             for part in ("labelled", split)
         ]
         scores["linear"] = linear_top1(*sides[0], *sides[1])
-    return RunScores(metrics=scores, readout=taken, reads=reads)
+    part = dataset.splits[split]
+    counts = part.labels[part.index].bincount()
+    scores["commonest"] = counts.max().item() / len(part)
+    return RunScores(
+        metrics=scores,
+        commonest=dataset.class_names[int(counts.argmax())],
+        fault=fault,
+        readout=taken,
+        reads=reads,
+    )
 
 
 def _recipe_of(run: Run) -> Recipe:

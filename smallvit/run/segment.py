@@ -291,7 +291,7 @@ def _finish(
     runtime: Runtime,
     folder: Path,
     result: FitResult,
-) -> None:
+) -> dict[str, Any]:
     """Export the selected network; draw the curves and some validation images."""
     dataset = data.dataset
     if result.best and result.best["step"] != result.step:
@@ -329,3 +329,4 @@ def _finish(
         class_names=data.class_names,
         title=folder.name,
     )
+    return {}

@@ -1,7 +1,7 @@
 """Pretraining, the teacher and fine-tuning, from recipe to result."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from smallvit.models.registry import ModelConfig, model_arguments
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretrain.method import AbstractPretraining, check_batch_size
 from smallvit.pretrain.registry import create_objective
-from smallvit.run.classifier import score_classifier
+from smallvit.run.classifier import judge_classifier, score_classifier
 from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.monitor import CollapseWatch, Monitor, collapse_bounds, take_evenly
 from smallvit.run.provenance import join_extra_data
@@ -259,7 +259,15 @@ def _prepare_supervised(recipe: Recipe, stage: Stage, dataset: Dataset, runtime:
             if name != "n"
         },
         select_on=SELECT_ON,
-        finish=partial(_finish, model, objective, backbone, dataset, facts),
+        finish=partial(
+            _finish,
+            model,
+            objective,
+            backbone,
+            dataset,
+            facts,
+            judge=partial(judge_classifier, backbone, dataset, runtime, stage=stage),
+        ),
         facts=_describe(recipe, dataset, backbone, upstream) | facts,
         provenance=facts,
     )
@@ -334,8 +342,13 @@ def _finish(
     result: FitResult,
     *,
     monitor: Monitor | None = None,
-) -> None:
-    """Export the selected weights; draw the curves and, after stage 1, what the tokens hold."""
+    judge: Callable[[], dict[str, Any]] = dict,
+) -> dict[str, Any]:
+    """Export the selected weights; draw the curves and, after stage 1, what the tokens hold.
+
+    Returns:
+        What ``judge`` says of the selected weights.
+    """
     if result.best and result.best["step"] != result.step:
         result.best = result.best if take_best(objective, folder / "checkpoints") else {}
     num_classes = backbone.model.num_classes
@@ -375,3 +388,4 @@ def _finish(
             title=folder.name,
             autocast=monitor.runtime.autocast,
         )
+    return judge()

@@ -78,7 +78,8 @@ class Job:
         select_on: Metric that picks the exported weights; ``None`` takes the last step.
         start: Called once before the first step, if the run is no dry run.
         create_watch: Returns the ``watch`` of the fit, given metrics.jsonl.
-        finish: Exports and draws, given the run folder and the result.
+        finish: Exports and draws, given the run folder and the result; returns what else
+            result.json says of it.
         facts: What result.json says from the start.
         provenance: What env.json says of teachers and other data.
         class_names: Of the labels; ``None`` is those of the dataset.
@@ -97,7 +98,7 @@ class Job:
     log: LogConfig
     evaluate: Callable[[], dict[str, float]]
     select_on: str | None
-    finish: Callable[[Path, FitResult], None]
+    finish: Callable[[Path, FitResult], dict[str, Any]]
     start: Callable[[], None] = lambda: None
     create_watch: Callable[[Path], Watch | None] = lambda _: None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -166,8 +167,7 @@ def train(job: Job, runtime: Runtime, values: dict[str, Any], call: Call) -> Run
             watch=job.create_watch(folder / "metrics.jsonl"),
             resume=again,
         )
-        processes.on_first(partial(job.finish, folder, result))
-        record |= _outcome(job, result)
+        record |= processes.on_first(partial(job.finish, folder, result)) | _outcome(job, result)
     processes.any_of(False)  # the others wait until result.json is written
     return Run(folder)
 

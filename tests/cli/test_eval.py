@@ -28,7 +28,7 @@ def constant_head(run: Path, best: int) -> None:
 
 def test_readouts_are_scored_and_named_with_the_head_that_they_read(run, capsys):
     plain = evaluate_run(run)
-    assert set(plain.metrics) == {"top1", "top5", "nll", "n"}
+    assert set(plain.metrics) == {"top1", "top5", "nll", "n", "commonest", "mean_per_class"}
     assert (plain.readout, plain.reads) == ("cls", "image classifier on pooled features")
     shared = evaluate_run(run, readout="mean")
     assert shared.reads == "mean over tokens of the image classifier, which tokens share"
@@ -65,3 +65,15 @@ def test_a_run_without_a_classifier_has_no_readout(tiny, tmp_path, capsys):
     assert main(["pretrain", "--recipe", tiny, "--out", run, "--epochs", "0.1"]) == 0
     assert main(["eval", run, "--knn", "--readout", "mean"]) == 2
     assert "without a classifier: leave --readout mean out" in capsys.readouterr().err
+
+
+def test_an_accuracy_stands_beside_that_of_naming_the_commonest_class(run, capsys):
+    constant_head(run, best=3)
+    capsys.readouterr()
+    assert main(["eval", str(run), "--readout", "mean"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    scored = evaluate_run(run, readout="mean")
+    assert f"naming {scored.commonest!r} always" in said
+    assert f"{scored.metrics['commonest']:.2%}" in said
+    assert "it names '3' for 100.00 % of the images" in said
+    assert scored.fault
