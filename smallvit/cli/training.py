@@ -83,7 +83,7 @@ def say_done(run: Run, following: str) -> None:
 
 
 def _beside(yardstick: dict[str, Any] | None) -> str:
-    """Say what an accuracy is held against; nothing of a run without a classifier, or an old one."""
+    """Say what an accuracy is held against, if the run has said so."""
     if yardstick is None:
         return ""
     said = f"; naming {yardstick['commonest']!r} always {yardstick['commonest_share']:.2%}"
