@@ -1,7 +1,8 @@
 """How any image file becomes RGB of one size."""
 
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 
@@ -35,7 +36,7 @@ MAX_PIXELS = 178_956_970
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 # With more pixels, one image is decoded at a time: many threads with 0.7 GB each fill the memory.
 HUGE_PIXELS = 2**25
-_one_huge_image = threading.Lock()
+_one_huge_image = threading.RLock()
 # PIL allocates large images in blocks. Above 32 MiB, glibc gives a block back as soon as it is
 # free; smaller ones it may keep, for each thread.
 Image.core.set_block_size(2**26)
@@ -82,6 +83,32 @@ def open_image(file: Path | str | bytes) -> Image.Image:
     return image
 
 
+@contextmanager
+def huge_image_alone(image: Image.Image) -> Iterator[None]:
+    """Keep other threads from decoding more than ``HUGE_PIXELS`` while this one has such an image.
+
+    Args:
+        image: What is to be decoded, in full; a smaller one keeps nobody.
+    """
+    huge = image.width * image.height > HUGE_PIXELS
+    with _one_huge_image if huge else nullcontext():
+        yield
+
+
+def is_deep_grey(image: Image.Image) -> bool:
+    """Tell whether an image is grey of more than 8 bits, or of floats."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """Convert an image of 8 bits to RGB, with transparency laid over white."""
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGBA", rgba.size, "white")
+        image.alpha_composite(rgba)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 def to_rgb(image: Image.Image, size: int) -> np.ndarray:
     """Convert an image of any mode and size to uint8 RGB, channels first.
 
@@ -121,7 +148,7 @@ def to_rgb(image: Image.Image, size: int) -> np.ndarray:
 
 def _decode_rgb(image: Image.Image, size: int) -> np.ndarray:
     image.load()
-    turn = _turn(image)
+    turn = find_turn(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -132,12 +159,7 @@ def _decode_rgb(image: Image.Image, size: int) -> np.ndarray:
     width, height = image.width / factor, image.height / factor  # the last pixels may be parts
     if factor > 1:
         image = image.reduce(factor)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGBA", rgba.size, "white")
-        image.alpha_composite(rgba)
-    if image.mode != "RGB":
-        image = image.convert("RGB")
+    image = over_white(image)
     if image.size != (size, size):
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
@@ -148,7 +170,8 @@ def _decode_rgb(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def find_turn(image: Image.Image) -> Image.Transpose | None:
+    """Return what makes a decoded image upright; ``None`` where it is, or does not say."""
     try:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # PIL raises nearly anything on malformed EXIF data; the pixels are whole

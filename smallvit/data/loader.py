@@ -183,11 +183,17 @@ class Dataset:
         )
 
     def image_hashes(self, name: str) -> np.ndarray:
-        """Return the content hash of each image of a split, uint64; equal pixels, equal hash."""
-        split = self.splits[name]
-        own = self.store_path / f"{name}.hashes.npy"
-        packed = own if own.is_file() and self.labelled else self.store_path / "train.hashes.npy"
-        return np.load(packed)[split.index.cpu().numpy()]
+        """Return a hash of each image's packed pixels, uint64: equal only at this size."""
+        return self._stored(name, "hashes")
+
+    def content_hashes(self, name: str) -> np.ndarray:
+        """Return the content hash of each image of a split, uint64: the same at any packed size."""
+        return self._stored(name, "content")
+
+    def _stored(self, name: str, kind: str) -> np.ndarray:
+        own = self.store_path / f"{name}.{kind}.npy"
+        packed = own if own.is_file() and self.labelled else self.store_path / f"train.{kind}.npy"
+        return np.load(packed)[self.splits[name].index.cpu().numpy()]
 
     def to(self, device: torch.device, *, max_bytes: int | None = None) -> "Dataset":
         """Put every split on the device, each packed array once.

@@ -1,9 +1,9 @@
 """The packed store: each split decoded once into a uint8 array, kept in the cache.
 
 A store is a folder ``<cache>/packed/<name>-<key>/`` with ``<split>.images.npy`` (N, 3, H, W),
-``<split>.labels.npy`` (N,), ``<split>.hashes.npy`` (N,) and ``manifest.json``. It is written in a
-temporary folder, synced and renamed when whole, under a file lock. One whose manifest, labels or
-sampled pixels do not fit is packed anew.
+``<split>.labels.npy`` (N,), ``<split>.hashes.npy`` and ``<split>.content.npy`` (N,), and
+``manifest.json``. It is written in a temporary folder, synced and renamed when whole, under a file
+lock. One whose manifest, labels or sampled pixels do not fit is packed anew.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ from filelock import FileLock
 
 from smallvit.core.cores import cores
 from smallvit.core.errors import DataError
-from smallvit.data.images import to_rgb
+from smallvit.data.content import pack_image
 from smallvit.data.sources import Listing, Source, SourceSplit
 
 logger = logging.getLogger("smallvit")
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 MAX_BROKEN = 0.01  # fraction of the files
 CHUNK = 8  # images a task: one a task takes a fifth longer (64 px JPEG), 64 are no faster
 MAX_AHEAD = 48  # images in work at a time; readers of tables keep a little more than that at hand
@@ -76,6 +76,8 @@ class Manifest:
         overlaps: Repeated images within each split and across splits, where there are any.
         fingerprint: SHA-256 of the class names and of the labels and image hashes of all splits;
             the hashes stand for the pixels, so that it can be checked without reading those.
+        content: SHA-256 of the class names and of which contents have which labels in each split,
+            in whatever order they come and whatever side they are packed at.
     """
 
     version: int
@@ -86,6 +88,7 @@ class Manifest:
     broken: tuple[str, ...]
     overlaps: tuple[Overlap, ...]
     fingerprint: str
+    content: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,7 @@ class PackedStore:
         images: uint8 (N, 3, H, W) by split.
         labels: int64 (N,) by split; all -1 where images carry no labels.
         hashes: uint64 (N,) by split, a hash of each image's packed pixels.
+        contents: uint64 (N,) by split, the content hash of each image.
     """
 
     path: Path
@@ -105,6 +109,7 @@ class PackedStore:
     images: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
     hashes: dict[str, np.ndarray]
+    contents: dict[str, np.ndarray]
 
 
 def open_store(
@@ -275,12 +280,13 @@ def _read(folder: Path) -> PackedStore:
     if manifest.version != STORE_VERSION:
         raise ValueError(f"version {manifest.version}, not {STORE_VERSION}")
     side = manifest.image_size
-    images, labels, hashes = {}, {}, {}
+    images, labels, hashes, contents = {}, {}, {}, {}
     for split, count in manifest.counts.items():
         # A copy-on-write map: torch wants writable memory, and nothing here writes.
         images[split] = _map(folder / f"{split}.images.npy", "uint8", (count, 3, side, side))
         labels[split] = np.array(_map(folder / f"{split}.labels.npy", "int64", (count,)))
         hashes[split] = np.array(_map(folder / f"{split}.hashes.npy", "uint64", (count,)))
+        contents[split] = np.array(_map(folder / f"{split}.content.npy", "uint64", (count,)))
         sampled = np.linspace(0, count - 1, num=min(NUM_SAMPLED, count)).astype(int)
         differ = hash_images(images[split][sampled]) != hashes[split][sampled]
         if differ.any():
@@ -289,7 +295,16 @@ def _read(folder: Path) -> PackedStore:
             )
     if _fingerprint(manifest.class_names, labels, hashes) != manifest.fingerprint:
         raise ValueError("labels or hashes do not fit the manifest's fingerprint")
-    return PackedStore(path=folder, manifest=manifest, images=images, labels=labels, hashes=hashes)
+    if fingerprint_content(manifest.class_names, labels, contents) != manifest.content:
+        raise ValueError("labels or content hashes do not fit the manifest")
+    return PackedStore(
+        path=folder,
+        manifest=manifest,
+        images=images,
+        labels=labels,
+        hashes=hashes,
+        contents=contents,
+    )
 
 
 def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -311,6 +326,27 @@ def _fingerprint(
     return digest.hexdigest()
 
 
+def fingerprint_content(
+    class_names: Sequence[str],
+    labels: Mapping[str, np.ndarray],
+    contents: Mapping[str, np.ndarray],
+) -> str:
+    """Hash which contents have which labels in each split, in whatever order they come.
+
+    Args:
+        class_names: In the order of the labels.
+        labels: Class indices by split.
+        contents: Content hashes by split.
+    """
+    digest = hashlib.sha256(json.dumps(list(class_names)).encode())
+    for split in sorted(labels):
+        order = np.lexsort((labels[split], contents[split]))
+        digest.update(f"{split}/{len(order)}/".encode())
+        digest.update(contents[split][order].data)
+        digest.update(labels[split][order].data)
+    return digest.hexdigest()
+
+
 def _pack(source: Source, image_size: int, folder: Path, progress: Progress) -> None:
     try:
         listing = source.list_images()
@@ -325,11 +361,11 @@ def _pack(source: Source, image_size: int, folder: Path, progress: Progress) -> 
     partial = folder.with_name(f".packing-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    labels, hashes, names, done = {}, {}, {}, 0
+    labels, hashes, contents, names, done = {}, {}, {}, {}, 0
     broken: list[str] = []
     try:
         for name, split in listing.splits.items():
-            kept, hashes[name], bad = _pack_images(
+            kept, hashes[name], contents[name], bad = _pack_images(
                 split,
                 image_size,
                 partial / f"{name}.images.npy",
@@ -345,7 +381,8 @@ def _pack(source: Source, image_size: int, folder: Path, progress: Progress) -> 
                 )
             labels[name] = np.asarray(split.labels, dtype=np.int64)[kept]
             names[name] = [split.names[i] for i in kept]
-            for kind, array in (("labels", labels[name]), ("hashes", hashes[name])):
+            arrays = {"labels": labels, "hashes": hashes, "content": contents}
+            for kind, array in ((kind, each[name]) for kind, each in arrays.items()):
                 with _synced(partial / f"{name}.{kind}.npy") as file:
                     np.save(file, array)
         manifest = Manifest(
@@ -357,6 +394,7 @@ def _pack(source: Source, image_size: int, folder: Path, progress: Progress) -> 
             broken=tuple(broken),
             overlaps=find_overlaps(hashes, labels, names),
             fingerprint=_fingerprint(listing.class_names, labels, hashes),
+            content=fingerprint_content(listing.class_names, labels, contents),
         )
         with _synced(partial / "manifest.json") as file:
             file.write(json.dumps(asdict(manifest), indent=2).encode())
@@ -402,13 +440,14 @@ class _Chunk(NamedTuple):
     kept: list[int]
     images: np.ndarray
     hashes: np.ndarray
+    contents: list[int]
     broken: list[str]
 
 
 def _pack_images(
     split: SourceSplit, image_size: int, path: Path, progress: Callable[[int], None]
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Decode a split into an array file; return kept indices, hashes and broken names.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Decode a split into an array file; return kept indices, both hashes and broken names.
 
     The file is written in order, not through a memory map: a broken image leaves no row to close
     up, and a full disk is an error that can be explained instead of a bus error.
@@ -416,6 +455,7 @@ def _pack_images(
     kept: list[int] = []
     broken: list[str] = []
     hashes: list[np.ndarray] = []
+    contents: list[int] = []
     total = len(split.names)
     with _synced(path) as file:
         _write_header(file, (total, 3, image_size, image_size))
@@ -426,6 +466,7 @@ def _pack_images(
             kept += chunk.kept
             broken += chunk.broken
             hashes.append(chunk.hashes)
+            contents += chunk.contents
             done = len(kept) + len(broken)
             if done == total or done // PROGRESS_EVERY > before // PROGRESS_EVERY:
                 progress(done)
@@ -433,7 +474,12 @@ def _pack_images(
             file.seek(0)
             _write_header(file, (len(kept), 3, image_size, image_size))
             assert file.tell() == start  # NumPy pads the header for a first axis of any length
-    return np.asarray(kept, dtype=np.int64), np.concatenate(hashes), broken
+    return (
+        np.asarray(kept, dtype=np.int64),
+        np.concatenate(hashes),
+        np.asarray(contents, dtype=np.uint64),
+        broken,
+    )
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
@@ -447,16 +493,18 @@ def _decode(split: SourceSplit, image_size: int) -> Iterator[_Chunk]:
     def decode(indices: range) -> _Chunk:
         images = np.empty((len(indices), 3, image_size, image_size), dtype=np.uint8)
         kept: list[int] = []
+        contents: list[int] = []
         broken: list[str] = []
         for i in indices:
             try:
-                images[len(kept)] = to_rgb(split.read(i), image_size)
+                images[len(kept)], content = pack_image(lambda i=i: split.read(i), image_size)
+                contents.append(content)
                 kept.append(i)
             except Exception as error:  # PIL raises nearly anything on a broken file
                 why = " ".join(str(error).split()) or type(error).__name__
                 broken.append(f"{split.names[i]} ({why})")
         images = images[: len(kept)]
-        return _Chunk(kept, images, hash_images(images), broken)
+        return _Chunk(kept, images, hash_images(images), contents, broken)
 
     threads = min(MAX_THREADS, cores())
     most_waiting = 2 * threads + 1

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError, DataError
-from smallvit.data.images import IMAGE_SUFFIXES, open_image
+from smallvit.data.content import content_hash
+from smallvit.data.images import IMAGE_SUFFIXES, open_image, over_white
 from smallvit.data.loader import USUAL_SIZES, Dataset, Split
 from smallvit.data.splits import Cut, StoredCut, cut_splits, load_cut, split_hash, store_cut
 from smallvit.data.store import cache_errors, file_stem, hash_images
@@ -118,7 +119,7 @@ def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentD
     pairs = list_pairs(config.path)
     flat = [pair for split in pairs.values() for pair in split]
     size = config.image_size or _find_size(flat)
-    images, masks, seen = _read_all(flat, size)
+    images, masks, seen, contents = _read_all(flat, size)
     num_train = len(pairs["train"])
     class_names = _name_classes(config.path, flat, seen, num_train)
     hashes = hash_images(images)
@@ -130,9 +131,10 @@ def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentD
     folder = cache_dir / "segment" / f"{file_stem(name)}-{fingerprint[:16]}"
     with cache_errors(cache_dir):
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"hashes.{os.getpid()}.part.npy"
-        np.save(partial, hashes)
-        partial.replace(folder / "train.hashes.npy")  # where Dataset.image_hashes looks
+        for kind, values in (("hashes", hashes), ("content", contents)):
+            partial = folder / f"{kind}.{os.getpid()}.part.npy"
+            np.save(partial, values)
+            partial.replace(folder / f"train.{kind}.npy")  # where Dataset looks for them
         stored = _cut(config, folder, images[:num_train], hashes[:num_train], counts)
     places = {"train": stored.cut.train, "labelled": stored.cut.train}
     first = num_train
@@ -228,15 +230,22 @@ def _find_size(pairs: list[Pair]) -> int:
     return min(USUAL_SIZES, key=lambda size: abs(size - np.median(sides)))
 
 
-def _read_all(pairs: list[Pair], size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Decode all pairs: images (n, 3, H, W), masks (n, H, W), indices that each has (n, 256)."""
+def _read_all(
+    pairs: list[Pair], size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Decode all pairs.
+
+    Returns:
+        Images (n, 3, H, W), masks (n, H, W), indices that each has (n, 256), content hashes (n,).
+    """
     images = np.empty((len(pairs), 3, size, size), dtype=np.uint8)
     masks = np.empty((len(pairs), size, size), dtype=np.uint8)
     seen = np.zeros((len(pairs), 256), dtype=bool)
+    contents = np.empty(len(pairs), dtype=np.uint64)
 
     def read(start: int) -> None:
         for i, pair in enumerate(pairs[start : start + CHUNK], start):
-            image, mask = _read_image(pair.image), _read_mask(pair.mask)
+            (image, contents[i]), mask = _read_image(pair.image), _read_mask(pair.mask)
             if image.size != mask.size:
                 raise DataError(
                     f"{pair.mask} has {mask.width} x {mask.height} px, its image "
@@ -247,7 +256,7 @@ def _read_all(pairs: list[Pair], size: int) -> tuple[np.ndarray, np.ndarray, np.
 
     with ThreadPoolExecutor() as threads:
         list(threads.map(read, range(0, len(pairs), CHUNK)))
-    return images, masks, seen
+    return images, masks, seen, contents
 
 
 def fit_square(
@@ -287,18 +296,18 @@ def _decode(path: Path, image: Image.Image) -> None:
         raise DataError(f"{path} cannot be decoded: {error}") from error
 
 
-def _read_image(path: Path) -> Image.Image:
-    """Read an image as RGB, upright, with transparency laid over white."""
+def _read_image(path: Path) -> tuple[Image.Image, int]:
+    """Read an image as RGB, upright, with transparency laid over white; and its content hash."""
     image = _open(path)
+    try:
+        content = content_hash(image)
+    except (OSError, ValueError, SyntaxError) as error:  # PIL's PNG reader raises all three
+        raise DataError(f"{path} cannot be decoded: {error}") from error
     _decode(path, image)
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         raise DataError(f"{path} has more than 8 bits a channel: save it with 8")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGBA", rgba.size, "white")
-        image.alpha_composite(rgba)
-    return image.convert("RGB")
+    return over_white(image), content
 
 
 def _read_mask(path: Path) -> Image.Image:
