@@ -18,7 +18,7 @@ from smallvit.data.images import find_turn, huge_image_alone, is_deep_grey, over
 # 1/8, and decoding them in full as well would take several times as long. At 64 px and above,
 # packing decodes all smaller ones in full.
 CODED_SIDE = 256
-STRIP_PIXELS = 1 << 20  # converted at a time: what the processor's cache holds
+STRIP_PIXELS = 1 << 16  # converted at a time: what fits into the processor's cache
 _JPEG = ("JPEG", "MPO")
 # Segments that say nothing of the pixels: EXIF and XMP, colour profiles, Photoshop's, comments.
 _METADATA = frozenset((0xE1, 0xE2, 0xED, 0xFE))
