@@ -58,6 +58,7 @@ class SegmentOptions:
 def segment_command(
     *,
     init: Annotated[str | None, Parameter(name="--init")] = None,
+    allow_leak: Annotated[bool, Parameter(name="--allow-leak", negative="")] = False,
     head_name: Annotated[HeadName | None, Parameter(name="--head")] = None,
     which: SegmentOptions = SegmentOptions(),
     training: TrainOptions = TrainOptions(),
@@ -78,6 +79,7 @@ def segment_command(
 
     Args:
         init: Run or export to start from, ``timm:NAME`` for timm's weights, or ``scratch``.
+        allow_leak: Take a start that may have seen held-out images of this data; it is recorded.
         head_name: ``upernet-light`` joins several levels, ``linear`` reads the final tokens.
         which: Data.
         training: Model and length.

@@ -21,7 +21,6 @@ from smallvit.core.run_folder import (
     check_target,
     create_folder,
     new_folder,
-    open_run,
     write_json,
     write_recipe,
 )
@@ -29,6 +28,7 @@ from smallvit.data.loader import Dataset
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.inference.export import (
+    WEIGHTS,
     exported_model,
     find_timm_weights,
     initialise_from_timm,
@@ -46,12 +46,13 @@ from smallvit.models.registry import (
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.run.classifier import judge_classifier, score_classifier
 from smallvit.run.data import load_dataset, require_labels
+from smallvit.run.learned import NOTHING, Learned, write_learned
 from smallvit.run.monitor import EVAL_BATCH
 from smallvit.run.provenance import check_leak, join_extra_data, other_data
 from smallvit.run.recipe import OF_NAMED_DATA, Recipe, stage_values
 from smallvit.run.record import recorded
 from smallvit.run.stage import run_stage
-from smallvit.run.start import TIMM, cost_of
+from smallvit.run.start import TIMM, cost_of, find_start
 from smallvit.run.training import describe_environment
 from smallvit.teachers.adopt import (
     Colours,
@@ -65,7 +66,7 @@ from smallvit.teachers.adopt import (
 
 logger = logging.getLogger("smallvit")
 TAKE_ANOTHER = "take another network, or train one with smallvit teacher"
-Kind = Literal["timm", "file", "run", "export"]
+Kind = Literal["timm", "file", "folder"]
 OPTION = "--from"
 LISTED = 12  # class names of a message
 
@@ -84,6 +85,7 @@ class Adopted:
         init: What it comes from, for result.json.
         upstream: Cost of the runs that it builds on, by stage.
         notes: One line for each weight that was resampled or not loaded.
+        learned: The images that the runs which it comes from learned.
     """
 
     backbone: AbstractBackbone
@@ -95,6 +97,7 @@ class Adopted:
     init: str = "weights"
     upstream: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    learned: Learned = NOTHING
 
 
 def run_teacher(
@@ -187,6 +190,8 @@ def run_adopt(
     logger.info("teacher of %s -> %s", dataset.name, folder)
     with recorded(folder, facts, resumed=False) as record:
         write_json(folder / "env.json", describe_environment(dataset, runtime, argv, facts))
+        learns = "nothing" if adopted.knows_classes else "labels"
+        write_learned(folder, dataset, learns, adopted.learned)
         started = time.monotonic()
         size = f"{dataset.image_size} px, {grid[0]} x {grid[1]} tokens"
         logger.info("weights of %s: %s, images of %s", start, adopted.architecture, size)
@@ -245,9 +250,10 @@ def adopt_settings(start: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "timm":
         name = find_timm_weights(start.removeprefix(TIMM)).partition(".")[0]
         return {"teacher": {"model": {"name": name}}}
-    brought: dict[str, Any] = {"teacher": {"model": exported_model(_export_folder(start))}}
-    if kind == "run":
-        data, named = open_run(Path(start)).recipe.get("data", {}), settings.get("data") or {}
+    found = find_start(start, OPTION)
+    brought: dict[str, Any] = {"teacher": {"model": exported_model(_export_folder(found))}}
+    if isinstance(found, Run):
+        data, named = found.recipe.get("data", {}), settings.get("data") or {}
         if named.get("dataset") is not None or named.get("path") is not None:
             data = {key: data[key] for key in data if key not in OF_NAMED_DATA}
         brought["data"] = data
@@ -258,17 +264,14 @@ def _kind(start: str) -> Kind:
     if start.startswith(TIMM):
         return "timm"
     path = Path(start)
-    run = path.parent.parent
-    if path.parent.name in ("checkpoints", "export") and (run / "result.json").is_file():
-        raise ConfigError(f"{OPTION} {path} is a part of a run: name the run, {run}")
-    if path.is_file() or path.suffix in (".safetensors", ".pt", ".pth"):
-        return "file"
-    is_export = (path / "config.json").is_file() and not (path / "result.json").is_file()
-    return "export" if is_export else "run"
+    of_export = path.name == WEIGHTS and (path.parent / "config.json").is_file()
+    of_run = path.parent.name == "checkpoints" and (path.parents[1] / "result.json").is_file()
+    weights = path.is_file() or path.suffix in (".safetensors", ".pt", ".pth")
+    return "file" if weights and not of_export and not of_run else "folder"
 
 
-def _export_folder(start: str) -> Path:
-    return Path(start) if _kind(start) == "export" else open_run(Path(start)).path / "export"
+def _export_folder(found: Run | Path) -> Path:
+    return found.path / "export" if isinstance(found, Run) else found
 
 
 def _open(start: str, model: ModelConfig, dataset: Dataset, *, allow_leak: bool) -> Adopted:
@@ -278,21 +281,19 @@ def _open(start: str, model: ModelConfig, dataset: Dataset, *, allow_leak: bool)
         adopted = _open_timm(start.removeprefix(TIMM), model, dataset)
     elif kind == "file":
         adopted = _open_file(Path(start), model, dataset)
-    else:
-        adopted = _open_export(_export_folder(start), model, dataset)
-    if kind == "run":
-        run = open_run(Path(start))
-        if run.result["stage"] == "label":
-            raise ConfigError(f"{OPTION} {start} holds score maps, no network: name its teacher")
-        adopted.init = run.result["stage"]
-        adopted.extra_data = join_extra_data(
-            other_data(run, dataset, OPTION, allow_leak=allow_leak),
-            run.result.get("extra_data", "none"),
-        )
+        logger.warning("%s does not say what it was trained on: extra_data is unknown", start)
+    elif isinstance(found := find_start(start, OPTION), Run):
+        adopted = _open_export(_export_folder(found), model, dataset)
+        adopted.init = found.result["stage"]
+        seen = other_data(found, dataset, OPTION, allow_leak=allow_leak)
+        adopted.learned = seen.learned
+        earlier = found.result.get("extra_data", "none")
+        adopted.extra_data = join_extra_data(seen.extra_data, earlier)
         # The key of the stage "teacher" is for the run that is made here.
         stage = "adopted" if adopted.init == "teacher" else adopted.init
-        adopted.upstream = {**run.result.get("upstream", {}), stage: cost_of(run)}
-    elif kind != "timm":
+        adopted.upstream = {**found.result.get("upstream", {}), stage: cost_of(found)}
+    else:
+        adopted = _open_export(found, model, dataset)
         logger.warning("%s does not say what it was trained on: extra_data is unknown", start)
     adopted.extra_data = check_leak(
         adopted.extra_data, dataset.name, allow=allow_leak, option=f"{OPTION} {start}"

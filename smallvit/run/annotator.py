@@ -10,6 +10,7 @@ from smallvit.data.loader import Dataset
 from smallvit.engine.runtime import Runtime
 from smallvit.inference.export import read_export, weights_hash
 from smallvit.run.classifier import score_classifier
+from smallvit.run.learned import Learned
 from smallvit.run.provenance import OTHER_LABELS, check_leak, join_extra_data, other_data
 from smallvit.teachers.teacher import Teacher
 
@@ -24,6 +25,7 @@ class Annotator:
         weights: SHA-256 of its weights.
         extra_data: What else it has seen.
         scores: Its top-1 accuracy by split, in [0, 1].
+        learned: The images that it and all it builds on learned.
     """
 
     run: Run
@@ -31,6 +33,7 @@ class Annotator:
     weights: str
     extra_data: str
     scores: dict[str, float]
+    learned: Learned
 
 
 def open_annotator(
@@ -63,15 +66,15 @@ def open_annotator(
             f"--teacher {run.path} knows {len(theirs)} classes ({', '.join(theirs[:3])}, ...), "
             f"{dataset.name} has {dataset.num_classes} ({', '.join(dataset.class_names[:3])}, ...)"
         )
-    seen = other_data(run, dataset, "--teacher", allow_leak=True)
-    if seen != "none" and not seen.startswith(OTHER_LABELS):
+    seen = other_data(run, dataset, "--teacher", allow_leak=allow_leak)
+    if seen.extra_data != "none" and not seen.extra_data.startswith(OTHER_LABELS):
         raise ConfigError(
             f"--teacher {run.path} was trained on other images ({run.env['dataset']['name']}) "
             f"than {dataset.name} at {dataset.image_size} px: train one, or adopt "
             "it with smallvit teacher --from"
         )
     extra_data = check_leak(
-        join_extra_data(seen, run.result.get("extra_data", "none")),
+        join_extra_data(seen.extra_data, run.result.get("extra_data", "none")),
         dataset.name,
         allow=allow_leak,
         option=f"--teacher {run.path}",
@@ -102,4 +105,5 @@ def open_annotator(
         weights=weights_hash(backbone.model, backbone.aux_head),
         extra_data=extra_data,
         scores={"labelled": train["top1"], "val": scores["top1"]},
+        learned=seen.learned,
     )

@@ -34,6 +34,7 @@ from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.inference.alignment import draw_alignment
 from smallvit.run.annotator import Annotator, open_annotator
 from smallvit.run.data import load_dataset, require_labels
+from smallvit.run.learned import write_learned
 from smallvit.run.recipe import (
     LabelConfig,
     Recipe,
@@ -149,6 +150,7 @@ def run_label(
     logger.info("label of %s -> %s", dataset.name, folder)
     with recorded(folder, facts, resume is not None) as record:
         write_json(folder / "env.json", describe_environment(dataset, runtime, argv, provenance))
+        write_learned(folder, dataset, "nothing", annotator.learned)
         identity = {
             "teacher": annotator.weights,
             "images": dataset.fingerprint,

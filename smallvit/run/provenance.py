@@ -2,16 +2,15 @@
 
 import logging
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from smallvit.core.config import Layer, resolve
-from smallvit.core.errors import ConfigError, SmallViTError
+from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run
 from smallvit.data.loader import Dataset
-from smallvit.run.data import load_dataset
-from smallvit.run.recipe import Recipe
+from smallvit.run.learned import NOTHING, Learned, Record, find_record
 
 logger = logging.getLogger("smallvit")
 # CINIC-10 spreads the images of CIFAR-10 over its three splits (Darlow et al., 2018,
@@ -22,6 +21,20 @@ SHARING = {
 }
 OTHER_LABELS = "other labels"
 ALLOWED = " (shares images: --allow-leak)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a run brings to one that builds on it.
+
+    Attributes:
+        extra_data: ``"none"``, the name of other data than the new run's, or what other labels of
+            the same images it had.
+        learned: The images that it and all it builds on learned, as far as is known.
+    """
+
+    extra_data: str
+    learned: Learned = NOTHING
 
 
 def check_leak(extra_data: str, dataset_name: str, *, allow: bool, option: str) -> str:
@@ -55,93 +68,176 @@ def check_leak(extra_data: str, dataset_name: str, *, allow: bool, option: str) 
     return ", ".join(sources)
 
 
-def other_data(run: Run, dataset: Dataset, option: str, *, allow_leak: bool = False) -> str:
-    """Say what a run was trained on beside a dataset, and refuse one that saw its held-out images.
+def other_data(run: Run, dataset: Dataset, option: str, *, allow_leak: bool = False) -> Seen:
+    """Say what a run has seen beside a dataset, and refuse one that knows its held-out images.
 
-    On the same images the splits have to be the same. Of other data the images are compared by
-    their pixels: labels of held-out images must not have been seen, while images alone may have
-    been in stage 1, which is said and recorded.
+    The run's record of what it learned is asked, and of what all it builds on learned, by the
+    content of the images. Labels of held-out images must not have been learned, nor may stage 1
+    have taken held-out images of data that it could have split alike. Images that were learned
+    without labels in other data are said and recorded.
 
     Args:
         run: Run that a new one is to build on.
         dataset: Data of the new run.
         option: What named the run, for messages.
-        allow_leak: Go on where the other data is known to share images with this; see
-            ``check_leak``.
-
-    Returns:
-        ``"none"``, the name of the other data, or what other labels of the same images it had.
+        allow_leak: Go on with what may know held-out images; it is recorded.
 
     Raises:
         ConfigError: If validation or test images may have been trained on.
+        DataError: If the run's record is broken.
     """
-    env = run.env
+    env, named = run.env, f"{option} {run.path}"
     name = str(env["dataset"]["name"])
-    if env["dataset"]["fingerprint"] == dataset.fingerprint:
-        for split in ("val", "test"):
-            if env["split_hashes"][split] != dataset.split_hashes[split]:
-                raise ConfigError(
-                    f"{option} {run.path} was trained on another split of these images and may "
-                    f"have seen this {split} split: use the same data.split_seed and fractions"
-                )
-        return _other_labels(run, dataset, option)
-    marked = check_leak(name, dataset.name, allow=allow_leak, option=f"{option} {run.path}")
-    unlabelled = not env["dataset"]["class_names"]
-    if run.result["stage"] == "segment":
-        logger.warning(
-            "%s %s was trained on images with masks (%s): whether validation or test images of %s "
-            "are among them cannot be told",
-            option,
-            run.path,
-            name,
-            dataset.name,
+    same = env["dataset"]["fingerprint"] == dataset.fingerprint
+    record = find_record(run, dataset)
+    beside = "none"
+    if not same and (record is None or _knows_others(record, run, dataset)):
+        beside = check_leak(name, dataset.name, allow=allow_leak, option=named)
+    if record is None:
+        return Seen(extra_data=_untold(run, dataset, named, beside, allow_leak=allow_leak))
+    held = _find_held_out(record, run, dataset)
+    if held is None or _is_recorded(held, run, dataset):
+        labels = _other_labels(record, run, dataset, option) if beside == "none" else beside
+        return Seen(extra_data=labels, learned=record.learned)
+    if held.refused and not allow_leak:
+        remedy = "use its data.split_seed and fractions" if same else "train it again on this data"
+        raise ConfigError(
+            f"{named} {held.how} {held.images} of {dataset.name}: {remedy}, or pass --allow-leak "
+            "to go on and have it recorded"
         )
-        return marked
-    seen = _count_seen(run, dataset)
-    if seen is None and name != dataset.name:
-        logger.warning(
-            "%s %s was trained on %s, which is not here any more: whether it holds validation or "
-            "test images of %s cannot be told",
-            option,
-            run.path,
-            name,
-            dataset.name,
-        )
-    if not seen and (seen is not None or name != dataset.name):
-        return marked
-    held = (
-        ""
-        if seen is None
-        else " and ".join(
-            f"{count:,} of the {len(dataset.splits[split]):,} {split} images"
-            for split, count in seen.items()
-        )
+    logger.warning(
+        "%s %s %s of %s: the accuracy may be too high, and is recorded with it",
+        named,
+        held.how,
+        held.images,
+        dataset.name,
     )
-    without_labels = run.result["stage"] == "pretrain" and (unlabelled or name != dataset.name)
-    if without_labels or marked != name:
-        logger.warning(
-            "%s %s was %s on %s, which holds %s of %s: the accuracy may be too high, and is "
-            "recorded with it",
-            option,
-            run.path,
-            "pretrained without labels" if without_labels else "trained",
-            name,
-            held,
-            dataset.name,
-        )
-        return marked.replace(name, f"{name} (with {held})", 1)
-    what = f"which hold {held} of this data" if held else "so their splits cannot be compared"
-    raise ConfigError(
-        f"{option} {run.path} was trained on other images, called {name}, {what}: train it again "
-        "on these images"
+    mark = ALLOWED if held.refused or beside.endswith(ALLOWED) else ""
+    return Seen(extra_data=f"{name} (with {held.images}){mark}", learned=record.learned)
+
+
+def count_held_out(hashes: np.ndarray, dataset: Dataset) -> dict[str, int]:
+    """Count the held-out images of a dataset, by split, that are among some.
+
+    What the dataset holds in its training split as well does not count: it is said of the data
+    itself.
+
+    Args:
+        hashes: Content hashes.
+        dataset: Images and splits.
+    """
+    train = dataset.content_hashes("train")
+    counts = {}
+    for split in ("val", "test"):
+        contents = dataset.content_hashes(split)
+        counts[split] = int((np.isin(contents, hashes) & ~np.isin(contents, train)).sum())
+    return {split: count for split, count in counts.items() if count}
+
+
+def check_scored(run: Run, dataset: Dataset, split: str) -> str | None:
+    """Say in one line what a run that is scored knew of the images, unless it is recorded."""
+    record = find_record(run, dataset)
+    counts = {} if record is None else count_held_out(record.learned.labelled, dataset)
+    if split not in counts or ALLOWED in run.result.get("extra_data", "none"):
+        return None
+    return (
+        f"{run.path} and what it builds on learned the labels of "
+        f"{_listed({split: counts[split]}, dataset)} that it is scored on: train it again from a "
+        "start that did not"
     )
 
 
-def _other_labels(run: Run, dataset: Dataset, option: str) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _HeldOut:
+    """Held-out images that a run knows.
+
+    Attributes:
+        images: How many, of which splits.
+        how: What it did with them.
+        refused: Whether that is no start.
+    """
+
+    images: str
+    how: str
+    refused: bool
+
+
+def _find_held_out(record: Record, run: Run, dataset: Dataset) -> _HeldOut | None:
+    learned = record.learned
+    labelled = count_held_out(learned.labelled, dataset)
+    if labelled:
+        return _HeldOut(
+            images=_listed(labelled, dataset), how="learned the labels of", refused=True
+        )
+    counts = count_held_out(learned.unlabelled, dataset)
+    if not counts:
+        return None
+    # What has no labels, or another name, could not have been split as this data is.
+    data = run.env["dataset"]
+    alike = data["name"] == dataset.name and bool(data["class_names"])
+    refused = alike and bool(count_held_out(record.own.unlabelled, dataset))
+    how = "was pretrained without labels on"
+    return _HeldOut(images=_listed(counts, dataset), how=how, refused=refused)
+
+
+def _is_recorded(held: _HeldOut, run: Run, dataset: Dataset) -> bool:
+    """Tell whether a run of the same splits was let take its start, and says so."""
+    ours, theirs = dataset.split_hashes, run.env["split_hashes"]
+    same = all(theirs[split] == ours[split] for split in ("val", "test"))
+    return same and held.images in run.result.get("extra_data", "none")
+
+
+def _listed(counts: Mapping[str, int], dataset: Dataset) -> str:
+    return " and ".join(
+        f"{count:,} of the {len(dataset.splits[split]):,} {split} images"
+        for split, count in counts.items()
+    )
+
+
+def _knows_others(record: Record, run: Run, dataset: Dataset) -> bool:
+    """Tell whether a run learned images that a dataset does not have, or other classes of them."""
+    classes = tuple(run.env["dataset"]["class_names"])
+    masks = run.result["stage"] == "segment" and not dataset.labelled
+    if len(record.own.labelled) and classes != dataset.class_names and not masks:
+        return True
+    ours = np.concatenate([dataset.content_hashes(split) for split in ("train", "val", "test")])
+    own = np.concatenate([record.own.labelled, record.own.unlabelled])
+    return not bool(np.isin(own, ours).all())
+
+
+def _untold(run: Run, dataset: Dataset, named: str, beside: str, *, allow_leak: bool) -> str:
+    """Say what is known of a run that kept no record, and whose data is not here as it was.
+
+    Raises:
+        ConfigError: If it was trained on data of the same name, whose splits are not these.
+    """
+    name = run.env["dataset"]["name"]
+    told = (
+        f"{named} keeps no record of what it learned, and its images, called {name}, are not here "
+        f"as they were: whether validation or test images of {dataset.name} are among them cannot "
+        "be told"
+    )
+    if name != dataset.name:
+        logger.warning("%s", told)
+        return beside
+    if not allow_leak:
+        raise ConfigError(
+            f"{told}: train it again on this data, or pass --allow-leak to go on and have it "
+            "recorded"
+        )
+    logger.warning("%s; it is recorded", told)
+    return f"{name} (images unknown){ALLOWED}"
+
+
+def _other_labels(record: Record, run: Run, dataset: Dataset, option: str) -> str:
     """Say which labels of the same images a run was trained on, where they are not these."""
     if run.result["stage"] in ("pretrain", "segment"):
         return "none"
-    if run.env["split_hashes"]["labelled"] == dataset.split_hashes["labelled"]:
+    if run.env["dataset"]["fingerprint"] == dataset.fingerprint:
+        same = run.env["split_hashes"]["labelled"] == dataset.split_hashes["labelled"]
+    else:
+        same = bool(np.isin(record.own.labelled, dataset.content_hashes("labelled")).all())
+    if same:
         return "none"
     theirs, ours = run.result.get("num_labels"), len(dataset.splits["labelled"])
     logger.warning(
@@ -164,18 +260,3 @@ def join_extra_data(*sources: str) -> str:
 def _sharing(name: str) -> str | None:
     """Return which of the data sets that share images a name speaks of, if any."""
     return next((known for known, pattern in SHARING.items() if pattern.search(name)), None)
-
-
-def _count_seen(run: Run, dataset: Dataset) -> dict[str, int] | None:
-    """Count held-out images that a run was trained on; ``None`` where its data is not here."""
-    try:
-        layer = Layer(source=str(run.path / "recipe.yaml"), values=run.recipe)
-        theirs = resolve(Recipe, [layer]).data
-        other = load_dataset(replace(theirs, image_size=dataset.image_size))
-    except SmallViTError:
-        return None
-    trained = other.image_hashes("train")
-    counts = {
-        split: int(np.isin(dataset.image_hashes(split), trained).sum()) for split in ("val", "test")
-    }
-    return {split: count for split, count in counts.items() if count}

@@ -23,7 +23,7 @@ from smallvit.inference.export import exported_model, write_export
 from smallvit.models.registry import ModelConfig, model_arguments, settings_of
 from smallvit.run.monitor import take_evenly
 from smallvit.run.recipe import open_unfinished, read_layer, refuse_changes
-from smallvit.run.start import TIMM, start_from, start_settings
+from smallvit.run.start import TIMM, Start, find_start, start_from, start_settings
 from smallvit.run.training import Call, Job, opened, prepare_backbone, train
 from smallvit.segment.batches import SegmentAugmentConfig, SegmentBatches, eval_batches
 from smallvit.segment.data import SegmentData, SegmentDataConfig, load_segment_data
@@ -48,6 +48,7 @@ class SegmentConfig:
 
     Attributes:
         init: Run or export whose weights it starts from, ``timm:NAME`` for timm's, or ``scratch``.
+        allow_leak: Take a start that may have seen held-out images of this data; it is recorded.
         head: What reads the classes.
         augment: Crop of the training images.
         optim: Optimizer.
@@ -55,6 +56,7 @@ class SegmentConfig:
     """
 
     init: str = "scratch"
+    allow_leak: bool = False
     head: HeadConfig = field(default_factory=HeadConfig)
     augment: SegmentAugmentConfig = field(default_factory=SegmentAugmentConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5.0e-4, batch_size=32))
@@ -110,8 +112,8 @@ def _model_of(start: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the model that a start brings, with patches of the size that it was trained with."""
     model = dict(start_settings(start, overrides).get("model", {}))
     if model and not start.startswith(TIMM) and "patch_size" in settings_of(model["name"]):
-        folder = Path(start)
-        export = folder / "export" if (folder / "result.json").is_file() else folder
+        found = find_start(start)
+        export = found.path / "export" if isinstance(found, Run) else found
         model["patch_size"] = exported_model(export).get("patch_size", model.get("patch_size"))
     return model
 
@@ -225,10 +227,10 @@ def _prepare(recipe: SegmentRecipe, data: SegmentData, runtime: Runtime) -> Job:
     config, dataset = recipe.segment, data.dataset
     objective = _create_objective(recipe, data, runtime)
     facts: dict[str, Any] = {"init": "scratch", "extra_data": "none"}
-    upstream: dict[str, dict[str, float]] = {}
+    start = Start()
     if config.init != "scratch":
-        init_facts, upstream = start_from(objective.student, config.init, dataset)
-        facts |= init_facts
+        start = start_from(objective.student, config.init, dataset, allow_leak=config.allow_leak)
+        facts |= start.facts
     order = Order(
         len(dataset.splits["train"]), config.optim.batch_size, recipe.seed, runtime.device
     )
@@ -256,12 +258,14 @@ def _prepare(recipe: SegmentRecipe, data: SegmentData, runtime: Runtime) -> Job:
         facts={
             "params": sum(p.numel() for p in objective.parameters()),
             **facts,
-            "upstream": upstream,
+            "upstream": start.cost,
             "head": config.head.name,
             "num_classes": data.num_classes,
             "baseline": {f"val/{name}": value for name, value in _majority(data, "val").items()},
         },
         provenance=facts,
+        learns="labels",
+        learned=start.learned,
     )
 
 

@@ -37,7 +37,7 @@ from smallvit.run.recipe import (
     run_values,
     stage_values,
 )
-from smallvit.run.start import start_from
+from smallvit.run.start import Start, start_from
 from smallvit.run.token_labels import TokenLabels, open_token_labels
 from smallvit.run.training import Call, Job, opened, prepare_backbone, train
 
@@ -97,12 +97,10 @@ def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Job
         recipe.model, num_classes=0, dataset=dataset, runtime=runtime, seed=recipe.seed
     )
     facts: dict[str, Any] = {"init": "scratch", "extra_data": "none"}
-    upstream: dict[str, dict[str, float]] = {}
+    start = Start()
     if config.init not in (None, "scratch"):
-        init_facts, upstream = start_from(
-            backbone, config.init, dataset, allow_leak=config.allow_leak
-        )
-        facts |= init_facts
+        start = start_from(backbone, config.init, dataset, allow_leak=config.allow_leak)
+        facts |= start.facts
     if config.method.views.num_local:
         _check_views(backbone, config.method.views.local_size, dataset.image_size)
     objective = create_objective(backbone, config.method, image_size=dataset.image_size)
@@ -161,8 +159,10 @@ def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Job
         finish=partial(
             _finish, recipe.model, objective, objective.exported, dataset, facts, monitor=monitor
         ),
-        facts=_describe(recipe, dataset, objective.exported, upstream) | facts,
+        facts=_describe(recipe, dataset, objective.exported, start.cost) | facts,
         provenance=facts,
+        learns="images",
+        learned=start.learned,
     )
 
 
@@ -192,14 +192,14 @@ def _prepare_supervised(recipe: Recipe, stage: Stage, dataset: Dataset, runtime:
     facts: dict[str, Any] = {"init": "scratch", "token_labels": False, "extra_data": "none"}
     upstream: dict[str, dict[str, float]] = {}
     grid = backbone.grid(dataset.image_size)
-    token_label, labels = None, TokenLabels()
+    token_label, labels, start = None, TokenLabels(), Start()
     if stage == "finetune":
         if recipe.finetune.init not in (None, "scratch"):
-            init_facts, init_cost = start_from(
+            start = start_from(
                 backbone, recipe.finetune.init, dataset, allow_leak=recipe.finetune.allow_leak
             )
-            facts |= init_facts
-            upstream |= init_cost
+            facts |= start.facts
+            upstream |= start.cost
         if recipe.finetune.token_label.enabled:
             token_label = recipe.finetune.token_label
             if token_label.mix_token:
@@ -270,6 +270,8 @@ def _prepare_supervised(recipe: Recipe, stage: Stage, dataset: Dataset, runtime:
         ),
         facts=_describe(recipe, dataset, backbone, upstream) | facts,
         provenance=facts,
+        learns="labels",
+        learned=start.learned | labels.learned,
     )
 
 

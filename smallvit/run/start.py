@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smallvit.core import places
 from smallvit.core.errors import ConfigError
-from smallvit.core.run_folder import Run, open_run
+from smallvit.core.run_folder import Run, find_runs, open_run
 from smallvit.data.loader import Dataset
 from smallvit.inference.export import (
+    WEIGHTS,
     exported_model,
     find_timm_weights,
     initialise_from,
@@ -17,16 +19,33 @@ from smallvit.inference.export import (
 )
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretrain.dino import DinoConfig
+from smallvit.run.learned import NOTHING, Learned
 from smallvit.run.provenance import check_leak, join_extra_data, other_data
 from smallvit.run.recipe import OF_NAMED_DATA
 
 logger = logging.getLogger("smallvit")
 TIMM = "timm:"
+INIT = "--init"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a network that was filled with other weights builds on.
+
+    Attributes:
+        facts: For result.json.
+        cost: Cost of the runs that it builds on, by stage.
+        learned: The images that they learned.
+    """
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, dict[str, float]] = field(default_factory=dict)
+    learned: Learned = NOTHING
 
 
 def start_from(
     backbone: AbstractBackbone, start: str, dataset: Dataset, *, allow_leak: bool = False
-) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+) -> Start:
     """Fill a network with the weights of a run, of an export or of timm.
 
     Args:
@@ -35,46 +54,92 @@ def start_from(
         dataset: What the network is to be trained on.
         allow_leak: Take weights that may have seen held-out images of it; it is recorded.
 
-    Returns:
-        Facts for result.json, and the cost of the runs that it builds on, by stage.
-
     Raises:
-        ConfigError: If the weights are not for such a network, or timm has none of that name.
-        DataError: If they are not there, or broken.
+        ConfigError: If they are not there, are not for such a network, or timm has none of that
+            name.
+        DataError: If they are broken, or their run did not finish.
     """
     cost: dict[str, dict[str, float]] = {}
+    learned = NOTHING
     if start.startswith(TIMM):
         name = find_timm_weights(start.removeprefix(TIMM))
         said = f"timm weights {name} (trained on what their tag says)"
         facts = {"init": "weights", "extra_data": said}
         notes = initialise_from_timm(backbone, name, offline=places.offline())
-    elif _is_export(Path(start)):
-        facts = {"init": "weights", "extra_data": f"unknown (weights of {Path(start).name})"}
-        logger.warning("%s does not say what it was trained on: extra_data is unknown", start)
-        notes = initialise_from(backbone, Path(start), dataset.class_names)
     else:
-        run = open_run(Path(start))
-        stage = run.result["stage"]
-        if stage == "label":
-            raise ConfigError(f"--init {start} holds score maps, no network: name its teacher")
-        extra = join_extra_data(
-            other_data(run, dataset, "--init", allow_leak=allow_leak),
-            run.result.get("extra_data", "none"),
-        )
-        facts = {"init": stage, "extra_data": extra}
-        if stage == "pretrain":
-            facts["start_method"] = pretrain_method(run)
-        cost = total_cost(run)
-        notes = initialise_from(backbone, run.path / "export", dataset.class_names)
+        found = find_start(start)
+        if isinstance(found, Run):
+            folder, stage = found.path / "export", found.result["stage"]
+            seen = other_data(found, dataset, INIT, allow_leak=allow_leak)
+            learned, cost = seen.learned, total_cost(found)
+            earlier = found.result.get("extra_data", "none")
+            facts = {"init": stage, "extra_data": join_extra_data(seen.extra_data, earlier)}
+            if stage == "pretrain":
+                facts["start_method"] = pretrain_method(found)
+        else:
+            folder = found
+            facts = {"init": "weights", "extra_data": f"unknown (weights of {folder.name})"}
+            logger.warning("%s does not say what it was trained on: extra_data is unknown", start)
+        notes = initialise_from(backbone, folder, dataset.class_names)
     facts["extra_data"] = check_leak(
-        facts["extra_data"], dataset.name, allow=allow_leak, option=f"--init {start}"
+        facts["extra_data"], dataset.name, allow=allow_leak, option=f"{INIT} {start}"
     )
     logger.info("weights of %s", start)
     for note in notes:
         logger.info("  %s", note)
     if not backbone.model.num_classes:
         logger.info("  heads of the method, optimizer and schedule start anew")
-    return facts, cost
+    return Start(facts=facts, cost=cost, learned=learned)
+
+
+def find_start(start: str, option: str = INIT) -> Run | Path:
+    """Find the run or the export that a start names, by its folder or its file of weights.
+
+    Args:
+        start: What was named.
+        option: What named it, for messages.
+
+    Returns:
+        The finished run; or the folder of an export that is not of a run.
+
+    Raises:
+        ConfigError: If it is neither; the message says what it is and what to name instead.
+        DataError: If the run did not finish, or its record is broken.
+    """
+    path = Path(start)
+    folder = path.parent if path.name == WEIGHTS and path.is_file() else path
+    if folder.name == "export" and (folder.parent / "result.json").is_file():
+        folder = folder.parent
+    if (folder / "result.json").is_file():
+        run = open_run(folder)
+        if run.result["stage"] == "label":
+            raise ConfigError(f"{option} {start} holds score maps, no network: name its teacher")
+        return run
+    if (folder / "config.json").is_file():
+        return folder
+    raise ConfigError(f"{option} {start} {_what_it_is(path)}")
+
+
+def _what_it_is(path: Path) -> str:
+    """Say what a path is that is neither a run nor an export, and what to name instead."""
+    run = path.parent.parent
+    if path.parent.name == "checkpoints" and (run / "result.json").is_file():
+        return f"is a part of a run: name the run, {run}, whose export holds its best weights"
+    if path.is_symlink() and not path.exists():
+        return f"is a link to {path.readlink()}, which is not there: put that back, or link it anew"
+    if path.is_file():
+        return (
+            "is a file, no run and no export: `smallvit convert` makes an export of the papers' "
+            "weights, and timm's `save_for_hf` one of a timm network"
+        )
+    if not path.exists():
+        return "is not there: 'smallvit runs ls' shows the runs that are"
+    if (path / WEIGHTS).is_file():
+        return f"has {WEIGHTS} but no config.json beside it: put it back, timm needs it"
+    runs = [run for run in find_runs(path) if run.completed and run.result["stage"] != "label"]
+    if runs:
+        return f"holds runs and is none: name one, such as the newest, {runs[-1].path}"
+    return "is no run and no export: 'smallvit runs ls' shows the runs that are"
 
 
 def start_settings(start: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,17 +153,16 @@ def start_settings(start: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: What was given, nested.
 
     Raises:
-        ConfigError: If timm has no weights of that name.
-        DataError: If there is neither a finished run nor an export.
+        ConfigError: If timm has no weights of that name, or there is neither a run nor an export.
+        DataError: If the run did not finish.
     """
     if start.startswith(TIMM):
         name = find_timm_weights(start.removeprefix(TIMM))
         brought: dict[str, Any] = {"model": {"name": name.partition(".")[0]}}
-    elif _is_export(Path(start)):
-        brought = {"model": exported_model(Path(start))}
+    elif isinstance(found := find_start(start), Run):
+        brought = {key: found.recipe.get(key, {}) for key in ("model", "data")}
     else:
-        recipe = open_run(Path(start)).recipe
-        brought = {key: recipe.get(key, {}) for key in ("model", "data")}
+        brought = {"model": exported_model(found)}
     given = settings.get("model") or {}
     if given.get("name") not in (None, brought["model"].get("name")):
         del brought["model"]
@@ -127,7 +191,3 @@ def pretrain_method(run: Run) -> str:
     """Return the method of a run of stage 1."""
     method = run.recipe.get("pretrain", {}).get("method", {})
     return str(method.get("name", DinoConfig().name))
-
-
-def _is_export(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and not (folder / "result.json").is_file()

@@ -16,7 +16,8 @@ from smallvit.finetune.online import OnlineTeacher
 from smallvit.models.measure import measure
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.run.annotator import open_annotator
-from smallvit.run.provenance import check_leak
+from smallvit.run.learned import NOTHING, Learned
+from smallvit.run.provenance import check_leak, join_extra_data, other_data
 from smallvit.run.recipe import FinetuneConfig
 from smallvit.run.start import cost_of, total_cost
 from smallvit.teachers.score_maps import open_score_maps
@@ -35,12 +36,14 @@ class TokenLabels:
         teacher: Makes maps in each step; ``None`` where stored ones are read.
         facts: For result.json.
         upstream: Cost of the runs that they were made by, by stage.
+        learned: The images that the teacher learned.
     """
 
     reader: Callable[[Int[Tensor, " B"]], Float[Tensor, "B C h w"]] | None = None
     teacher: OnlineTeacher | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     upstream: dict[str, dict[str, float]] = field(default_factory=dict)
+    learned: Learned = NOTHING
 
 
 def open_token_labels(
@@ -74,16 +77,16 @@ def open_token_labels(
     if path.is_dir():  # the run of `smallvit label`
         path = path / SCORE_MAPS
     maps, header = open_score_maps(path, dataset)
-    extra_data = check_leak(
-        header.extra_data,
-        dataset.name,
-        allow=config.allow_leak,
-        option=f"--score-maps {path}",
-    )
+    extra_data, learned = header.extra_data, NOTHING
     upstream: dict[str, dict[str, float]] = {}
     if (path.parent / "result.json").is_file():
         label_run = Run(path.parent)
         upstream = label_run.result.get("upstream", {}) | {"label": cost_of(label_run)}
+        seen = other_data(label_run, dataset, "--score-maps", allow_leak=config.allow_leak)
+        extra_data, learned = join_extra_data(seen.extra_data, extra_data), seen.learned
+    extra_data = check_leak(
+        extra_data, dataset.name, allow=config.allow_leak, option=f"--score-maps {path}"
+    )
     said = {
         "model": header.teacher,
         "weights": header.teacher_hash,
@@ -94,6 +97,7 @@ def open_token_labels(
         reader=maps.to(runtime.device).dense,
         facts={"teacher": said, "extra_data": extra_data},
         upstream=upstream,
+        learned=learned,
     )
 
 
@@ -124,4 +128,5 @@ def _open_online(
         teacher=OnlineTeacher(annotator.teacher),
         facts={"teacher": said, "extra_data": annotator.extra_data},
         upstream=total_cost(run),
+        learned=annotator.learned,
     )

@@ -33,6 +33,7 @@ from smallvit.engine.process_group import process_group
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime, say_faster_precision
 from smallvit.models.registry import ModelConfig, create_backbone
 from smallvit.models.tokens import AbstractBackbone
+from smallvit.run.learned import NOTHING, Learned, Learns, write_learned
 from smallvit.run.record import recorded
 
 logger = logging.getLogger("smallvit")
@@ -83,6 +84,8 @@ class Job:
         facts: What result.json says from the start.
         provenance: What env.json says of teachers and other data.
         class_names: Of the labels; ``None`` is those of the dataset.
+        learns: What it learns from.
+        learned: What the runs that it builds on learned.
     """
 
     stage: str
@@ -104,6 +107,8 @@ class Job:
     facts: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     class_names: Sequence[str] | None = None
+    learns: Learns
+    learned: Learned = NOTHING
 
 
 @contextmanager
@@ -260,6 +265,7 @@ def _start(job: Job, runtime: Runtime, call: Call, folder: Path) -> bool:
         logger.warning("%s holds no checkpoint: it starts at step 0", folder)
     checkpoints.mkdir(exist_ok=True)
     write_json(folder / "env.json", env)
+    write_learned(folder, job.dataset, job.learns, job.learned)
     check_room(
         checkpoints,
         job.objective,
