@@ -13,7 +13,11 @@ from smallvit.core.run_folder import Run, open_run
 
 
 def bench(
-    runs: Iterable[Run | Path | str], *, out: Path | str | None = None, **settings: Any
+    runs: Iterable[Run | Path | str],
+    *,
+    out: Path | str | None = None,
+    data: Path | str | None = None,
+    **settings: Any,
 ) -> BenchResult:
     """Score fine-tuned runs on their test split and write a leaderboard.
 
@@ -22,6 +26,7 @@ def bench(
     Args:
         runs: Finished fine-tuned runs.
         out: Folder of its files; by default ``leaderboard`` in the runs folder.
+        data: Where the runs' images are, if not where they were.
         **settings: What to measure, by the names of ``BenchConfig``.
     """
     opened = [open_run(run.path if isinstance(run, Run) else Path(run)) for run in runs]
@@ -29,4 +34,4 @@ def bench(
         raise ConfigError("bench needs runs: name at least one")
     folder = places.runs_dir() / "leaderboard" if out is None else Path(out)
     config = resolve(BenchConfig, [Layer(source="arguments", values=settings)])
-    return bench_runs(opened, folder, title="Leaderboard", config=config)
+    return bench_runs(opened, folder, title="Leaderboard", config=config, place=data)

@@ -71,6 +71,7 @@ def bench_runs(
     *,
     title: str,
     config: BenchConfig | None = None,
+    place: Path | str | None = None,
     runtime_config: RuntimeConfig | None = None,
     notes: Sequence[str] = (),
 ) -> BenchResult:
@@ -81,6 +82,7 @@ def bench_runs(
         folder: Where its files go.
         title: Heading of the leaderboard.
         config: What to measure beyond accuracy and calibration.
+        place: Where the runs' data is; ``None`` is where it was.
         runtime_config: Device and precision of the scoring.
         notes: What else the leaderboard should say.
 
@@ -103,7 +105,9 @@ def bench_runs(
     prepare_folder(folder)
     once = {run.path.resolve(): run for run in reversed(runs)}
     runs = list(reversed(once.values()))  # a folder that was named twice is one run
-    scores, left_out, unmeasured = score_runs(runs, config, runtime_config=runtime_config)
+    scores, left_out, unmeasured = score_runs(
+        runs, config, place=place, runtime_config=runtime_config
+    )
     if not scores:
         raise DataError(f"none of {len(runs)} runs could be scored: see the lines above")
     leaderboard = build_leaderboard(scores, title=title, notes=[*left_out, *notes])

@@ -64,7 +64,9 @@ from smallvit.evaluate.pixel_classifier import PixelClassifier, pixel_batches, p
 from smallvit.inference.token_pictures import draw_tokens
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.run.monitor import EVAL_BATCH
+from smallvit.run.moved import MovedError
 from smallvit.run.ood_data import ForeignImages, open_foreign
+from smallvit.run.provenance import check_scored
 from smallvit.run.score import open_scored
 
 FORMAT_VERSION = 1
@@ -119,6 +121,7 @@ def score_runs(
     runs: Sequence[Run],
     config: BenchConfig,
     *,
+    place: Path | str | None = None,
     runtime_config: RuntimeConfig | None = None,
 ) -> tuple[list[Scores], list[str], SmallViTError | None]:
     """Score runs on their test split by one protocol.
@@ -126,6 +129,8 @@ def score_runs(
     Args:
         runs: Finished runs with a classifier.
         config: What to measure.
+        place: Where the runs' data is; ``None``, and for runs none of whose images are there, is
+            where it was.
         runtime_config: Device and precision; ``None`` is the automatic choice. Attacks are in
             float32 whatever it is.
 
@@ -146,7 +151,7 @@ def score_runs(
     opened, shared = [], {}
     for run in runs:
         try:
-            backbone, dataset = open_scored(run, runtime)
+            backbone, dataset = _open(run, runtime, config, place)
             # Hundreds of runs of one data set hold it once.
             key = dataset.fingerprint, tuple(dataset.split_hashes.items()), dataset.image_size
             dataset = shared.setdefault(key, dataset)
@@ -195,6 +200,23 @@ def score_runs(
         attention = _draw_attention(each, runtime) if first else None
         scores.append(_collect(each, parts[each.run.path], attention))
     return scores, notes, unmeasured
+
+
+def _open(
+    run: Run, runtime: Runtime, config: BenchConfig, place: Path | str | None
+) -> tuple[AbstractBackbone, Dataset]:
+    """Load a run's network and its data, and refuse one that knew labels of its test images."""
+    needed = ("test", "val", *(("labelled",) if config.probes else ()))
+    try:
+        backbone, dataset = open_scored(run, runtime, needed, place=place)
+    except MovedError as error:
+        if place is None or error.found:
+            raise
+        logger.info("%s: none of its images are at %s: opened where they were", run.path, place)
+        backbone, dataset = open_scored(run, runtime, needed)
+    if said := check_scored(run, dataset, "test"):
+        raise DataError(said)
+    return backbone, dataset
 
 
 def unpack_correct(accuracy: Mapping[str, Any]) -> Bool[np.ndarray, " N"]:

@@ -53,12 +53,13 @@ class SuiteOptions:
 
 
 SUITE_OPTIONS = ("launcher", "jobs", "node_cpus", "node_gpus", "dry_run")
-NOT_MEASURED = ("runs", "out", "device", "precision", "robust", "offline", *SUITE_OPTIONS)
+NOT_MEASURED = ("runs", "out", "data", "device", "precision", "robust", "offline", *SUITE_OPTIONS)
 
 
 def bench_command(
     *runs: str,
     out: Path | None = None,
+    data: str | None = None,
     robust: Annotated[bool, Parameter(negative="")] = False,
     measured: Annotated[BenchConfig, Parameter(name="*")] = BenchConfig(),
     suite: SuiteOptions = SuiteOptions(),
@@ -77,6 +78,7 @@ def bench_command(
             fine-tuned run under the runs folder.
         out: Folder of the leaderboard's files, by default ``leaderboard`` in the runs folder; of a
             suite, the folder of its runs.
+        data: Where the runs' images are, if not where they were; they are known by their content.
         robust: Measure robustness too: probes, generated corruptions, FGSM, PGD and noise, on 1,000
             test images; other options add to it or replace a part.
         measured: What is measured.
@@ -97,10 +99,12 @@ def bench_command(
     if named and len(runs) > 1:
         raise ConfigError(f"{named[0]} is a suite, which is given alone")
     try:
+        if named and data is not None:
+            raise ConfigError("--data is for runs: a suite names its own data, leave it out")
         if named:
             _bench_suite(named[0], out, over, suite, device, precision)
         else:
-            _bench_runs(runs, out, over, device, precision)
+            _bench_runs(runs, out, data, over, device, precision)
     except KeyboardInterrupt:
         raise InterruptedRunError(
             signal.SIGINT,
@@ -109,7 +113,12 @@ def bench_command(
 
 
 def _bench_runs(
-    names: tuple[str, ...], out: Path | None, over: dict[str, Any], device: Any, precision: Any
+    names: tuple[str, ...],
+    out: Path | None,
+    data: str | None,
+    over: dict[str, Any],
+    device: Any,
+    precision: Any,
 ) -> None:
     """Score runs by their folders, or all there are."""
     from smallvit.bench.runner import bench_runs
@@ -140,6 +149,7 @@ def _bench_runs(
         out or places.runs_dir() / "leaderboard",
         title="Leaderboard",
         config=config,
+        place=data,
         runtime_config=RuntimeConfig(device=device, precision=precision),
     )
 

@@ -18,6 +18,7 @@ def eval_command(
     /,
     *,
     split: Literal["val", "test"] = "val",
+    data: str | None = None,
     knn: Annotated[bool, Parameter(negative="")] = False,
     linear: Annotated[bool, Parameter(negative="")] = False,
     readout: Readout | None = None,
@@ -29,6 +30,7 @@ def eval_command(
     Args:
         run: Run folder.
         split: Held-out split.
+        data: Where the run's images are, if not where they were; they are known by their content.
         knn: Add the vote of the 20 nearest labelled training images.
         linear: Add a logistic regression on the labelled training images.
         readout: What to make the logits of: the classifier on pooled features, that plus half of
@@ -39,7 +41,13 @@ def eval_command(
     """
     runtime = RuntimeConfig(device=device, precision=precision)
     scored = evaluate_run(
-        run, split=split, knn=knn, linear=linear, readout=readout, runtime_config=runtime
+        run,
+        split=split,
+        knn=knn,
+        linear=linear,
+        readout=readout,
+        place=data,
+        runtime_config=runtime,
     )
     title = f"{run} on {split}" + (f", readout {scored.readout}" if scored.readout else "")
     console = Console()

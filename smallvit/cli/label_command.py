@@ -55,7 +55,7 @@ def label_command(
         named = which.recipe or (str(own) if own is not None and own.is_file() else None)
         if teacher is None and named is None:
             raise ConfigError("no teacher named: give --teacher RUN; 'smallvit teacher' trains one")
-        recipe, name = load_recipe(named, settings)
+        recipe, name = load_recipe(named, settings, same_data=which.recipe is None)
         say_recipe(name)
     run = run_label(
         recipe,
@@ -82,4 +82,4 @@ def _resumed(folder: Path, which: DataOptions, settings: Mapping[str, Any]) -> R
     own = folder / "recipe.yaml"
     if not own.is_file():
         raise ConfigError(f"--resume {folder}: no run there")
-    return load_recipe(str(own), settings)[0]
+    return load_recipe(str(own), settings, same_data=True)[0]

@@ -45,7 +45,8 @@ def load_for(stage: Stage, which: DataOptions, training: TrainOptions) -> Recipe
         if which.recipe is not None:
             raise ConfigError("--resume brings its own recipe: leave --recipe out")
         open_unfinished(training.resume, stage)
-        return load_recipe(str(training.resume / "recipe.yaml"), settings)[0]
+        own = str(training.resume / "recipe.yaml")
+        return load_recipe(own, settings, same_data=True)[0]
     recipe, name = load_recipe(which.recipe, settings)
     say_recipe(name)
     return recipe

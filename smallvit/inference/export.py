@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,7 @@ def read_export(folder: Path) -> AbstractBackbone:
         backbone = create_exported(architecture, arguments)
         backbone.model.load_state_dict(weights)
     except (OSError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
-        raise DataError(
-            f"{folder} is no whole export ({type(error).__name__}): finish its run, or repeat it"
-        ) from error
+        raise DataError(not_whole(folder, error)) from error
     if (folder / TOKEN_HEAD).is_file():
         backbone.aux_head = _read_token_head(folder / TOKEN_HEAD, backbone)
     return backbone
@@ -171,7 +170,48 @@ def exported_model(folder: Path) -> dict[str, Any]:
             raise TypeError
         return settings_from(architecture, arguments)
     except (OSError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise DataError(f"{folder} is no export ({type(error).__name__})") from error
+        raise DataError(not_whole(folder, error)) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedInput:
+    """The images that an exported network takes.
+
+    Attributes:
+        image_size: Their side, in pixels.
+        mean: Per-channel mean that they are normalised with.
+        std: Per-channel standard deviation.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def exported_input(folder: Path) -> ExportedInput:
+    """Return what an export says of the images that its network takes.
+
+    Raises:
+        DataError: If it says nothing of them.
+    """
+    try:
+        said = _read_config(folder)["pretrained_cfg"]
+        (a, b, c), (d, e, f) = said["mean"], said["std"]
+        size = int(said["input_size"][-1])
+        return ExportedInput(image_size=size, mean=(a, b, c), std=(d, e, f))
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise DataError(not_whole(folder, error)) from error
+
+
+def not_whole(folder: Path, error: Exception) -> str:
+    """Say that a folder holds no whole export, and how to have it again."""
+    run = folder.parent
+    what = f"{folder} is no whole export ({type(error).__name__})"
+    if not (run / "result.json").is_file():
+        return f"{what}: write or copy it again"
+    if any((run / "checkpoints").glob("*.pt")):
+        return f"{what}: --resume {run} writes it again from the run's checkpoints"
+    return f"{what}: repeat its run"
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def label(
     """Write a teacher's score maps; by default of the data that it was trained on."""
     folder = _folder(teacher)
     own = recipe or str(folder / "recipe.yaml")
-    resolved = with_values(_resolve("label", own, settings), {"label": {"teacher": str(folder)}})
+    resolved = _resolve("label", own, settings, same_data=recipe is None)
+    resolved = with_values(resolved, {"label": {"teacher": str(folder)}})
     run = run_label(resolved, out=None if out is None else Path(out))
     assert run is not None
     return run
@@ -112,7 +113,12 @@ def finetune(
 
 
 def _resolve(
-    stage: Stage, recipe: str | None, settings: dict[str, Any], init: RunLike | None = None
+    stage: Stage,
+    recipe: str | None,
+    settings: dict[str, Any],
+    init: RunLike | None = None,
+    *,
+    same_data: bool = False,
 ) -> Recipe:
     overrides: dict[str, Any] = {}
     for key, value in settings.items():
@@ -130,7 +136,7 @@ def _resolve(
         overrides = merge(overrides, {stage: {"init": start}})
         if init != "scratch" and recipe is None:
             overrides = merge(start_settings(start, overrides), overrides)
-    return load_recipe(recipe, overrides, source="arguments")[0]
+    return load_recipe(recipe, overrides, source="arguments", same_data=same_data)[0]
 
 
 def _place(stage: Stage, key: str, value: Any) -> str:

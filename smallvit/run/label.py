@@ -35,6 +35,7 @@ from smallvit.inference.alignment import draw_alignment
 from smallvit.run.annotator import Annotator, open_annotator
 from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.learned import write_learned
+from smallvit.run.moved import check_same
 from smallvit.run.recipe import (
     LabelConfig,
     Recipe,
@@ -105,6 +106,8 @@ def run_label(
         check_target(out, resume=resume, overwrite=overwrite)
     runtime = open_runtime(recipe.runtime)
     dataset = load_dataset(recipe.data).to(runtime.device)
+    if resume is not None and (resume / "env.json").is_file():
+        check_same(Run(resume), dataset, f"--resume {resume}")
     require_labels(dataset, "`smallvit label`")
     if config.teacher is None:
         raise ConfigError("no teacher named: give --teacher RUN; 'smallvit teacher' trains one")

@@ -41,8 +41,13 @@ PATHS = (
     "finetune.teacher",
     "segment.init",
 )
-# What a resumed run may change: the step stays as it is.
-FREE_AT_RESUME = ("runtime.micro_batch", "runtime.grad_checkpointing")
+# What a resumed run may change: the step stays as it is, and the same images may lie elsewhere.
+FREE_AT_RESUME = (
+    "runtime.micro_batch",
+    "runtime.grad_checkpointing",
+    "data.dataset",
+    "data.path",
+)
 OF_NAMED_DATA = ("dataset", "path", "image_column", "label_column", "hflip")
 
 
@@ -305,7 +310,11 @@ def place(folder: Path, key: str, value: str) -> Path:
 
 
 def load_recipe(
-    name: str | None, overrides: Mapping[str, Any], *, source: str = "command line"
+    name: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    source: str = "command line",
+    same_data: bool = False,
 ) -> tuple[Recipe, str]:
     """Resolve a recipe: defaults, then the file, then overrides.
 
@@ -314,6 +323,8 @@ def load_recipe(
             ``overrides`` name, else the generic one nearest in image size.
         overrides: Nested settings that win.
         source: What to call them in messages.
+        same_data: Whether data that ``overrides`` name are those of the file in another place, of
+            which all stays that the file says of them.
 
     Returns:
         The recipe and the name or path of its file.
@@ -330,7 +341,8 @@ def load_recipe(
     named = given.get("path") is not None or given.get("dataset") is not None
     if named and isinstance(data, Mapping):
         # Naming data replaces the recipe's, whichever way it was named, and what is said of it.
-        data = {key: value for key, value in data.items() if key not in OF_NAMED_DATA}
+        replaced = ("dataset", "path") if same_data else OF_NAMED_DATA
+        data = {key: value for key, value in data.items() if key not in replaced}
         layer = Layer(source=layer.source, values={**layer.values, "data": data})
     values = _for_named_method(_for_named_model(layer.values, overrides), overrides)
     layer = Layer(source=layer.source, values=values)

@@ -1,11 +1,12 @@
 """Scoring a finished run on a held-out split."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from smallvit.core.config import Layer, resolve
-from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, open_run
 from smallvit.data.loader import Dataset
 from smallvit.data.views import eval_batches
@@ -18,11 +19,13 @@ from smallvit.evaluate.yardstick import measure_yardstick
 from smallvit.inference.export import read_export
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretrain.registry import features_of
-from smallvit.run.data import load_dataset, require_labels
+from smallvit.run.data import require_labels
 from smallvit.run.monitor import EVAL_BATCH, Monitor
-from smallvit.run.recipe import Recipe
+from smallvit.run.moved import open_run_data, recipe_of
+from smallvit.run.provenance import check_scored
 from smallvit.run.segment import score_segmentation
 
+logger = logging.getLogger("smallvit")
 HeldOut = Literal["val", "test"]
 
 
@@ -47,24 +50,23 @@ class RunScores:
     reads: str | None = None
 
 
-def open_scored(run: Run, runtime: Runtime) -> tuple[AbstractBackbone, Dataset]:
+def open_scored(
+    run: Run, runtime: Runtime, needed: Sequence[str], *, place: Path | str | None = None
+) -> tuple[AbstractBackbone, Dataset]:
     """Load a run's network and the data that it was trained on, on the device.
 
+    Args:
+        run: A finished run.
+        runtime: Device.
+        needed: Splits whose images are needed.
+        place: Where the data is; ``None`` is where it was.
+
     Raises:
-        DataError: If the data is no longer what the run saw.
+        DataError: If the images that the run saw are not there.
     """
-    dataset = load_dataset(_recipe_of(run).data)
-    require_labels(dataset, "scoring")
-    env = run.env
-    if (
-        env["dataset"]["fingerprint"] != dataset.fingerprint
-        or env["split_hashes"] != dataset.split_hashes
-    ):
-        raise DataError(
-            f"the images or splits of {dataset.name} changed since {run.path} was trained: "
-            "train it again"
-        )
     backbone = read_export(run.path / "export").to(runtime.device)
+    dataset = open_run_data(run, needed, place=place)
+    require_labels(dataset, "scoring")
     return backbone, dataset.to(runtime.device)
 
 
@@ -72,10 +74,11 @@ def score_run(
     path: Path,
     *,
     split: HeldOut = "val",
+    place: Path | str | None = None,
     runtime_config: RuntimeConfig | None = None,
 ) -> dict[str, float]:
     """Score the classifier of one run by the logits that its network itself returns."""
-    return evaluate_run(path, split=split, runtime_config=runtime_config).metrics
+    return evaluate_run(path, split=split, place=place, runtime_config=runtime_config).metrics
 
 
 def evaluate_run(
@@ -85,6 +88,7 @@ def evaluate_run(
     knn: bool = False,
     linear: bool = False,
     readout: Readout | None = None,
+    place: Path | str | None = None,
     runtime_config: RuntimeConfig | None = None,
 ) -> RunScores:
     """Score one run: its classifier where it has one, and probes of its features where asked.
@@ -95,6 +99,7 @@ def evaluate_run(
         knn: Weighted vote of the nearest labelled training images.
         linear: Logistic regression on the labelled training images.
         readout: What to make the logits of; ``None`` is what the network itself returns.
+        place: Where the run's data is; ``None`` is where it was.
         runtime_config: Device and precision; ``None`` is the automatic choice.
 
     Raises:
@@ -108,7 +113,7 @@ def evaluate_run(
     if run.result["stage"] == "segment":
         if knn or linear or readout is not None:
             raise ConfigError(f"{path} is a segment run: leave --knn, --linear and --readout out")
-        scores = score_segmentation(path, split=split, runtime_config=runtime_config)
+        scores = score_segmentation(path, split=split, place=place, runtime_config=runtime_config)
         return RunScores(metrics=scores)
     classifies = run.result["stage"] != "pretrain"
     if not (classifies or knn or linear):
@@ -117,8 +122,12 @@ def evaluate_run(
         raise ConfigError(
             f"{path} is a pretrain run without a classifier: leave --readout {readout} out"
         )
-    backbone, dataset = open_scored(run, runtime)
-    recipe = _recipe_of(run)
+    # Of the probes: a bank of labelled images, and what is watched beside it.
+    needed = (split, *(("labelled", "val") if knn or linear else ()))
+    backbone, dataset = open_scored(run, runtime, needed, place=place)
+    if said := check_scored(run, dataset, split):
+        logger.warning("%s", said)
+    recipe = recipe_of(run)
     features = "pooled" if classifies else features_of(recipe.pretrain.method)
     batches = eval_batches(dataset, dataset.splits[split], EVAL_BATCH)
     scores: dict[str, float] = {}
@@ -161,7 +170,3 @@ def evaluate_run(
         readout=taken,
         reads=reads,
     )
-
-
-def _recipe_of(run: Run) -> Recipe:
-    return resolve(Recipe, [Layer(source=str(run.path / "recipe.yaml"), values=run.recipe)])

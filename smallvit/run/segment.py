@@ -1,7 +1,7 @@
 """The segmentation stage: settings, training on images and masks, scoring."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +22,7 @@ from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
 from smallvit.inference.export import exported_model, write_export
 from smallvit.models.registry import ModelConfig, model_arguments, settings_of
 from smallvit.run.monitor import take_evenly
+from smallvit.run.moved import check_same
 from smallvit.run.recipe import open_unfinished, read_layer, refuse_changes
 from smallvit.run.start import TIMM, Start, find_start, start_from, start_settings
 from smallvit.run.training import Call, Job, opened, prepare_backbone, train
@@ -152,6 +153,8 @@ def run_segment(
             refuse_changes(resume, merge(to_plain(SegmentRecipe()), run.recipe), values)
             values = run.recipe
         data = processes.ahead(partial(_load, recipe, runtime))
+        if resume is not None and (resume / "env.json").is_file():
+            check_same(Run(resume), data.dataset, f"--resume {resume}")
         return train(_prepare(recipe, data, runtime), runtime, values, call)
 
 
@@ -159,6 +162,7 @@ def score_segmentation(
     path: Path,
     *,
     split: Literal["val", "test"] = "val",
+    place: Path | str | None = None,
     runtime_config: RuntimeConfig | None = None,
 ) -> dict[str, float]:
     """Score a finished segmentation run on a held-out split.
@@ -166,6 +170,7 @@ def score_segmentation(
     Args:
         path: Run folder.
         split: Validation or test.
+        place: Where the run's data is; ``None`` is where it was.
         runtime_config: Device and precision; ``None`` is the automatic choice.
 
     Returns:
@@ -180,16 +185,15 @@ def score_segmentation(
     layer = Layer(source=str(path / "recipe.yaml"), values=run.recipe)
     runtime = open_runtime(runtime_config or RuntimeConfig())
     recipe = resolve(SegmentRecipe, [layer])
-    data = _load(recipe, runtime)
-    env = run.env
-    if (
-        env["dataset"]["fingerprint"] != data.dataset.fingerprint
-        or env["split_hashes"] != data.dataset.split_hashes
-    ):
+    if place is not None:
+        recipe = replace(recipe, data=replace(recipe.data, path=places.absolute(place)))
+    elif recipe.data.path is not None and not recipe.data.path.exists():
         raise DataError(
-            f"the images, masks or splits of {data.dataset.name} changed since {path} was trained: "
-            "train it again"
+            f"{path}: nothing is at {recipe.data.path}; where its images and masks are elsewhere, "
+            "name their place with --data"
         )
+    data = _load(recipe, runtime)
+    check_same(run, data.dataset, str(path))
     objective = _create_objective(recipe, data, runtime)
     objective.load_state_dict(load_scored(path / "checkpoints" / BEST))
     confusion = _confusion(objective.eval(), data, split, runtime)

@@ -28,6 +28,7 @@ from smallvit.pretrain.registry import create_objective
 from smallvit.run.classifier import judge_classifier, score_classifier
 from smallvit.run.data import load_dataset, require_labels
 from smallvit.run.monitor import CollapseWatch, Monitor, collapse_bounds, take_evenly
+from smallvit.run.moved import check_same
 from smallvit.run.provenance import join_extra_data
 from smallvit.run.recipe import (
     Recipe,
@@ -82,6 +83,8 @@ def run_stage(
             refuse_changes(resume, run_values(run, stage), values)
             values = run.recipe
         dataset = processes.ahead(partial(load_dataset, recipe.data)).to(runtime.device)
+        if resume is not None and (resume / "env.json").is_file():
+            check_same(Run(resume), dataset, f"--resume {resume}")
         return train(_prepare(recipe, stage, dataset, runtime), runtime, values, call)
 
 
