@@ -159,8 +159,12 @@ def _not_shared(name: str, store: PackedStore, split: str, dataset: Dataset) -> 
     Raises:
         ConfigError: If many of them are the dataset's.
     """
-    own = np.concatenate([dataset.image_hashes(part) for part in ("train", "val", "test")])
-    shared = np.isin(store.hashes[split], own)
+    parts = ("train", "val", "test")
+    own = np.concatenate([dataset.content_hashes(part) for part in parts])
+    shared = np.isin(store.contents[split], own)
+    if dataset.contents is None:  # the same pictures in another resolution, too
+        own = np.concatenate([dataset.image_hashes(part) for part in parts])
+        shared |= np.isin(store.hashes[split], own)
     count, total = int(shared.sum()), len(shared)
     if count > MOST_SHARED * total:
         raise ConfigError(
