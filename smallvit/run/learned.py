@@ -5,7 +5,7 @@ gets more images, loses some, moves or goes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -25,7 +25,6 @@ from smallvit.segment.data import SegmentDataConfig, load_segment_data
 FILE = "learned.npz"
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
-NONE = np.empty(0, dtype=np.uint64)
 Learns = Literal["labels", "images", "nothing"]
 # Of a recipe: where what a run builds on is named.
 STARTS = (
@@ -39,6 +38,10 @@ STARTS = (
 )
 
 
+def _no_images() -> np.ndarray:
+    return np.empty(0, dtype=np.uint64)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Learned:
     """Images that a network learned from, by the hash of their content; sorted, each once.
@@ -48,8 +51,8 @@ class Learned:
         unlabelled: Those without.
     """
 
-    labelled: np.ndarray = NONE
-    unlabelled: np.ndarray = NONE
+    labelled: np.ndarray = field(default_factory=_no_images)
+    unlabelled: np.ndarray = field(default_factory=_no_images)
 
     def __or__(self, other: "Learned") -> "Learned":
         """Join what two networks learned."""

@@ -102,6 +102,7 @@ def test_a_label_run_holds_maps_a_picture_and_no_parts(teacher, tmp_path, capsys
     assert "images/s" in capsys.readouterr().err
     assert {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()} == {
         *("recipe.yaml", "env.json", "result.json", "train.log", "score_maps.safetensors"),
+        "learned.npz",
         "plots/alignment.png",
     }
     maps, header = read_score_maps(run / "score_maps.safetensors")

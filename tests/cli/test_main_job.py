@@ -146,7 +146,7 @@ def test_a_run_folder_holds_what_the_contract_says(tiny, tmp_path):
     assert train("teacher", tiny, run) == 0
     files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     assert files == {
-        *("recipe.yaml", "env.json", "result.json", "metrics.jsonl", "train.log"),
+        *("recipe.yaml", "env.json", "result.json", "learned.npz", "metrics.jsonl", "train.log"),
         *("checkpoints/last.pt", "checkpoints/best.pt", "plots/curves.png"),
         *("export/config.json", "export/model.safetensors", "export/README.md"),
     }

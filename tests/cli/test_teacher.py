@@ -100,7 +100,8 @@ def test_a_run_of_the_same_classes_is_taken_as_it_is_with_its_data(pictures, tmp
 
 def test_label_and_eval_take_an_adopted_teacher_as_any_other(pictures, tmp_path):
     first, second = train(pictures, tmp_path / "first"), tmp_path / "second"
-    assert adopt(first / "export", second, "--data", str(pictures)) == 0
+    shutil.copytree(first / "export", tmp_path / "export")
+    assert adopt(tmp_path / "export", second, "--data", str(pictures)) == 0
     assert read(second)["extra_data"] == "unknown (weights of export)"
     assert main(["label", "--teacher", str(second), "--out", str(tmp_path / "label")]) == 0
     header = open_score_maps(
@@ -199,7 +200,7 @@ def test_another_class_list_is_refused_with_both_lists(pictures, tmp_path, capsy
 def test_other_held_out_images_than_a_run_had_are_refused(pictures, tmp_path, capsys):
     first = train(pictures, tmp_path / "first")
     assert adopt(first, tmp_path / "second", "--data.split-seed", "3") == 2
-    assert "trained on another split of these images" in refusal(capsys)
+    assert "use its data.split_seed and fractions, or pass --allow-leak" in refusal(capsys)
     assert not (tmp_path / "second").exists()
 
 
@@ -253,7 +254,7 @@ def test_options_of_training_are_refused(option, pictures, tmp_path, capsys):
 
 
 MISTAKES = {
-    "no run": (["--from", "runs/none"], 3, "no run at"),
+    "no run": (["--from", "runs/none"], 2, "runs/none is not there"),
     "no file": (["--from", "none.pt", "--model", "test_vit"], 3, "No such file"),
     "cut short": (["--from", "short.safetensors", "--model", "test_vit"], 3, "it is cut short"),
     "part of a run": (
