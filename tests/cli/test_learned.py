@@ -35,9 +35,7 @@ def pictures(tmp_path: Path) -> Path:
     return draw(tmp_path / "g", range(30))
 
 
-def train(
-    stage: str, tiny: str, data: Path, out: Path, *more: object, epochs: float = 0.2
-) -> int:
+def train(stage: str, tiny: str, data: Path, out: Path, *more: object, epochs: float = 0.2) -> int:
     words = [stage, "--recipe", tiny, "--data", str(data), *WHOLE, "--out", str(out)]
     return main([*words, "--epochs", str(epochs), "--batch-size", "8", *map(str, more)])
 
