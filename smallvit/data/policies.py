@@ -297,8 +297,9 @@ def adjust_sharpness(
 def posterize_(
     images: Float[Tensor, "B 3 H W"], bits: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Keep the upper bits of each level, in place."""
-    step = torch.exp2(8 - bits)[:, None, None, None]
+    """Keep the upper bits of each level, whole numbers from 0 to 8, in place."""
+    powers = augment.constant(tuple(float(1 << n) for n in range(9)), images.device)
+    step = powers[8 - bits.long()][:, None, None, None]
     return images.mul_(LEVELS).round_().div_(step).floor_().mul_(step).div_(LEVELS)
 
 

@@ -53,7 +53,7 @@ def erased(images: Tensor, draws: Tensor) -> Tensor:
 CHANGES: dict[str, Change] = {
     **{
         f"policy {name}": lambda images, draws, change=change, name=name: change(
-            images, 1 + 7 * draws if name == "posterize" else draws
+            images, (8 * draws).round() if name == "posterize" else draws
         )
         for name, change in policies.CHANGES.items()
     },
