@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from jaxtyping import Float
@@ -54,9 +55,20 @@ CONTAINERS = (
     "state_dict",
     "model_state_dict",
     "model",
+    "net",
     "student",
 )
 WRAPPERS = ("module.", "backbone.")
+# What such files hold beside tensors and plain values: the options of a command line (Gani et al.,
+# timm), and rates that NumPy computed, which the optimizer of stage 1 of Gani et al. keeps
+# (train_ssl.py: ``param_group["lr"] = lr_schedule[it]``), as NumPy 1 and 2 name them.
+HARMLESS = (
+    argparse.Namespace,
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float64)),
+)
 
 
 @dataclass(frozen=True)
@@ -156,9 +168,8 @@ def read_checkpoint(path: Path) -> tuple[Weights, list[str]]:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            # Stage-1 checkpoints of Gani et al. and timm's hold the options of their command line.
             # Of other pickles torch warns first, and refuses them then.
-            with torch.serialization.safe_globals([argparse.Namespace]), _no_warnings():
+            with torch.serialization.safe_globals([*HARMLESS]), _no_warnings():
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -614,8 +625,13 @@ def _t2t_vit(weights: Weights, model: str | None) -> Target:
 
 def _sl_vit(weights: Weights, model: str | None) -> Target:
     if "patch_embed.proj.weight" in weights and "blocks.0.attn.temperature" not in weights:
-        target = _gani_vit(weights, model)
-        return Target(target.name, target.arguments | {"qkv_bias": False}, target.notes)
+        patch_size = weights["patch_embed.proj.weight"].shape[-1]
+        images = {
+            "img_size": _image(weights, patch_size, num_prefix=1),
+            "patch_size": patch_size,
+        }
+        note = "supposed 12 attention heads, the paper's: weights do not tell"
+        return Target(model or "lee_vit", images | _sizes(weights), (note,))
     patch_size = _shifted_patch(weights, "ViT")
     own = {
         "img_size": _image(weights, patch_size, num_prefix=1),
@@ -635,8 +651,7 @@ def _sl_cait(weights: Weights, model: str | None) -> Target:
         "head_dim": weights["blocks.0.attn.proj.weight"].shape[1] // num_heads,
         "depth_token_only": _count(r"blocks_token_only\.(\d+)\..*", weights),
     }
-    note = "their mask has no effect (a logit of -1e-9), that of sl_cait has: outputs will differ"
-    return Target(model or "sl_cait", own | _sizes(weights), (note,))
+    return Target(model or "sl_cait_unmasked", own | _sizes(weights))
 
 
 def _sl_swin(weights: Weights, model: str | None) -> Target:
@@ -716,7 +731,8 @@ def _next_shifted(match: re.Match[str]) -> str:
 
 DROPPED = (
     Rule(r"(.*\.)?(attn_mask|relative_position_index)", None, why="follows from the window"),
-    Rule(r"head\.(mlp|last_layer)\..*", None, why="the projection head of stage 1"),
+    # Of Gani et al., utils/utils_ssl.py:34, and of DINO's own code, utils.py, MultiCropWrapper.
+    Rule(r"(mlp)?head\.(mlp|last_layer)\..*", None, why="the projection head of stage 1"),
 )
 SPT_ENDS = (
     Rule(r"to_patch_embedding\.(?:0\.)?merging\.1\.(\w+)", r"patch_embed.proj.norm.\1"),

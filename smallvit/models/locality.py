@@ -65,7 +65,7 @@ class LocalitySelfAttention(nn.Module):
             mask = q.new_full((q.shape[2],), MASKED).diag()
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
         else:
-            x = _mask_diagonal(q @ k.mT).softmax(dim=-1) @ v
+            x = _fill_diagonal(q @ k.mT, MASKED).softmax(dim=-1) @ v
         return self.proj(merge_heads(x))
 
 
@@ -123,7 +123,7 @@ class LocalityWindowAttention(nn.Module):
         """Return the position bias of each pair, with that of a token and itself masked."""
         index = self.relative_position_index
         bias = self.relative_position_bias_table[index.flatten()].unflatten(0, index.shape)
-        return _mask_diagonal(bias.movedim(-1, 0).contiguous())
+        return _fill_diagonal(bias.movedim(-1, 0).contiguous(), MASKED)
 
 
 class TalkingHeadsLocalityAttention(nn.Module):
@@ -134,6 +134,8 @@ class TalkingHeadsLocalityAttention(nn.Module):
         num_heads: Attention heads.
         head_dim: Channels of a head; the heads need not divide the width.
         qkv_bias: Whether queries, keys and values have a bias.
+        masked: Whether a token's attention to itself is masked, after the logits mix. If not, its
+            logit is 0 before they mix, as in the authors' code.
 
     Attributes:
         temperature: What the logits of each head are multiplied by, before they mix.
@@ -143,15 +145,22 @@ class TalkingHeadsLocalityAttention(nn.Module):
     Source:
         Lee et al., 2021, section 3.2; Shazeer et al., 2020, Talking-Heads Attention,
         https://arxiv.org/abs/2003.02436; models/cait.py, whose mask is -1e-9, that is a logit of 0
-        and no mask. Here a token's attention to itself is masked as in the paper, after the logits
-        mix: before, a negative weight would turn the mask into its opposite.
+        and no mask. Masked as in the paper, it is so after the logits mix: before, a negative
+        weight would turn the mask into its opposite.
     """
 
     def __init__(
-        self, *, embed_dim: int, num_heads: int, head_dim: int, qkv_bias: bool = False
+        self,
+        *,
+        embed_dim: int,
+        num_heads: int,
+        head_dim: int,
+        qkv_bias: bool = False,
+        masked: bool = True,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.masked = masked
         self.temperature = nn.Parameter(torch.full((num_heads,), head_dim**-0.5))
         self.mix_logits = nn.Parameter(torch.randn(num_heads, num_heads))
         self.mix_weights = nn.Parameter(torch.randn(num_heads, num_heads))
@@ -173,16 +182,19 @@ class TalkingHeadsLocalityAttention(nn.Module):
             kv = F.linear(context, weight[1], bias[1])
             k, v = split_heads(kv, 2 * self.num_heads).chunk(2, dim=1)
         q = q * self.temperature.to(q.dtype)[:, None, None]
-        logits = _mix_heads(q @ k.mT, self.mix_logits)
-        if context is None:
-            logits = _mask_diagonal(logits)
+        logits = q @ k.mT
+        if context is None and not self.masked:
+            logits = _fill_diagonal(logits, 0.0)
+        logits = _mix_heads(logits, self.mix_logits)
+        if context is None and self.masked:
+            logits = _fill_diagonal(logits, MASKED)
         weights = _mix_heads(logits.softmax(dim=-1), self.mix_weights)
         return self.proj(merge_heads(weights.to(v.dtype) @ v))
 
 
-def _mask_diagonal(logits: Float[Tensor, "*B T T"]) -> Float[Tensor, "*B T T"]:
-    """Mask, in place, attention of tokens to themselves."""
-    logits.diagonal(dim1=-2, dim2=-1).fill_(MASKED)
+def _fill_diagonal(logits: Float[Tensor, "*B T T"], value: float) -> Float[Tensor, "*B T T"]:
+    """Set, in place, the logits of tokens to themselves."""
+    logits.diagonal(dim1=-2, dim2=-1).fill_(value)
     return logits
 
 

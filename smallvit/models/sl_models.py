@@ -1,4 +1,4 @@
-"""The ViT, CaiT and Swin with shifted patches and locality self-attention, registered with timm.
+"""The ViT, CaiT and Swin with shifted patches and locality self-attention, and the plain ViT.
 
 Shapes in this file:
     B    images
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from timm.layers.drop import DropPath
+from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.layers.weight_init import trunc_normal_
 from timm.models.cait import Cait
@@ -26,7 +27,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from smallvit.models.architecture import default_patch, image_sides, register_architecture
-from smallvit.models.blocks import Block, Mlp, check_heads, init_linear
+from smallvit.models.blocks import Block, Mlp, check_heads, init_linear, vit_blocks
 from smallvit.models.locality import (
     LocalitySelfAttention,
     LocalityWindowAttention,
@@ -99,6 +100,71 @@ class ClassBlock(nn.Module):
         """Return the class token after it read patch tokens ``x``; arguments are timm's."""
         x_cls = x_cls + self.drop_path(self.gamma_1 * self.attn(self.norm1(x_cls), x))
         return x_cls + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x_cls), (1, 1)))
+
+
+def create_lee_vit(
+    *,
+    img_size: int | Sequence[int] = 32,
+    patch_size: int | None = None,
+    in_chans: int = 3,
+    num_classes: int = 10,
+    embed_dim: int = 192,
+    depth: int = 9,
+    num_heads: int = 12,
+    mlp_ratio: float = 2.0,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> SmallTransformer:
+    """Build the plain ViT that the others of this file are compared with.
+
+    It is ``gani_vit`` without biases of queries, keys and values, and with norms that add 1e-5.
+
+    Args:
+        img_size: Side, or height and width, in pixels.
+        patch_size: Pixels of a patch; ``None`` leaves 8 patches a side or more, at most 16 px each.
+        in_chans: Colours.
+        num_classes: Classes; 0 leaves the classifier out.
+        embed_dim: Width.
+        depth: Blocks.
+        num_heads: Attention heads; they must divide the width.
+        mlp_ratio: Hidden width of an MLP over ``embed_dim``.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block; earlier blocks have less.
+
+    Raises:
+        ConfigError: If the patch does not divide the image, or the heads the width.
+
+    Source:
+        Lee et al., 2021, models/vit.py without ``is_SPT`` and ``is_LSA``; there all blocks have
+        the same stochastic depth.
+    """
+    patch_size = patch_size or default_patch(img_size)
+    sides = image_sides(img_size, patch_size)
+    return SmallTransformer(
+        stem=PatchEmbed(
+            img_size=sides,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            output_fmt="NHWC",
+            strict_img_size=False,
+        ),
+        img_size=sides,
+        patch_size=patch_size,
+        embed_dim=embed_dim,
+        blocks=vit_blocks(
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=False,
+            drop_path_rate=drop_path_rate,
+            norm_eps=1e-5,
+        ),
+        num_classes=num_classes,
+        norm_eps=1e-5,
+        drop_rate=drop_rate,
+    )
 
 
 def create_sl_vit(
@@ -176,6 +242,7 @@ def create_sl_cait(
     head_dim: int = 64,
     mlp_ratio: float = 2.0,
     qkv_bias: bool = False,
+    masked: bool = True,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> Cait:
@@ -193,6 +260,8 @@ def create_sl_cait(
         head_dim: Channels of a head.
         mlp_ratio: Hidden width of an MLP over ``embed_dim``.
         qkv_bias: Whether queries, keys and values have a bias.
+        masked: Whether a patch token's attention to itself is masked, as in the paper; in the
+            authors' code it is not.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of every block.
 
@@ -230,7 +299,11 @@ def create_sl_cait(
 
     def create_attention() -> TalkingHeadsLocalityAttention:
         return TalkingHeadsLocalityAttention(
-            embed_dim=embed_dim, num_heads=num_heads, head_dim=head_dim, qkv_bias=qkv_bias
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            qkv_bias=qkv_bias,
+            masked=masked,
         )
 
     blocks: list[Any] = list(model.blocks)
@@ -327,6 +400,14 @@ def create_sl_swin(
 
 
 register_architecture(
+    "lee_vit",
+    create_lee_vit,
+    "Plain ViT of Lee et al.: sl_vit without its two parts.",
+    img_size=32,
+    num_classes=10,
+    drop_path_rate=0.1,
+)
+register_architecture(
     "sl_vit",
     create_sl_vit,
     "ViT with shifted patch tokenization and locality self-attention.",
@@ -341,6 +422,15 @@ register_architecture(
     img_size=32,
     num_classes=10,
     drop_path_rate=0.1,
+)
+register_architecture(
+    "sl_cait_unmasked",
+    create_sl_cait,
+    "sl_cait as its authors' code computes it: tokens attend to themselves.",
+    img_size=32,
+    num_classes=10,
+    drop_path_rate=0.1,
+    masked=False,
 )
 register_architecture(
     "sl_swin",

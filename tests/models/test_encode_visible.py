@@ -29,6 +29,7 @@ REFUSED = {
     "cct_7_3x1": (TINY, "stem mixes"),
     "sl_vit": (TINY, "stem mixes"),
     "sl_cait": (TINY, "stem mixes"),
+    "sl_cait_unmasked": (TINY, "stem mixes"),
     "gani_swin": ({"embed_dim": 24}, "windows"),
     "sl_swin": ({"embed_dim": 24}, "windows"),
     "resnet8_small": ({"width": 4}, "whole grid"),
