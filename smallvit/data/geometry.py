@@ -19,6 +19,7 @@ from torch import Tensor
 
 Kernel = Literal["bicubic", "bilinear"]
 Fill = Literal["zero", "edge"]
+ROUNDING = 1e-3  # cells; a box that ends at an edge between two does not touch the second
 MOST_TABLED = 64  # pixels; every crop of a 64 px image to 64 px is 68 MB of weights
 
 
@@ -129,6 +130,12 @@ def resample(
     kernel widens when the box shrinks (antialiasing), and only what the box covers counts, as if
     it had been cut out first. For boxes of whole pixels this is torchvision's ``resized_crop``
     with ``antialias=True``.
+
+    Score maps (bilinear, filled with the nearest cell) have few, large cells, which the border of
+    a box cuts in two. A cell that the box touches counts in full, since its label holds for the
+    part inside, and beyond the box the outermost of these go on. So each place of the result has
+    most of the cell that its centre lies in, or of the cells of that side of an edge; weighed by
+    how much of it the box covers, a cut cell would lose to its neighbour.
 
     Args:
         maps: Images in [0, 1] or score maps; fastest where they lie in memory as (B, H, C, W), for
@@ -305,7 +312,7 @@ def _box_weights(
         if mirrored is None:
             return weights
         return torch.where(mirrored[:, None, None], weights.flip(1), weights)
-    table = _weight_table(in_size, out_size, steps, kernel, start.device)
+    table = _weight_table(in_size, out_size, steps, kernel, fill, start.device)
     first, length = (start * steps).round().long(), (extent * steps).round().long()
     # The place of a box in the table: after all shorter ones, which have more places each.
     number = (length - 1) * (steps + 1) - length * (length - 1) // 2 + first
@@ -316,12 +323,12 @@ def _box_weights(
 
 @lru_cache(maxsize=16)
 def _weight_table(
-    in_size: int, out_size: int, steps: int, kernel: Kernel, device: torch.device
+    in_size: int, out_size: int, steps: int, kernel: Kernel, fill: Fill, device: torch.device
 ) -> Float[Tensor, "boxes out in"]:
     """Weights along one axis of every box on the grid of steps, then of every one mirrored."""
     boxes = [(i, n) for n in range(1, steps + 1) for i in range(steps - n + 1)]
     first, length = (torch.tensor(boxes, device=device) / steps).unbind(1)
-    weights = _axis_weights(first, length, in_size, out_size, 0.0, kernel, "zero")
+    weights = _axis_weights(first, length, in_size, out_size, 0.0, kernel, fill)
     return torch.cat([weights, weights.flip(1)])
 
 
@@ -335,7 +342,10 @@ def _axis_weights(
     fill: Fill,
 ) -> Float[Tensor, "B out in"]:
     """Weights of every input cell for every output cell along one axis; rows sum to 1."""
+    whole_cells = kernel == "bilinear" and fill == "edge"
     pad = math.ceil(margin * in_size)
+    if whole_cells:  # all cells that a kernel can reach
+        pad = math.ceil(margin * in_size + max(in_size / out_size, 1.0))
     device = start.device
     first, length = (start * in_size)[:, None], (extent * in_size)[:, None]
     scale = length / out_size
@@ -343,15 +353,31 @@ def _axis_weights(
     cell = torch.arange(-pad, in_size + pad, device=device, dtype=start.dtype)
     distance = (cell + 0.5 - centre[..., None]) / scale.clamp(min=1.0)[..., None]  # (B, out, in)
     weights = _cubic(distance) if kernel == "bicubic" else (1 - distance.abs()).clamp(min=0)
-    covered = torch.minimum(cell + 1, first + length) - torch.maximum(cell, first)  # (B, in)
-    weights = weights * covered.clamp(0, 1)[:, None]
+    if not whole_cells:
+        covered = torch.minimum(cell + 1, first + length) - torch.maximum(cell, first)  # (B, in)
+        weights = weights * covered.clamp(0, 1)[:, None]
     weights = weights / weights.sum(dim=2, keepdim=True)
+    if whole_cells:
+        return weights @ _nearest_touched(cell, first, length, in_size)
     inside = weights[..., pad : pad + in_size]
     if fill == "edge" and pad:
         inside = inside.clone()
         inside[..., 0] += weights[..., :pad].sum(dim=2)
         inside[..., -1] += weights[..., pad + in_size :].sum(dim=2)
     return inside
+
+
+def _nearest_touched(
+    cell: Float[Tensor, " cells"],
+    first: Float[Tensor, "B 1"],
+    length: Float[Tensor, "B 1"],
+    in_size: int,
+) -> Float[Tensor, "B cells in"]:
+    """Say which cell of the map stands for each, as ones: the nearest that the box touches."""
+    lowest = (first + ROUNDING).floor()
+    highest = (first + length - ROUNDING).ceil() - 1
+    nearest = cell.clamp(lowest, highest).clamp(0, in_size - 1)
+    return F.one_hot(nearest.long(), in_size).to(first.dtype)
 
 
 def _cubic(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

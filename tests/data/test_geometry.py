@@ -73,14 +73,43 @@ def test_mirrored_top_right_crop_is_the_mirror_image_of_it():
     torch.testing.assert_close(found, maps[:, :, :4, 4:].flip(3))
 
 
-def test_crop_of_an_image_and_of_an_equal_map_agree():
+def test_crop_of_an_image_and_of_an_equal_map_agree_inside_the_box():
     image, draws = noise(6, 3, 16, 16), noise(6, 5)
     crop = sample_resized_crop(
         draws, scale=(0.2, 1.0), ratio=(0.75, 4 / 3), hflip=True, image_size=16
     )
     pixels = resample(image, crop, (16, 16), kernel="bilinear", fill="zero")
     cells = resample(image.clone(), crop, (16, 16), kernel="bilinear", fill="edge")
-    torch.testing.assert_close(pixels, cells)
+    inner = (..., slice(3, -3), slice(3, -3))  # where no kernel meets a border
+    torch.testing.assert_close(pixels[inner], cells[inner])
+
+
+def test_a_cell_that_the_box_cuts_counts_in_full():
+    """Closed form: boxes of 2 x 2 quadrants end in the middle of the second cell."""
+    maps = torch.tensor([[0.0, 1.0]]).expand(1, 1, 2, 2).contiguous()
+    found = resample(maps, box(0, 0, 1, 0.75), (1, 3), kernel="bilinear", fill="edge")
+    # Centres at 0.25, 0.75 and 1.25 cells, the cells' at 0.5 and 1.5.
+    torch.testing.assert_close(found[0, 0, 0], torch.tensor([0.0, 0.25, 0.75]))
+
+
+@pytest.mark.parametrize("cells", [2, 4, 8, 16])
+@pytest.mark.parametrize("tokens", [4, 7, 8, 14])
+def test_a_token_has_most_of_the_side_that_its_centre_is_on(cells, tokens):
+    """Any box, also one that reaches over the map, and any token whose centre is on no edge."""
+    draws = noise(400, 4)
+    height, width = 0.2 + 0.8 * draws[:, 0], 0.2 + 0.8 * draws[:, 1]
+    top, left = 1.25 * draws[:, 2] * (1 - height) - 0.125, draws[:, 3] * (1 - width)
+    crop = Geometry(top=top, left=left, height=height, width=width, hflip=draws[:, 0] > 2)
+    maps = quadrant_map(cells).expand(400, -1, -1, -1)
+    found = resample(
+        maps, replace(crop, margin=0.125), (tokens, tokens), kernel="bilinear", fill="edge"
+    )
+    place = (torch.arange(tokens) + 0.5) / tokens
+    y, x = top[:, None] + place * height[:, None], left[:, None] + place * width[:, None]
+    expected = 2 * (y > 0.5)[:, :, None] + (x > 0.5)[:, None]
+    clear = ((y - 0.5).abs() > 1e-5)[:, :, None] & ((x - 0.5).abs() > 1e-5)[:, None]
+    assert clear.float().mean() > 0.99
+    assert torch.equal(found.argmax(dim=1)[clear], expected[clear])
 
 
 @pytest.mark.parametrize(
@@ -150,14 +179,14 @@ def test_padded_crop_shifts_cover_every_pixel_of_the_padding_and_none_beyond():
     assert 0.4 < crop.hflip.float().mean() < 0.6
 
 
-def test_half_cell_shift_averages_two_cells_and_counts_a_half_covered_one_half():
+def test_half_cell_shift_averages_two_cells():
     maps = torch.tensor([[0.0, 2.0, 4.0, 8.0]]).expand(1, 1, 4, 4).contiguous()
     one = torch.ones(1)
     crop = Geometry(
         top=0 * one, left=one / 8, height=one, width=one, hflip=one.bool() & False, margin=0.25
     )
     found = resample(maps, crop, (4, 4), kernel="bilinear", fill="edge")
-    torch.testing.assert_close(found[0, 0, 0], torch.tensor([4 / 3, 3.0, 6.0, 8.0]))
+    torch.testing.assert_close(found[0, 0, 0], torch.tensor([1.0, 3.0, 6.0, 8.0]))
 
 
 def test_mirroring_equals_torchvision_horizontal_flip():

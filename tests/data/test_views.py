@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,58 @@ def test_score_maps_on_a_coarse_grid_follow_the_quadrants_of_the_image():
     torch.testing.assert_close(
         batch.score_maps, pooled, rtol=0, atol=0.05
     )  # a triangle is wider than a box
+
+
+def quadrant_dataset(side: int, num: int = 1000) -> Dataset:
+    """Equal images: red is full on the right, green at the bottom, blue everywhere.
+
+    The middle row and column of an odd side are half each.
+    """
+    share = ((torch.arange(side) + 0.5 - side / 2).clamp(-0.5, 0.5) + 0.5) * 255
+    columns, rows = share.expand(side, side), share[:, None].expand(side, side)
+    image = torch.stack([columns, rows, torch.full((side, side), 255.0)])
+    data = dataset(image.round().to(torch.uint8).expand(num, -1, -1, -1).contiguous())
+    return replace(data, image_size=side)
+
+
+def quadrant_maps(cells: int):
+    maps = torch.zeros(4, cells, cells)
+    half = cells // 2
+    for i in range(4):
+        top, left = half * (i // 2), half * (i % 2)
+        maps[i, top : top + half, left : left + half] = 1
+    return lambda position: maps.expand(len(position), -1, -1, -1)
+
+
+def share_of_pixels(tokens: int, side: int) -> torch.Tensor:
+    """Part that each pixel of an axis has of each token of it."""
+    first = torch.arange(tokens)[:, None] * side / tokens
+    pixel = torch.arange(side)
+    part = torch.minimum(pixel + 1, first + side / tokens) - torch.maximum(pixel, first)
+    return part.clamp(min=0) * tokens / side
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+@pytest.mark.parametrize("grid", [4, 7, 8, 14])
+@pytest.mark.parametrize("crop", ["pad", "resized"])
+def test_every_token_of_four_coloured_quadrants_has_the_label_of_its_colour(crop, grid, odd):
+    """500 crops and mirrors: the colour that most of a token shows is its likeliest class."""
+    side = 4 * grid + odd
+    batches = labelled_batches(
+        quadrant_dataset(side), crop=crop, scale=(0.2, 1.0), batch_size=500, grid=(grid, grid)
+    )
+    for cells in (2, 4, 8, 16):
+        batches.score_maps = quadrant_maps(cells)
+        batch = batches(0)
+        assert batch.score_maps is not None
+        share = share_of_pixels(grid, side)
+        red, green, blue = (share @ batch.images @ share.mT).unbind(1)
+        right, bottom = red / blue.clamp(min=1e-6), green / blue.clamp(min=1e-6)
+        # Not what lies half on either side, or in the black that a shift brought in.
+        clear = (blue > 0.3) & ((right - 0.5).abs() > 0.05) & ((bottom - 0.5).abs() > 0.05)
+        expected = 2 * (bottom > 0.5).long() + (right > 0.5)
+        assert clear.float().mean() > 0.7
+        assert torch.equal(batch.score_maps.argmax(dim=1)[clear], expected[clear])
 
 
 def test_images_are_cropped_by_the_geometry_of_their_draws():
