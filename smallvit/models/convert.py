@@ -61,11 +61,11 @@ CONTAINERS = (
 WRAPPERS = ("module.", "backbone.")
 # What such files hold beside tensors and plain values: the options of a command line (Gani et al.,
 # timm), and rates that NumPy computed, which the optimizer of stage 1 of Gani et al. keeps
-# (train_ssl.py: ``param_group["lr"] = lr_schedule[it]``), as NumPy 1 and 2 name them.
+# (train_ssl.py: ``param_group["lr"] = lr_schedule[it]``).
+NUMPY_CORES = ("core", "_core")  # of NumPy 1 and 2
 HARMLESS = (
     argparse.Namespace,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in NUMPY_CORES),
     np.dtype,
     type(np.dtype(np.float64)),
 )
