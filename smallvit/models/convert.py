@@ -63,7 +63,7 @@ WRAPPERS = ("module.", "backbone.")
 # timm), and rates that NumPy computed, which the optimizer of stage 1 of Gani et al. keeps
 # (train_ssl.py: ``param_group["lr"] = lr_schedule[it]``).
 NUMPY_CORES = ("core", "_core")  # of NumPy 1 and 2
-HARMLESS = (
+HARMLESS: tuple[Any, ...] = (
     argparse.Namespace,
     *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in NUMPY_CORES),
     np.dtype,
