@@ -358,7 +358,7 @@ def _axis_weights(
         weights = weights * covered.clamp(0, 1)[:, None]
     weights = weights / weights.sum(dim=2, keepdim=True)
     if whole_cells:
-        return weights @ _nearest_touched(cell, first, length, in_size)
+        return products(weights, _nearest_touched(cell, first, length, in_size))
     inside = weights[..., pad : pad + in_size]
     if fill == "edge" and pad:
         inside = inside.clone()

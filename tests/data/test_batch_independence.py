@@ -23,9 +23,9 @@ def boxes(draws: Tensor, side: int) -> geometry.Geometry:
     )
 
 
-def resampled(size: int, kernel: geometry.Kernel) -> Change:
+def resampled(size: int, kernel: geometry.Kernel, fill: geometry.Fill = "zero") -> Change:
     return lambda images, draws: geometry.resample(
-        images, boxes(draws, images.shape[-1]), (size, size), kernel=kernel, fill="zero"
+        images, boxes(draws, images.shape[-1]), (size, size), kernel=kernel, fill=fill
     )
 
 
@@ -65,6 +65,8 @@ CHANGES: dict[str, Change] = {
     "crop": resampled(16, "bicubic"),
     "crop to 7": resampled(7, "bilinear"),
     "crop to 20": resampled(20, "bicubic"),
+    "score map to 8": resampled(8, "bilinear", "edge"),
+    "score map to 7": resampled(7, "bilinear", "edge"),
     "nearest warp": warped(nearest=True),
     "bilinear warp": warped(nearest=False),
 }
