@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
+from smallvit.data.grey import GreyExtent, GreyRange, grey_extent, grey_values, to_levels
+
 # Before version 11.3, which brought AVIF, features.check("avif") would warn.
 _AVIF = {"AVIF": (".avif",)} if "avif" in features.get_supported_modules() else {}
 # A file is tried as these formats and no other: among PIL's others is one that runs Ghostscript.
@@ -109,15 +111,13 @@ def over_white(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def to_rgb(image: Image.Image, size: int) -> np.ndarray:
+def to_rgb(image: Image.Image, size: int, grey_range: GreyRange | None = None) -> np.ndarray:
     """Convert an image of any mode and size to uint8 RGB, channels first.
 
     The first frame counts and EXIF rotation is applied, where the EXIF data can be read. Grey is
     repeated over the channels, CMYK and palettes take their colours, transparency is laid over
-    white. 16-bit images keep their upper 8 bits. 32-bit integers and floats state no range, so
-    their values decide: floats within [0, 1] are scaled by 255, up to 255 is taken as 8 bits, up to
-    65535 as 16 bits. The shorter side is resized to ``size`` (bicubic, antialiased), then the
-    centre is cut out.
+    white. Grey values of more than 8 bits become 8 bits by ``grey_range``. The shorter side is
+    resized to ``size`` (bicubic, antialiased), then the centre is cut out.
 
     Where the sides are at least 4 times ``size``, the resolution is lowered first, never below
     twice ``size``: a JPEG that is not yet decoded is decoded at 1/2, 1/4 or 1/8, which leaves out
@@ -129,12 +129,15 @@ def to_rgb(image: Image.Image, size: int) -> np.ndarray:
     Args:
         image: Opened image; decoded in place, where it is not yet decoded.
         size: Side of the result, in pixels.
+        grey_range: Values of more than 8 bits that become 0 and 255, one range for all images of a
+            data set; ``None`` lets each image decide for itself: 16-bit images keep their upper 8
+            bits, others are taken as floats within [0, 1], 8 bits or 16 bits by their values.
 
     Returns:
         Array of shape (3, size, size).
 
     Raises:
-        ValueError: If the values of a 32-bit image fit none of the ranges.
+        ValueError: If grey values of more than 8 bits are no numbers, or fit none of the ranges.
         OSError: If the content of the image breaks off.
     """
     pixels = image.width * image.height
@@ -143,16 +146,33 @@ def to_rgb(image: Image.Image, size: int) -> np.ndarray:
         if "progressive" not in image.info:  # these are held whole at any scale
             pixels = image.width * image.height
     with _one_huge_image if pixels > HUGE_PIXELS else nullcontext():
-        return _decode_rgb(image, size)
+        return _decode_rgb(image, size, grey_range)
 
 
-def _decode_rgb(image: Image.Image, size: int) -> np.ndarray:
+def look_at_grey(image: Image.Image) -> GreyExtent | None:
+    """Decode an image with grey values of more than 8 bits, and say what they reach.
+
+    Args:
+        image: Opened image; others than these are left undecoded.
+
+    Returns:
+        ``None`` for images of 8 bits a channel.
+
+    Raises:
+        ValueError: If some values are no finite numbers.
+        OSError: If the content of the image breaks off.
+    """
+    if not is_deep_grey(image):
+        return None
+    with huge_image_alone(image):
+        return grey_extent(image)
+
+
+def _decode_rgb(image: Image.Image, size: int, grey_range: GreyRange | None) -> np.ndarray:
     image.load()
     turn = find_turn(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        image = Image.fromarray(_to_8_bits(np.asarray(image)))
+    if is_deep_grey(image):
+        image = Image.fromarray(to_levels(grey_values(image), grey_range))
     factor = 1
     if image.mode in _REDUCIBLE_MODES and "transparency" not in image.info:
         factor = max(1, min(image.size) // (2 * size))
@@ -176,21 +196,6 @@ def find_turn(image: Image.Image) -> Image.Transpose | None:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # PIL raises nearly anything on malformed EXIF data; the pixels are whole
         return None
-
-
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scale grey values without a stated range to 8 bits."""
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 65535):  # so written, NaN is refused too
-        raise ValueError(
-            f"grey values from {low:g} to {high:g} fit none of the ranges [0, 1] (floats), "
-            "[0, 255] and [0, 65535]: rescale them"
-        )
-    if high > 255:
-        return (values.astype(np.uint16) >> 8).astype(np.uint8)
-    if high <= 1 and values.dtype.kind == "f":
-        return np.rint(values * 255).astype(np.uint8)
-    return values.astype(np.uint8)
 
 
 def _too_large() -> str:
