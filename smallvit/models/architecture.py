@@ -6,6 +6,7 @@ as ``timm.create_model(name, img_size=32, ...)``.
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,15 @@ from smallvit.core.errors import ConfigError
 # timm looks for this name in the module of a registered function.
 default_cfgs: dict[str, DefaultCfg] = {}
 NAMES: list[str] = []
+# A transformer with fewer patch tokens has nothing to attend to.
+LEAST_TOKENS = 5
+# More are never made without a word: the memory of attention grows with their square.
+MANY_TOKENS = 400
+SIDES = range(8, 1025)  # of the images that a data set is packed at, in pixels
+
+
+def _any_patch(patch_size: int) -> bool:
+    return patch_size >= 1
 
 
 def register_architecture(
@@ -103,24 +113,139 @@ def image_sides(img_size: int | Sequence[int], patch_size: int) -> tuple[int, in
     """
     height, width = sides(img_size)
     if height % patch_size or width % patch_size:
-        common = math.gcd(height, width)
-        fits = [p for p in range(1, common // 2 + 1) if common % p == 0]
         raise ConfigError(
             f"patches of {patch_size} px do not divide images of {height} x {width} px; "
-            f"{', '.join(map(str, fits))} would"
+            f"{what_divides(img_size, patch_size)}"
         )
     return height, width
 
 
-def default_patch(img_size: int | Sequence[int], *, tokens: int = 8, most: int = 16) -> int:
-    """Return the largest patch that divides an image into ``tokens`` or more a side.
+def what_divides(
+    img_size: int | Sequence[int], patch_size: int, suits: Callable[[int], bool] = _any_patch
+) -> str:
+    """Say which patches would suit images of a size, and which sizes a patch.
+
+    Args:
+        img_size: Side, or height and width, in pixels.
+        patch_size: What was asked for and does not divide them, or leaves too few tokens.
+        suits: Which patches the network can make.
+    """
+    height, width = sides(img_size)
+    fits = fitting_patches(img_size, suits)
+    if suits(1) and height * width <= MANY_TOKENS:
+        fits = [1, *fits]
+    found = [f"{', '.join(map(str, fits))} would"] if fits else []
+    # Even multiples: half of them, which small views are, is divided as well.
+    near = [(height // (2 * patch_size) + more) * 2 * patch_size for more in (0, 1)]
+    near = [n for n in near if n >= 4 * patch_size and n in SIDES and n != height]
+    if height == width and near and suits(patch_size):
+        found.append(f"--data.image-size {' or '.join(map(str, near))} would suit it")
+    return ", or ".join(found) or "take larger images (--data.image-size)"
+
+
+def fitting_patches(
+    img_size: int | Sequence[int], suits: Callable[[int], bool] = _any_patch
+) -> list[int]:
+    """List the patches of 2 px or more that cut images evenly, into tokens enough.
+
+    Args:
+        img_size: Side, or height and width, in pixels.
+        suits: Which patches the network can make.
+    """
+    height, width = sides(img_size)
+    common = math.gcd(height, width)
+    return [
+        p
+        for p in range(2, common + 1)
+        if common % p == 0 and suits(p) and (height // p) * (width // p) >= LEAST_TOKENS
+    ]
+
+
+def default_patch(
+    img_size: int | Sequence[int],
+    *,
+    tokens: int = 8,
+    most: int = 16,
+    suits: Callable[[int], bool] = _any_patch,
+    windows: bool = False,
+) -> int:
+    """Return the largest patch that cuts an image evenly into ``tokens`` or more a side.
+
+    Where none does, it is the smallest that leaves any tokens to attend to; never 1 px. More than
+    ``MANY_TOKENS`` are made with a warning, which says what would make fewer.
 
     Args:
         img_size: Side, or height and width, in pixels.
         tokens: Patches along the shorter side at least; 2 px is taken where that leaves fewer.
         most: Largest patch, in pixels.
+        suits: Which patches the network can make.
+        windows: Whether attention stays within windows, so that many tokens cost no more each.
+
+    Raises:
+        ConfigError: If no patch cuts such images evenly; the message says which sizes would do.
     """
+    patch = _choose(img_size, tokens, most, suits)
+    if patch is None:
+        height, width = sides(img_size)
+        what = "patch of this stem" if suits is not _any_patch else "patch of 2 px or more"
+        raise ConfigError(
+            f"no {what} cuts images of {height} x {width} px evenly: "
+            f"{_near(height, width, tokens, most, suits, windows=windows)}"
+        )
     height, width = sides(img_size)
-    limit = min(most, max(2, min(height, width) // tokens))
-    common = math.gcd(height, width)
-    return max((p for p in range(1, limit + 1) if common % p == 0), default=1)
+    num = (height // patch) * (width // patch)
+    if num > MANY_TOKENS and not windows:
+        larger = [
+            p
+            for p in fitting_patches(img_size, suits)
+            if p > patch and 7**2 <= (height // p) * (width // p) <= MANY_TOKENS
+        ]
+        fewer = (
+            f"model.patch_size {larger[0]} would leave {height // larger[0] * (width // larger[0])}"
+            if larger
+            else _near(height, width, tokens, most, suits)
+        )
+        warnings.warn(
+            f"images of {height} x {width} px are cut into {num:,} patches of {patch} px by "
+            f"default, and the memory of attention grows with the square of that: {fewer}",
+            stacklevel=2,
+        )
+    return patch
+
+
+def _choose(
+    img_size: int | Sequence[int], tokens: int, most: int, suits: Callable[[int], bool]
+) -> int | None:
+    limit = min(most, max(2, min(sides(img_size)) // tokens))
+    fits = fitting_patches(img_size, suits)
+    return max((p for p in fits if p <= limit), default=fits[0] if fits else None)
+
+
+def _near(
+    height: int,
+    width: int,
+    tokens: int,
+    most: int,
+    suits: Callable[[int], bool],
+    *,
+    windows: bool = False,
+) -> str:
+    """Say which sizes near to that of the images have a patch that leaves no surprising number."""
+    chosen = {n: _choose(n, tokens, most, suits) for n in SIDES}
+    # Half of an even number of patches, which small views are, is whole as well.
+    good = [
+        n
+        for n, p in chosen.items()
+        if p and n % (2 * p) == 0 and (windows or (n // p) ** 2 <= MANY_TOKENS)
+    ]
+    if height != width:
+        patch = chosen[min(good, key=lambda n: abs(n - min(height, width)))]
+        assert patch is not None
+        height, width = (max(3, round(side / patch)) * patch for side in (height, width))
+        return f"{height} x {width} px would do"
+    below = [n for n in good if n < height][-1:]
+    above = [n for n in good if n > height][:1]
+    said = f"--data.image-size {' or '.join(map(str, below + above))} would do"
+    if suits(1) and height * width <= MANY_TOKENS:
+        said += f", or model.patch_size 1 ({height * width} tokens)"
+    return said

@@ -109,7 +109,10 @@ def gani_architecture(
         raise UnknownNameError("preset", name, PRESETS)
     preset = PRESETS[name]
     if patch_size is None:
-        patch_size = default_patch(img_size, tokens=preset.tokens, most=preset.most)
+        windows = "window_size" in preset.arguments
+        patch_size = default_patch(
+            img_size, tokens=preset.tokens, most=preset.most, windows=windows
+        )
     image_sides(img_size, patch_size)
     arguments = {"img_size": img_size, "patch_size": patch_size, **preset.arguments}
     return preset.architecture, arguments

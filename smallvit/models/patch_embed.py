@@ -8,21 +8,17 @@ Shapes in this file:
     h w  token grid
 """
 
-import math
 from collections.abc import Callable, Sequence
-from itertools import count
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.architecture import sides
+from smallvit.models.architecture import default_patch, fitting_patches, sides, what_divides
 
 # Pixels of a patch that nobody asked for: ImageNet's 16, at 224 px and above.
 LARGEST_CHOSEN = 16
-# Fewer patches leave nothing to attend to.
-LEAST_TOKENS = 5
 
 
 class LvvitStem(nn.Module):
@@ -176,32 +172,15 @@ def choose_patch(
         ConfigError: If the stem can't make such patches, they don't divide the image, or they
             leave 4 tokens or fewer; the message says which would do.
     """
-    height, width = sides(img_size)
-    fits = _fitting_patches(height, width, suits)
-    if not fits:
-        side = next(n for n in count(max(height, width)) if _fitting_patches(n, n, suits))
-        raise ConfigError(
-            f"no patch of this stem suits images of {height} x {width} px; {side} x {side} px "
-            "would do"
-        )
     if patch_size is None:
-        limit = min(LARGEST_CHOSEN, min(height, width) // tokens)
-        return max((p for p in fits if p <= limit), default=fits[0])
-    if patch_size not in fits:
+        return default_patch(img_size, tokens=tokens, most=LARGEST_CHOSEN, suits=suits)
+    if patch_size not in fitting_patches(img_size, suits):
+        height, width = sides(img_size)
         raise ConfigError(
             f"patch_size ({patch_size}) does not suit this stem and images of {height} x {width} "
-            f"px; {', '.join(map(str, fits))} would"
+            f"px; {what_divides(img_size, patch_size, suits)}"
         )
     return patch_size
-
-
-def _fitting_patches(height: int, width: int, suits: Callable[[int], bool]) -> list[int]:
-    common = math.gcd(height, width)
-    return [
-        p
-        for p in range(2, common + 1)
-        if common % p == 0 and suits(p) and (height // p) * (width // p) >= LEAST_TOKENS
-    ]
 
 
 def _channels_last(x: Float[Tensor, "B c H W"]) -> Float[Tensor, "B c H W"]:

@@ -16,7 +16,13 @@ from timm.models.vision_transformer import VisionTransformer
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError, UnknownNameError
 from smallvit.models import architecture
-from smallvit.models.architecture import default_patch, sides
+from smallvit.models.architecture import (
+    LEAST_TOKENS,
+    default_patch,
+    fitting_patches,
+    sides,
+    what_divides,
+)
 from smallvit.models.attention import choose_attention
 from smallvit.models.cait import CaitBackbone
 from smallvit.models.convnext import PATCH_SIZES, convnext_architecture
@@ -35,8 +41,6 @@ SMALL_RESNETS = ("resnet8_small", "resnet14_small", "resnet20_small", "resnet56_
 CNNS = (*SMALL_RESNETS, "resnet18_small", "wrn_16_8", "wrn_28_10", "convnext_atto_small")
 # timm families whose networks are made for any image and take views of other sizes, where asked to.
 ANY_SIZE = ("vision_transformer_hybrid", "vitamin", "eva")
-# A transformer with fewer patch tokens has nothing to attend to.
-LEAST_TOKENS = 5
 
 TRANSFORMER = frozenset(
     {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate"}
@@ -316,11 +320,18 @@ def check_fit(
     patch = max(backbone.patch_size)
     eighth = max(2, min(height, width) // 8)
     if patch > eighth:
+        smaller = [p for p in fitting_patches((height, width)) if p <= eighth]
         warnings.warn(
             f"patches of {patch} px are larger than an eighth of a {min(height, width)} px image; "
-            f"small images want {eighth} px or less",
+            f"small images want {_smaller_patch(smaller, eighth)}",
             stacklevel=2,
         )
+
+
+def _smaller_patch(smaller: Sequence[int], eighth: int) -> str:
+    if smaller:
+        return f"{eighth} px or less, such as model.patch_size {max(smaller)}"
+    return f"{eighth} px or less, which no patch of such images is: take another --data.image-size"
 
 
 def _timm_arguments(name: str, config: ModelConfig, size: int | tuple[int, int]) -> dict[str, Any]:
@@ -332,7 +343,7 @@ def _timm_arguments(name: str, config: ModelConfig, size: int | tuple[int, int])
     if timm.models.is_model_in_modules(name, ["cait"]):
         return arguments | {"patch_size": config.patch_size or default_patch(size)}
     if timm.models.is_model_in_modules(name, ["swin_transformer"]):
-        patch = config.patch_size or default_patch(size, tokens=16)
+        patch = config.patch_size or default_patch(size, tokens=16, windows=True)
         return arguments | {"patch_size": patch, "dynamic_img_size": True}
     if timm.models.is_model_in_modules(name, ANY_SIZE):
         arguments["dynamic_img_size"] = True
@@ -346,16 +357,10 @@ def _timm_arguments(name: str, config: ModelConfig, size: int | tuple[int, int])
 def _check_patch(patch_size: int, image_size: int | tuple[int, int]) -> None:
     """Refuse a patch that does not divide the image, or leaves too few tokens."""
     height, width = sides(image_size)
-    common = math.gcd(height, width)
-    fits = [
-        p
-        for p in range(1, common + 1)
-        if common % p == 0 and (height // p) * (width // p) >= LEAST_TOKENS
-    ]
-    if patch_size not in fits:
+    if patch_size not in (1, *fitting_patches(image_size)):
         raise ConfigError(
             f"model.patch_size ({patch_size}) must divide images of {height} x {width} px into at "
-            f"least {LEAST_TOKENS} tokens; {', '.join(map(str, fits))} would"
+            f"least {LEAST_TOKENS} tokens; {what_divides(image_size, patch_size)}"
         )
 
 

@@ -362,7 +362,7 @@ def create_sl_swin(
     Source:
         Lee et al., 2021, models/swin.py, which adds learned positions to Swin's relative ones.
     """
-    patch_size = patch_size or default_patch(img_size, tokens=16, most=4)
+    patch_size = patch_size or default_patch(img_size, tokens=16, most=4, windows=True)
     sides = image_sides(img_size, patch_size)
     for stage, heads in enumerate(num_heads):
         check_heads(embed_dim * 2**stage, heads)

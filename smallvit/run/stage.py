@@ -175,7 +175,12 @@ def _check_views(backbone: AbstractBackbone, local_size: float, image_size: int)
     what = f"pretrain.method.views.local_size ({local_size}) makes views of {local} px"
     patch = max(backbone.patch_size)
     if local % patch:
-        raise ConfigError(f"{what}, which patches of {patch} px do not divide")
+        fits = [side for side in range(patch, image_size + 1, patch) if side >= 2 * patch]
+        near = min(fits, key=lambda side: abs(side - local)) / image_size
+        raise ConfigError(
+            f"{what}, which patches of {patch} px do not divide: pretrain.method.views.local_size "
+            f"{near:.4g} would make whole patches of them"
+        )
     try:
         backbone.grid(local)
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
