@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from smallvit.core.errors import DataError
+from smallvit.core.errors import ConfigError, DataError
 
 GreyRange = tuple[float, float]
 # Largest values of 8, 10, 12, 14 and 16 bits: with these, the upper 8 bits are kept.
@@ -58,6 +58,20 @@ class GreyScale:
             return f"{values}, each scaled by itself"
         origin = "data.grey_range" if self.given else "decided from all files"
         return f"{values}; {self.range[0]:g} to {self.range[1]:g} become 0 to 255 ({origin})"
+
+
+def check_range(grey_range: GreyRange) -> None:
+    """Refuse a range that nothing lies in.
+
+    Raises:
+        ConfigError: With the range.
+    """
+    low, high = grey_range
+    if not (np.isfinite(grey_range).all() and low < high):
+        raise ConfigError(
+            f"data.grey_range must be the values of black and white, the smaller one first, got "
+            f"{low:g} and {high:g}"
+        )
 
 
 def grey_values(image: Image.Image) -> np.ndarray:

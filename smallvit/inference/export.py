@@ -18,6 +18,7 @@ from timm.models._hub import save_for_hf
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
+from smallvit.inference.pixels import PIXELS
 from smallvit.models.convert import adapt, position_grid
 from smallvit.models.registry import ALIASES, create_exported, settings_from
 from smallvit.models.tokens import AbstractBackbone
@@ -40,6 +41,7 @@ def write_export(
     std: tuple[float, float, float],
     card: str,
     token_head: nn.Linear | None = None,
+    pixels: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights, architecture, class names and preprocessing.
 
@@ -54,6 +56,8 @@ def write_export(
         card: Text of the README.
         token_head: Classifier of patch tokens that was trained beside the network, kept in a file
             of its own; the plain model knows nothing of it.
+        pixels: How files became the pixels that it was trained on, for ``read_image``; ``None``
+            where that is not known.
 
     Raises:
         DataError: If the folder cannot be made.
@@ -63,11 +67,11 @@ def write_export(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot create {folder}: {error.strerror}") from error
-    names = {"label_names": list(class_names)} if arguments["num_classes"] else {}
+    names: dict[str, Any] = {"label_names": list(class_names)} if arguments["num_classes"] else {}
     save_for_hf(
         backbone.model,
         str(folder),
-        model_config=names,
+        model_config=names if pixels is None else {**names, PIXELS: dict(pixels)},
         model_args=arguments,
         safe_serialization=True,
         data_config={
