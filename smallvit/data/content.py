@@ -8,11 +8,20 @@ import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from smallvit.data.images import find_turn, huge_image_alone, is_deep_grey, over_white, to_rgb
+from smallvit.data.grey import GreyExtent, GreySetting
+from smallvit.data.images import (
+    find_turn,
+    huge_image_alone,
+    is_deep_grey,
+    look_at_grey,
+    over_white,
+    to_rgb,
+)
 
 # JPEGs of this shorter side and more are hashed as they are coded: packing decodes them at 1/2 to
 # 1/8, and decoding them in full as well would take several times as long. At 64 px and above,
@@ -45,13 +54,31 @@ def content_hash(image: Image.Image) -> int:
     return _hash_pixels(image) if coded is None else coded
 
 
-def pack_image(read: Callable[[], Image.Image], size: int) -> tuple[np.ndarray, int]:
-    """Return an image as ``to_rgb`` does, and its content hash.
+class PackedImage(NamedTuple):
+    """What packing makes of one image.
+
+    Attributes:
+        pixels: As ``to_rgb`` returns them; zeros where the scale of grey values is not known yet.
+        content: Content hash.
+        grey: What its grey values reach, where they have more than 8 bits.
+    """
+
+    pixels: np.ndarray
+    content: int
+    grey: GreyExtent | None
+
+
+def pack_image(
+    read: Callable[[], Image.Image], size: int, grey_range: GreySetting = "file"
+) -> PackedImage:
+    """Return an image as ``to_rgb`` does, its content hash, and what its grey values reach.
 
     Args:
         read: Opens the image; called again where packing decodes it at less than its resolution
             and the hash needs all of it.
         size: Side of the result, in pixels.
+        grey_range: Grey values of more than 8 bits that become 0 and 255; ``auto`` leaves such an
+            image for later, when those of all files are known.
 
     Raises:
         Exception: Whatever opening and decoding raise on a broken file.
@@ -60,10 +87,15 @@ def pack_image(read: Callable[[], Image.Image], size: int) -> tuple[np.ndarray, 
     content, full = _hash_coded(image), image.size
     # What is kept for the hash must not fill the memory; what is not is gone by then.
     with huge_image_alone(image) if content is None else nullcontext():
-        pixels = to_rgb(image, size)
+        grey = look_at_grey(image)
+        if grey is not None and grey_range == "auto":
+            pixels = np.zeros((3, size, size), dtype=np.uint8)
+        else:
+            scale = grey_range if isinstance(grey_range, tuple) else None
+            pixels = to_rgb(image, size, scale)
         if content is None:
             content = _hash_pixels(image if image.size == full else read())
-    return pixels, content
+    return PackedImage(pixels, content, grey)
 
 
 def _hash_coded(image: Image.Image) -> int | None:

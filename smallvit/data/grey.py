@@ -5,9 +5,9 @@ tell it, and those of one file tell too little: so all such files of a data set 
 one range is what becomes 0 to 255 in each of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,8 @@ from PIL import Image
 from smallvit.core.errors import ConfigError, DataError
 
 GreyRange = tuple[float, float]
+# A range, or who decides it: all files of a data set, or each file for itself.
+GreySetting = GreyRange | Literal["auto", "file"]
 # Largest values of 8, 10, 12, 14 and 16 bits: with these, the upper 8 bits are kept.
 _SHIFTS = {255: 0, 1023: 2, 4095: 4, 16383: 6, 65535: 8}
 _FLOAT_TOPS = (1, 2, 4, 8, 16, *_SHIFTS)
@@ -93,22 +95,21 @@ def grey_extent(image: Image.Image) -> GreyExtent:
     return GreyExtent(low, high, values.dtype.kind == "f")
 
 
-def choose_range(extents: Mapping[str, GreyExtent], dataset: str) -> GreyRange:
+def choose_range(files: Sequence[tuple[str, GreyExtent]], dataset: str) -> GreyRange:
     """Choose the smallest usual range from 0 on that holds the values of all files.
 
     Integers are taken as 8, 10, 12, 14 or 16 bits, floats also as up to 1, 2, 4, 8 or 16.
 
     Args:
-        extents: What each file holds, by its name; not empty.
+        files: Name of each file and what it holds; not empty.
         dataset: Name of the data set, for messages.
 
     Raises:
         DataError: If no usual range holds them; the message says how to name one.
     """
-    lowest = min(extents, key=lambda name: extents[name].low)
-    highest = max(extents, key=lambda name: extents[name].high)
-    low, high = extents[lowest].low, extents[highest].high
-    floats = any(extent.floats for extent in extents.values())
+    lowest, (low, *_) = min(files, key=lambda file: file[1].low)
+    highest, (_, high, _) = max(files, key=lambda file: file[1].high)
+    floats = any(extent.floats for _, extent in files)
     slack = _FLOAT_SLACK if floats else 1.0
     tops = [top for top in (_FLOAT_TOPS if floats else _SHIFTS) if high <= slack * top]
     if not tops or low < (1 - slack) * tops[0]:
@@ -122,52 +123,45 @@ def choose_range(extents: Mapping[str, GreyExtent], dataset: str) -> GreyRange:
 
 
 def describe_scale(
-    extents: Mapping[str, GreyExtent], scale: GreyRange | None, *, given: bool
+    files: Sequence[tuple[str, GreyExtent]], scale: GreyRange | None, *, given: bool
 ) -> GreyScale:
     """Say what a range does to the files of a data set.
 
     Args:
-        extents: What each file holds, by its name.
+        files: Name of each file and what it holds.
         scale: The range; ``None`` where each file is scaled by itself.
         given: Whether it was a setting.
     """
-    lows = [extent.low for extent in extents.values()] or [0.0]
-    highs = [extent.high for extent in extents.values()] or [0.0]
-    notes = () if scale is None else tuple(_notes(extents, scale, given=given))
+    lows = [extent.low for _, extent in files] or [0.0]
+    highs = [extent.high for _, extent in files] or [0.0]
+    notes = () if scale is None else tuple(_notes(files, scale, given=given))
     return GreyScale(
-        range=scale, given=given, count=len(extents), low=min(lows), high=max(highs), notes=notes
+        range=scale, given=given, count=len(files), low=min(lows), high=max(highs), notes=notes
     )
 
 
-def _notes(extents: Mapping[str, GreyExtent], scale: GreyRange, *, given: bool) -> Sequence[str]:
-    if not extents:
+def _notes(files: Sequence[tuple[str, GreyExtent]], scale: GreyRange, *, given: bool) -> list[str]:
+    if not files:
         return ["data.grey_range is not used: no image has more than 8 bits a channel"]
     low, high = scale
-    span, num = high - low, len(extents)
-    lows, highs = zip(*((each.low, each.high) for each in extents.values()), strict=True)
+    span = high - low
+    least = min(extent.low for _, extent in files)
+    most = max(extent.high for _, extent in files)
     notes = []
-    used = (max(min(lows), low), min(max(highs), high))
-    if span > _UNUSED * (used[1] - used[0]):
+    if span > _UNUSED * (min(most, high) - max(least, low)):
         notes.append(
-            f"grey values of more than 8 bits lie between {min(lows):g} and {max(highs):g}, most "
-            f"of the range {low:g} to {high:g} is unused and contrast is lost: "
-            f"{_option(min(lows), max(highs))} would use it"
+            f"grey values of more than 8 bits lie between {least:g} and {most:g}, so most of the "
+            f"range {low:g} to {high:g} is unused and contrast is lost: {_option(least, most)} "
+            "would use it"
         )
-    dark = [name for name, each in extents.items() if each.high < low + span / _DARK]
-    if len(dark) < num:
-        notes += _say_files(
-            dark, num, extents, f"hardly any of the range {low:g} to {high:g}, and are nearly black"
-        )
-    if given:
-        slack = (_FLOAT_SLACK - 1) * span
-        outside = [
-            name
-            for name, each in extents.items()
-            if each.low < low - slack or each.high > high + slack
-        ]
-        notes += _say_files(
-            outside, num, extents, f"values outside of {low:g} to {high:g}, which are cut off"
-        )
+    dark = [file for file in files if file[1].high < low + span / _DARK]
+    if dark and len(dark) < len(files):
+        notes.append(_say_files(dark, files, f"are nearly black on the scale {low:g} to {high:g}"))
+    slack = (_FLOAT_SLACK - 1) * span
+    outside = [file for file in files if file[1].low < low - slack or file[1].high > high + slack]
+    if given and outside:
+        what = f"have values outside of {low:g} to {high:g}, which are cut off"
+        notes.append(_say_files(outside, files, what))
     return notes
 
 
@@ -176,16 +170,14 @@ def _option(low: float, high: float) -> str:
 
 
 def _say_files(
-    names: Sequence[str], num: int, extents: Mapping[str, GreyExtent], what: str
-) -> list[str]:
-    if not names:
-        return []
-    first = extents[names[0]]
-    return [
-        f"{len(names):,} of {num:,} files with grey values of more than 8 bits have {what}; first: "
-        f"{names[0]} ({first.low:g} to {first.high:g}): save all files on one scale, or set the "
-        "common one with --data.grey-range LOW HIGH"
-    ]
+    some: Sequence[tuple[str, GreyExtent]], files: Sequence[tuple[str, GreyExtent]], what: str
+) -> str:
+    name, extent = some[0]
+    return (
+        f"{len(some):,} of {len(files):,} files with grey values of more than 8 bits {what}; "
+        f"first: {name} ({extent.low:g} to {extent.high:g}): save all on one scale, or set the "
+        "values of black and white with --data.grey-range LOW HIGH"
+    )
 
 
 def to_levels(values: np.ndarray, scale: GreyRange | None) -> np.ndarray:

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -26,12 +26,15 @@ from filelock import FileLock
 from smallvit.core.cores import cores
 from smallvit.core.errors import DataError
 from smallvit.data.content import pack_image
+from smallvit.data.grey import GreyExtent, GreyScale, GreySetting, choose_range, describe_scale
 from smallvit.data.sources import Listing, Source, SourceSplit
 
 logger = logging.getLogger("smallvit")
 
 STORE_VERSION = 3
 MAX_BROKEN = 0.01  # fraction of the files
+FEW_BROKEN = 3  # files that may be broken of a small set as well
+MAX_BROKEN_OF_FEW = 0.1  # unless they are more than this fraction of it
 CHUNK = 8  # images a task: one a task takes a fifth longer (64 px JPEG), 64 are no faster
 MAX_AHEAD = 48  # images in work at a time; readers of tables keep a little more than that at hand
 MAX_THREADS = 16
@@ -78,6 +81,7 @@ class Manifest:
             the hashes stand for the pixels, so that it can be checked without reading those.
         content: SHA-256 of the class names and of which contents have which labels in each split,
             in whatever order they come and whatever side they are packed at.
+        grey: How grey values of more than 8 bits became 8 bits; ``None`` where there are none.
     """
 
     version: int
@@ -89,6 +93,7 @@ class Manifest:
     overlaps: tuple[Overlap, ...]
     fingerprint: str
     content: str
+    grey: GreyScale | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +118,12 @@ class PackedStore:
 
 
 def open_store(
-    source: Source, *, image_size: int, cache_dir: Path, progress: Progress | None = None
+    source: Source,
+    *,
+    image_size: int,
+    cache_dir: Path,
+    grey_range: GreySetting = "auto",
+    progress: Progress | None = None,
 ) -> PackedStore:
     """Open the packed store of a source, packing it first where there is none that is whole.
 
@@ -121,13 +131,15 @@ def open_store(
         source: Where the images lie.
         image_size: Side that they are packed at, in pixels.
         cache_dir: Folder for all stores.
+        grey_range: Grey values of more than 8 bits that become 0 and 255, or who decides them.
         progress: Called now and then while packing, and when all images are packed.
 
     Raises:
-        DataError: If more than 1 % of the files cannot be decoded, a label is out of range, a
-            split has no images, or the cache cannot be written.
+        DataError: If too many files cannot be decoded, a label is out of range, a split or a class
+            has no images, grey values fit no usual range, or the cache cannot be written.
     """
-    key = hashlib.sha256(f"{STORE_VERSION}/{image_size}/{source.key}".encode()).hexdigest()[:16]
+    parts = f"{STORE_VERSION}/{image_size}/{grey_range}/{source.key}"
+    key = hashlib.sha256(parts.encode()).hexdigest()[:16]
     folder = cache_dir / "packed" / f"{file_stem(source.name)}-{key}"
     with suppress(*_NOT_WHOLE):
         return _read(folder)  # without the lock, which a cache that is read-only cannot hold
@@ -136,7 +148,8 @@ def open_store(
         with FileLock(folder.with_name(f"{folder.name}.lock")):
             store = _open_whole(folder)
             if store is None:
-                _pack(source, image_size, folder, progress or (lambda done, total: None))
+                progress = progress or (lambda done, total: None)
+                _pack(source, image_size, grey_range, folder, progress)
                 store = _read(folder)
     return store
 
@@ -276,9 +289,10 @@ def _read(folder: Path) -> PackedStore:
         Overlap(**{**entry, "examples": tuple(tuple(pair) for pair in entry["examples"])})
         for entry in plain["overlaps"]
     )
+    if plain["version"] != STORE_VERSION:
+        raise ValueError(f"version {plain['version']}, not {STORE_VERSION}")
+    plain["grey"] = _read_scale(plain["grey"])
     manifest = Manifest(**plain)
-    if manifest.version != STORE_VERSION:
-        raise ValueError(f"version {manifest.version}, not {STORE_VERSION}")
     side = manifest.image_size
     images, labels, hashes, contents = {}, {}, {}, {}
     for split, count in manifest.counts.items():
@@ -305,6 +319,13 @@ def _read(folder: Path) -> PackedStore:
         hashes=hashes,
         contents=contents,
     )
+
+
+def _read_scale(plain: dict[str, Any] | None) -> GreyScale | None:
+    if plain is None:
+        return None
+    scale = None if plain["range"] is None else (plain["range"][0], plain["range"][1])
+    return GreyScale(**{**plain, "range": scale, "notes": tuple(plain["notes"])})
 
 
 def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -347,7 +368,9 @@ def fingerprint_content(
     return digest.hexdigest()
 
 
-def _pack(source: Source, image_size: int, folder: Path, progress: Progress) -> None:
+def _pack(
+    source: Source, image_size: int, grey_range: GreySetting, folder: Path, progress: Progress
+) -> None:
     try:
         listing = source.list_images()
     except OSError as error:
@@ -361,24 +384,23 @@ def _pack(source: Source, image_size: int, folder: Path, progress: Progress) -> 
     partial = folder.with_name(f".packing-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    labels, hashes, contents, names, done = {}, {}, {}, {}, 0
-    broken: list[str] = []
+    packed: dict[str, _Packed] = {}
+    done = 0
     try:
         for name, split in listing.splits.items():
-            kept, hashes[name], contents[name], bad = _pack_images(
+            packed[name] = _pack_images(
                 split,
                 image_size,
+                grey_range,
                 partial / f"{name}.images.npy",
                 lambda count, start=done: progress(start + count, total),
             )
             done += len(split.names)
-            broken += bad
-            if len(broken) > MAX_BROKEN * total or len(kept) == 0:
-                raise DataError(
-                    f"{source.name}: {len(broken)} of {total} files cannot be decoded, more than "
-                    f"{MAX_BROKEN:.0%} or all of a split; first: {', '.join(broken[:3])}: mend or "
-                    "remove them"
-                )
+            _check_broken(source.name, listing, packed, total)
+        grey = _scale_grey(listing, packed, image_size, grey_range, partial, source.name, progress)
+        labels, hashes, contents, names = {}, {}, {}, {}
+        for name, split in listing.splits.items():
+            kept, hashes[name], contents[name], *_ = packed[name]
             labels[name] = np.asarray(split.labels, dtype=np.int64)[kept]
             names[name] = [split.names[i] for i in kept]
             arrays = {"labels": labels, "hashes": hashes, "content": contents}
@@ -391,10 +413,11 @@ def _pack(source: Source, image_size: int, folder: Path, progress: Progress) -> 
             class_names=listing.class_names,
             image_size=image_size,
             counts={name: len(values) for name, values in labels.items()},
-            broken=tuple(broken),
+            broken=tuple(name for split in packed.values() for name in split.broken),
             overlaps=find_overlaps(hashes, labels, names),
             fingerprint=_fingerprint(listing.class_names, labels, hashes),
             content=fingerprint_content(listing.class_names, labels, contents),
+            grey=grey,
         )
         with _synced(partial / "manifest.json") as file:
             file.write(json.dumps(asdict(manifest), indent=2).encode())
@@ -402,6 +425,82 @@ def _pack(source: Source, image_size: int, folder: Path, progress: Progress) -> 
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_broken(
+    dataset: str, listing: Listing, packed: Mapping[str, "_Packed"], total: int
+) -> None:
+    """Refuse a data set of which too many files cannot be decoded, or all of a split or a class."""
+    broken = [name for split in packed.values() for name in split.broken]
+    if not broken:
+        return
+    most = max(MAX_BROKEN * total, min(FEW_BROKEN, MAX_BROKEN_OF_FEW * total))
+    first = f"first: {', '.join(broken[:NUM_EXAMPLES])}"
+    if len(broken) > most:
+        raise DataError(
+            f"{dataset}: {len(broken):,} of {total:,} files cannot be decoded, and no more than "
+            f"{int(most):,} may be left out; {first}: mend or remove them"
+        )
+    for name, split in packed.items():
+        labels = np.asarray(listing.splits[name].labels)
+        lost = np.setdiff1d(labels, labels[split.kept])
+        if len(split.kept) == 0 or (len(lost) and listing.class_names):
+            what = f"image of {listing.class_names[lost[0]]}" if listing.class_names else "image"
+            raise DataError(
+                f"{dataset}: no {what} in {name} can be decoded; {first}: mend them, or add others "
+                "that are whole"
+            )
+
+
+def _scale_grey(
+    listing: Listing,
+    packed: dict[str, "_Packed"],
+    image_size: int,
+    setting: GreySetting,
+    folder: Path,
+    dataset: str,
+    progress: Progress,
+) -> GreyScale | None:
+    """Say how grey values of more than 8 bits became 8 bits; pack those that waited for a scale."""
+    files = [
+        (listing.splits[name].names[int(split.kept[row])], extent)
+        for name, split in packed.items()
+        for row, extent in split.grey.items()
+    ]
+    if isinstance(setting, tuple):
+        return describe_scale(files, setting, given=True)
+    if not files:
+        return None
+    if setting == "file":
+        return describe_scale(files, None, given=False)
+    scale, done = choose_range(files, dataset), 0
+    for name, split in packed.items():
+        rows = sorted(split.grey)
+        waiting = _select(listing.splits[name], split.kept[rows])
+        with (folder / f"{name}.images.npy").open("r+b") as file:
+            start = file.seek(0, os.SEEK_END) - len(split.kept) * 3 * image_size**2
+            number = 0
+            for chunk in _decode(waiting, image_size, scale):
+                if chunk.broken:
+                    raise DataError(f"{dataset}: changed while it was packed: {chunk.broken[0]}")
+                for pixels, value in zip(chunk.images, chunk.hashes, strict=True):
+                    file.seek(start + rows[number] * pixels.nbytes)
+                    file.write(np.ascontiguousarray(pixels).data)
+                    split.hashes[rows[number]] = value
+                    number += 1
+                progress(done + number, len(files))
+            file.flush()
+            os.fsync(file.fileno())
+        done += number
+    return describe_scale(files, scale, given=False)
+
+
+def _select(split: SourceSplit, index: np.ndarray) -> SourceSplit:
+    return SourceSplit(
+        names=[split.names[int(i)] for i in index],
+        labels=np.asarray(split.labels)[index],
+        read=lambda i: split.read(int(index[i])),
+    )
 
 
 def _check_listing(name: str, listing: Listing) -> None:
@@ -442,12 +541,27 @@ class _Chunk(NamedTuple):
     hashes: np.ndarray
     contents: list[int]
     broken: list[str]
+    grey: dict[int, GreyExtent]  # by place in ``kept``
+
+
+class _Packed(NamedTuple):
+    """What was packed of a split: indices kept, hashes of pixels and contents, names of broken."""
+
+    kept: np.ndarray
+    hashes: np.ndarray
+    contents: np.ndarray
+    broken: list[str]
+    grey: dict[int, GreyExtent]  # by place in ``kept``
 
 
 def _pack_images(
-    split: SourceSplit, image_size: int, path: Path, progress: Callable[[int], None]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Decode a split into an array file; return kept indices, both hashes and broken names.
+    split: SourceSplit,
+    image_size: int,
+    grey_range: GreySetting,
+    path: Path,
+    progress: Callable[[int], None],
+) -> _Packed:
+    """Decode a split into an array file.
 
     The file is written in order, not through a memory map: a broken image leaves no row to close
     up, and a full disk is an error that can be explained instead of a bus error.
@@ -456,13 +570,15 @@ def _pack_images(
     broken: list[str] = []
     hashes: list[np.ndarray] = []
     contents: list[int] = []
+    grey: dict[int, GreyExtent] = {}
     total = len(split.names)
     with _synced(path) as file:
         _write_header(file, (total, 3, image_size, image_size))
         start = file.tell()
-        for chunk in _decode(split, image_size):
+        for chunk in _decode(split, image_size, grey_range):
             file.write(chunk.images.data)
             before = len(kept) + len(broken)
+            grey |= {len(kept) + place: extent for place, extent in chunk.grey.items()}
             kept += chunk.kept
             broken += chunk.broken
             hashes.append(chunk.hashes)
@@ -474,11 +590,12 @@ def _pack_images(
             file.seek(0)
             _write_header(file, (len(kept), 3, image_size, image_size))
             assert file.tell() == start  # NumPy pads the header for a first axis of any length
-    return (
+    return _Packed(
         np.asarray(kept, dtype=np.int64),
         np.concatenate(hashes),
         np.asarray(contents, dtype=np.uint64),
         broken,
+        grey,
     )
 
 
@@ -487,7 +604,7 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _decode(split: SourceSplit, image_size: int) -> Iterator[_Chunk]:
+def _decode(split: SourceSplit, image_size: int, grey_range: GreySetting) -> Iterator[_Chunk]:
     """Decode in threads (PIL releases the GIL), a bounded number of chunks ahead."""
 
     def decode(indices: range) -> _Chunk:
@@ -495,16 +612,20 @@ def _decode(split: SourceSplit, image_size: int) -> Iterator[_Chunk]:
         kept: list[int] = []
         contents: list[int] = []
         broken: list[str] = []
+        grey: dict[int, GreyExtent] = {}
         for i in indices:
             try:
-                images[len(kept)], content = pack_image(lambda i=i: split.read(i), image_size)
-                contents.append(content)
+                packed = pack_image(lambda i=i: split.read(i), image_size, grey_range)
+                images[len(kept)] = packed.pixels
+                contents.append(packed.content)
+                if packed.grey is not None:
+                    grey[len(kept)] = packed.grey
                 kept.append(i)
             except Exception as error:  # PIL raises nearly anything on a broken file
                 why = " ".join(str(error).split()) or type(error).__name__
                 broken.append(f"{split.names[i]} ({why})")
         images = images[: len(kept)]
-        return _Chunk(kept, images, hash_images(images), contents, broken)
+        return _Chunk(kept, images, hash_images(images), contents, broken, grey)
 
     threads = min(MAX_THREADS, cores())
     most_waiting = 2 * threads + 1
