@@ -16,7 +16,11 @@ __version__ = "0.1.0"
 
 # Public functions and where they live; loaded on first use, since they import torch. The packages
 # pretrain, finetune and bench can be called themselves.
-_FUNCTIONS = {"teacher": "smallvit.run.api", "label": "smallvit.run.api"}
+_FUNCTIONS = {
+    "teacher": "smallvit.run.api",
+    "label": "smallvit.run.api",
+    "read_image": "smallvit.inference.pixels",
+}
 _PACKAGES = ("bench", "finetune", "pretrain")
 
 

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
-from smallvit.inference.export import write_export
+from smallvit.inference.export import usage, write_export
 from smallvit.models.architecture import sides
 from smallvit.models.convert import Converted, convert, read_checkpoint
 
@@ -73,6 +73,5 @@ def _card(file: Path, converted: Converted) -> str:
         f"# {converted.name} with the weights of {file.name}\n\n"
         f"Converted by smallvit from layout {converted.layout}; the weights' own licence applies. "
         "Mean and std are ImageNet's, classes are numbers: weights tell neither.\n\n"
-        f"{notes}\nLoad it with "
-        '`timm.create_model("local-dir:<this folder>", pretrained=True)`.\n'
+        f"{notes}\n{usage(read=False)}"
     )

@@ -19,8 +19,8 @@ GreyRange = tuple[float, float]
 GreySetting = GreyRange | Literal["auto", "file"]
 # Largest values of 8, 10, 12, 14 and 16 bits: with these, the upper 8 bits are kept.
 _SHIFTS = {255: 0, 1023: 2, 4095: 4, 16383: 6, 65535: 8}
-_FLOAT_TOPS = (1, 2, 4, 8, 16, *_SHIFTS)
-_FLOAT_SLACK = 1.1  # resampling leaves floats a little outside of the range that they had
+_FLOAT_TOPS = (1, 4, 16, *_SHIFTS)
+_FLOAT_SLACK = 0.1  # resampling leaves floats a little outside of the range that they had
 _UNUSED = 4  # a range this many times what is used of it is worth a word
 _DARK = 16  # a file below this part of the range is nearly black
 
@@ -98,7 +98,7 @@ def grey_extent(image: Image.Image) -> GreyExtent:
 def choose_range(files: Sequence[tuple[str, GreyExtent]], dataset: str) -> GreyRange:
     """Choose the smallest usual range from 0 on that holds the values of all files.
 
-    Integers are taken as 8, 10, 12, 14 or 16 bits, floats also as up to 1, 2, 4, 8 or 16.
+    Integers are taken as 8, 10, 12, 14 or 16 bits, floats also as up to 1, 4 or 16.
 
     Args:
         files: Name of each file and what it holds; not empty.
@@ -110,9 +110,9 @@ def choose_range(files: Sequence[tuple[str, GreyExtent]], dataset: str) -> GreyR
     lowest, (low, *_) = min(files, key=lambda file: file[1].low)
     highest, (_, high, _) = max(files, key=lambda file: file[1].high)
     floats = any(extent.floats for _, extent in files)
-    slack = _FLOAT_SLACK if floats else 1.0
-    tops = [top for top in (_FLOAT_TOPS if floats else _SHIFTS) if high <= slack * top]
-    if not tops or low < (1 - slack) * tops[0]:
+    slack = _FLOAT_SLACK if floats else 0.0
+    tops = [top for top in (_FLOAT_TOPS if floats else _SHIFTS) if high <= top * (1 + slack)]
+    if not tops or low < -slack * tops[0]:
         extreme = highest if not tops else lowest
         raise DataError(
             f"{dataset}: the grey values of its files run from {low:g} to {high:g} (first: "
@@ -157,7 +157,7 @@ def _notes(files: Sequence[tuple[str, GreyExtent]], scale: GreyRange, *, given: 
     dark = [file for file in files if file[1].high < low + span / _DARK]
     if dark and len(dark) < len(files):
         notes.append(_say_files(dark, files, f"are nearly black on the scale {low:g} to {high:g}"))
-    slack = (_FLOAT_SLACK - 1) * span
+    slack = _FLOAT_SLACK * span
     outside = [file for file in files if file[1].low < low - slack or file[1].high > high + slack]
     if given and outside:
         what = f"have values outside of {low:g} to {high:g}, which are cut off"

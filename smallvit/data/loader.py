@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.rows import own_rows
 from smallvit.data import fetch, hub, official, own, registry
+from smallvit.data.grey import GreyRange, GreyScale, check_range
 from smallvit.data.sources import Listing, Source
 from smallvit.data.splits import Cut, StoredCut, cut_splits, load_cut, split_hash, store_cut
 from smallvit.data.store import (
@@ -63,6 +64,8 @@ class DataConfig:
         split_seed: Seed of the cut, apart from the training seed.
         hflip: Whether mirrored images keep their class; null is what is known of the dataset
             (false for digits).
+        grey_range: Grey values of more than 8 bits that become black and white; null is the
+            smallest usual range that holds those of all files.
     """
 
     dataset: str | None = None
@@ -75,6 +78,7 @@ class DataConfig:
     label_fraction: Annotated[float, Range(gt=0, le=1)] = 1.0
     split_seed: Annotated[int, Range(ge=0, lt=1 << 63)] = 0
     hflip: bool | None = None
+    grey_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.dataset is not None and self.path is not None:
@@ -90,6 +94,8 @@ class DataConfig:
                         f"data.{name} is for tables and the Hub, not for {self.dataset}: leave it "
                         "out"
                     )
+        if self.grey_range is not None:
+            check_range(self.grey_range)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +151,7 @@ class Dataset:
         autoaugment: Which of AutoAugment's published policies suits it.
         overlaps: Repeated images within and across the splits that the dataset brings.
         contents: Content hashes of splits that were put together out of the stored ones.
+        grey: How grey values of more than 8 bits became 8 bits; ``None`` where there are none.
     """
 
     name: str
@@ -161,6 +168,7 @@ class Dataset:
     autoaugment: registry.AutoAugmentPolicy = "imagenet"
     overlaps: tuple[Overlap, ...] = ()
     contents: Mapping[str, np.ndarray] | None = None
+    grey: GreyScale | None = None
 
     @property
     def num_classes(self) -> int:
@@ -174,15 +182,23 @@ class Dataset:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of repeated images, one line each."""
+        """What a user should know of grey values and of repeated images, one line each."""
+        grey = () if self.grey is None else self.grey.notes
         if not self.labelled:
-            return ()
-        return tuple(
+            return grey
+        return grey + tuple(
             _describe(overlap, len(self.splits[overlap.split].labels))
             for overlap in self.overlaps
             # Repeats within a split and a class mislead nobody.
             if overlap.split != overlap.other or overlap.conflicting
         )
+
+    @property
+    def grey_range(self) -> GreyRange | Literal["file"] | None:
+        """Grey values of more than 8 bits that became 0 and 255; ``None`` where there are none."""
+        if self.grey is None or not self.grey.count:
+            return None
+        return self.grey.range or "file"
 
     def image_hashes(self, name: str) -> np.ndarray:
         """Return a hash of each image's packed pixels, uint64: equal only at this size."""
@@ -349,7 +365,13 @@ def prepare_dataset(
     # Sizing and packing both list the images, which can take seconds.
     source = replace(source, list_images=functools.cache(source.list_images))
     size = config.image_size or find_image_size(source, cache_dir=cache_dir)
-    store = open_store(source, image_size=size, cache_dir=cache_dir, progress=progress)
+    store = open_store(
+        source,
+        image_size=size,
+        cache_dir=cache_dir,
+        grey_range=config.grey_range or "auto",
+        progress=progress,
+    )
     _check_classes(store)
     with cache_errors(cache_dir):
         stored = _cut(config, store)
@@ -382,6 +404,7 @@ def prepare_dataset(
         split_hashes={name: split_hash(split.index) for name, split in splits.items()},
         broken=store.manifest.broken,
         overlaps=store.manifest.overlaps,
+        grey=store.manifest.grey,
         store_path=store.path,
     )
 

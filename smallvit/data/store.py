@@ -437,9 +437,10 @@ def _check_broken(
     most = max(MAX_BROKEN * total, min(FEW_BROKEN, MAX_BROKEN_OF_FEW * total))
     first = f"first: {', '.join(broken[:NUM_EXAMPLES])}"
     if len(broken) > most:
+        allowed = f"no more than {int(most):,}" if most >= 1 else "none"
         raise DataError(
-            f"{dataset}: {len(broken):,} of {total:,} files cannot be decoded, and no more than "
-            f"{int(most):,} may be left out; {first}: mend or remove them"
+            f"{dataset}: {len(broken):,} of {total:,} files cannot be decoded, and {allowed} may be "
+            f"left out; {first}: mend or remove them"
         )
     for name, split in packed.items():
         labels = np.asarray(listing.splits[name].labels)

@@ -90,6 +90,29 @@ def write_export(
     (folder / "README.md").write_text(card)
 
 
+def usage(*, read: bool = True) -> str:
+    """Say how an export is used, for its card.
+
+    Args:
+        read: Whether ``read_image`` reads files as the network saw them.
+    """
+    load = (
+        "Load it with timm; `import smallvit` registers architectures of its own.\n\n```python\n"
+        "import smallvit as sv\nimport timm\n\n"
+        'model = timm.create_model("local-dir:<this folder>", pretrained=True).eval()\n'
+    )
+    if read:
+        load += (
+            'image = sv.read_image("<file>", like="<this folder>", normalized=True)\n'
+            "output = model(image[None])\n"
+        )
+    after = (
+        "`read_image` returns the pixels that training saw of a file, bit for bit; other readers "
+        "differ in size, rotation, transparency and grey values.\n"
+    )
+    return f"{load}```\n" + (f"\n{after}" if read else "")
+
+
 def read_export(folder: Path) -> AbstractBackbone:
     """Load an exported network, and the token head that was trained beside it as ``aux_head``.
 

@@ -33,6 +33,7 @@ from smallvit.inference.export import (
     find_timm_weights,
     initialise_from_timm,
     read_export,
+    usage,
     write_export,
 )
 from smallvit.models.convert import adapt, position_grid, read_checkpoint
@@ -500,7 +501,8 @@ def _export(
         card=(
             f"# {adopted.architecture} as a teacher of {dataset.name}\n\nWeights of {start}, which "
             f"saw other data: {adopted.extra_data}. Classifier {classifier}. Validation: {scores}."
-            '\n\nLoad it with `timm.create_model("local-dir:<this folder>", pretrained=True)`.\n'
+            f"\n\n{usage()}"
         ),
+        pixels={"fit": "crop", "grey_range": dataset.grey_range},
         token_head=adopted.backbone.aux_head,
     )

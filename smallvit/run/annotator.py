@@ -10,6 +10,7 @@ from smallvit.data.loader import Dataset
 from smallvit.engine.runtime import Runtime
 from smallvit.inference.export import read_export, weights_hash
 from smallvit.run.classifier import score_classifier
+from smallvit.run.data import say_other_grey
 from smallvit.run.learned import Learned
 from smallvit.run.provenance import OTHER_LABELS, check_leak, join_extra_data, other_data
 from smallvit.teachers.teacher import Teacher
@@ -66,6 +67,7 @@ def open_annotator(
             f"--teacher {run.path} knows {len(theirs)} classes ({', '.join(theirs[:3])}, ...), "
             f"{dataset.name} has {dataset.num_classes} ({', '.join(dataset.class_names[:3])}, ...)"
         )
+    say_other_grey(run, dataset, "--teacher")
     seen = other_data(run, dataset, "--teacher", allow_leak=allow_leak)
     if seen.extra_data != "none" and not seen.extra_data.startswith(OTHER_LABELS):
         raise ConfigError(

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from smallvit.core import places
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.run_folder import Run
 from smallvit.data import fetch, loader, official
 from smallvit.data.fetch import FetchProgress
 from smallvit.data.loader import DataConfig, Dataset
@@ -97,6 +98,32 @@ def require_labels(dataset: Dataset, purpose: str) -> None:
         raise ConfigError(
             f"{dataset.name} has no labels, and {purpose} needs them: put the images in one folder "
             "a class, or give a CSV with the columns image_path and label"
+        )
+
+
+def say_other_grey(run: Run, dataset: Dataset, option: str) -> None:
+    """Warn where a run saw grey values of more than 8 bits on another scale than a dataset has.
+
+    Args:
+        run: Run that a new one builds on.
+        dataset: Data of the new run.
+        option: What named the run.
+    """
+    theirs, ours = run.env["dataset"].get("grey_range"), dataset.grey_range
+    if isinstance(theirs, list | tuple) and ours is not None and tuple(theirs) != ours:
+        low, high = theirs
+        here = "each file on its own" if ours == "file" else f"{ours[0]:g} to {ours[1]:g}"
+        logger.warning(
+            "%s %s saw grey values on the scale %g to %g, %s has %s: the same picture has other "
+            "pixels here; --data.grey-range %g %g keeps them",
+            option,
+            run.path,
+            low,
+            high,
+            dataset.name,
+            here,
+            low,
+            high,
         )
 
 

@@ -48,7 +48,7 @@ def check_dataset(config: DataConfig) -> Iterator[Finding]:
     except DataError as error:
         yield Finding("wrong", str(error))
         return
-    yield from _check_packed(source, dataset, spec)
+    yield from _check_packed(source, dataset, spec, config)
     yield from _check_splits(dataset)
     for note in dataset.notes:
         yield Finding("note", note)
@@ -68,9 +68,16 @@ def _check_archives(spec: DatasetSpec) -> Iterator[Finding]:
             yield Finding("note", f"{file.name} is not in {folder}: its md5 cannot be verified")
 
 
-def _check_packed(source: Source, dataset: Dataset, spec: DatasetSpec | None) -> Iterator[Finding]:
+def _check_packed(
+    source: Source, dataset: Dataset, spec: DatasetSpec | None, config: DataConfig
+) -> Iterator[Finding]:
     with show_progress() as (_, progress):
-        store = open_store(source, image_size=dataset.image_size, cache_dir=places.cache_dir())
+        store = open_store(
+            source,
+            image_size=dataset.image_size,
+            cache_dir=places.cache_dir(),
+            grey_range=config.grey_range or "auto",
+        )
         problems = verify_store(
             store, lambda done, total: progress("Verifying the packed images", done, total)
         )
@@ -79,6 +86,8 @@ def _check_packed(source: Source, dataset: Dataset, spec: DatasetSpec | None) ->
         yield Finding("wrong", f"cannot be decoded and is left out: {broken}")
     if not dataset.broken:
         yield Finding("ok", f"all {sum(counts.values()):,} images are decoded")
+    if dataset.grey is not None and dataset.grey.count:
+        yield Finding("ok", f"one scale of grey values: {dataset.grey}")
     for problem in problems:
         yield Finding("wrong", f"{problem}: remove {store.path} and check again")
     if not problems:

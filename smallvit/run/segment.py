@@ -19,7 +19,7 @@ from smallvit.engine.fit import FitResult
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig, check_schedule
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
-from smallvit.inference.export import exported_model, write_export
+from smallvit.inference.export import exported_model, usage, write_export
 from smallvit.models.registry import ModelConfig, model_arguments, settings_of
 from smallvit.run.monitor import take_evenly
 from smallvit.run.moved import check_same
@@ -319,9 +319,9 @@ def _finish(
         card=(
             f"# {recipe.model.name} on {dataset.name}\n\nBackbone of a segmentation by smallvit, "
             f"without its {recipe.segment.head.name} head, which is in checkpoints/best.pt. "
-            f"Validation: {metrics}.\n\nLoad it with "
-            '`timm.create_model("local-dir:<this folder>", pretrained=True)`.\n'
+            f"Validation: {metrics}.\n\n{usage(read=False)}"
         ),
+        pixels={"fit": "pad", "grey_range": None},
     )
     draw_curves(folder / "metrics.jsonl", folder / "plots" / "curves.png", folder.name)
     shown = take_evenly(dataset.splits["val"], DRAWN_IMAGES)

@@ -20,7 +20,7 @@ from smallvit.engine.fit import FitResult
 from smallvit.engine.optim import ScheduleConfig, warmup_steps
 from smallvit.engine.runtime import Runtime
 from smallvit.finetune.objective import FinetuneObjective
-from smallvit.inference.export import write_export
+from smallvit.inference.export import usage, write_export
 from smallvit.models.registry import ModelConfig, model_arguments
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretrain.method import AbstractPretraining, check_batch_size
@@ -376,11 +376,8 @@ def _finish(
         image_size=dataset.image_size,
         mean=dataset.mean,
         std=dataset.std,
-        card=(
-            f"# {model.name} on {dataset.name}\n\n{_origin(facts)}"
-            f"{scores}\n\nLoad it with "
-            '`timm.create_model("local-dir:<this folder>", pretrained=True)`.\n'
-        ),
+        card=(f"# {model.name} on {dataset.name}\n\n{_origin(facts)}{scores}\n\n{usage()}"),
+        pixels={"fit": "crop", "grey_range": dataset.grey_range},
         token_head=objective.token_head if isinstance(objective, FinetuneObjective) else None,
     )
     draw_curves(folder / "metrics.jsonl", folder / "plots" / "curves.png", folder.name)

@@ -19,6 +19,7 @@ from smallvit.inference.export import (
 )
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretrain.dino import DinoConfig
+from smallvit.run.data import say_other_grey
 from smallvit.run.learned import NOTHING, Learned
 from smallvit.run.provenance import check_leak, join_extra_data, other_data
 from smallvit.run.recipe import OF_NAMED_DATA
@@ -70,6 +71,7 @@ def start_from(
         found = find_start(start)
         if isinstance(found, Run):
             folder, stage = found.path / "export", found.result["stage"]
+            say_other_grey(found, dataset, INIT)
             seen = other_data(found, dataset, INIT, allow_leak=allow_leak)
             learned, cost = seen.learned, total_cost(found)
             earlier = found.result.get("extra_data", "none")
@@ -161,6 +163,10 @@ def start_settings(start: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         brought: dict[str, Any] = {"model": {"name": name.partition(".")[0]}}
     elif isinstance(found := find_start(start), Run):
         brought = {key: found.recipe.get(key, {}) for key in ("model", "data")}
+        scale = found.env["dataset"].get("grey_range")
+        if isinstance(scale, list):
+            # What all files of its data decided: the same picture is to have the same pixels.
+            brought["data"] = {**(brought["data"] or {}), "grey_range": scale}
     else:
         brought = {"model": exported_model(found)}
     given = settings.get("model") or {}

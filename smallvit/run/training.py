@@ -212,6 +212,7 @@ def describe_environment(
             "counts": {name: len(split) for name, split in dataset.splits.items()},
             "broken": list(dataset.broken),
             "notes": list(dataset.notes),
+            "grey_range": dataset.grey_range,
         },
         "split_hashes": dataset.split_hashes,
         "teacher": facts.get("teacher"),

@@ -82,9 +82,40 @@ def test_more_broken_files_than_one_in_a_hundred_end_with_their_number(photos, c
         cut(photos / "a" / f"{i:03}.jpg")
     code, line = get(photos, capsys)
     assert code == 3
-    assert line.startswith("smallvit: photos: 4 of 300 files cannot be decoded, more than 1%")
+    assert line.startswith(
+        "smallvit: photos: 4 of 300 files cannot be decoded, and no more than 3 may"
+    )
     assert "a/000.jpg" in line
     assert not list((photos.parent / "cache").rglob("*.npy"))
+
+
+def test_a_few_files_of_a_small_set_may_be_broken_and_are_named(photos, capsys):
+    for i in range(60, 300):
+        (photos / "ab"[i % 2] / f"{i:03}.jpg").unlink()
+    cut(photos / "a" / "000.jpg")
+    code, line = get(photos, capsys)
+    assert code == 0
+    assert "photos: 1 files could not be decoded and are left out: a/000.jpg (image file" in line
+    for i in (2, 4, 6):
+        cut(photos / "a" / f"{i:03}.jpg")
+    code, line = get(photos, capsys)
+    assert code == 3
+    assert "4 of 60 files cannot be decoded, and no more than 3 may be left out" in line
+    for i in (4, 6):  # the remedy
+        (photos / "a" / f"{i:03}.jpg").unlink()
+    assert get(photos, capsys)[0] == 0
+
+
+def test_a_class_whose_files_are_all_broken_is_named(photos, capsys):
+    (photos / "c").mkdir()
+    (photos / "c" / "only.jpg").write_bytes(b"")
+    code, line = get(photos, capsys)
+    assert code == 3
+    assert "photos: no image of c in train can be decoded; first: c/only.jpg (the file is" in line
+    Image.new("RGB", (16, 16), "red").save(photos / "c" / "only.jpg")  # the remedy
+    Image.new("RGB", (16, 16), "green").save(photos / "c" / "more.jpg")
+    Image.new("RGB", (16, 16), "blue").save(photos / "c" / "most.jpg")
+    assert get(photos, capsys)[0] == 0
 
 
 def test_a_bomb_is_left_out_by_its_header(photos, capsys):
@@ -99,7 +130,10 @@ KINDS: dict[str, tuple[Callable[[Path], None], tuple[int, int, int]]] = {
     "grey.png": (lambda p: Image.new("L", (9, 9), 90).save(p), (90, 90, 90)),
     "alpha.png": (lambda p: Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(p), (255, 255, 255)),
     "cmyk.tif": (lambda p: Image.new("CMYK", (9, 9), (255, 0, 0, 0)).save(p), (0, 255, 255)),
-    "deep.png": (lambda p: Image.fromarray(np.full((9, 9), 40 << 8, np.uint16)).save(p), (40,) * 3),
+    "deep.png": (
+        lambda p: Image.fromarray(np.full((9, 9), 40 << 4, np.uint16)).save(p),
+        (160,) * 3,
+    ),
     "palette.png": (
         lambda p: Image.new("RGB", (9, 9), (10, 200, 30)).quantize(2).save(p),
         (10, 200, 30),
