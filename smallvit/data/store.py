@@ -439,8 +439,8 @@ def _check_broken(
     if len(broken) > most:
         allowed = f"no more than {int(most):,}" if most >= 1 else "none"
         raise DataError(
-            f"{dataset}: {len(broken):,} of {total:,} files cannot be decoded, and {allowed} may be "
-            f"left out; {first}: mend or remove them"
+            f"{dataset}: {len(broken):,} of {total:,} files cannot be decoded, and {allowed} may "
+            f"be left out; {first}: mend or remove them"
         )
     for name, split in packed.items():
         labels = np.asarray(listing.splits[name].labels)

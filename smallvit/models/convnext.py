@@ -28,7 +28,7 @@ def convnext_architecture(img_size: int | Sequence[int]) -> tuple[str, dict[str,
     most = max(1, min(height, width) // 32)
     common = math.gcd(height, width)
     patch_size = next(p for p in PATCH_SIZES if p <= most and common % p == 0)
-    if patch_size == 1 and most >= min(p for p in PATCH_SIZES if p > 1):
+    if patch_size == 1 and most >= 3 and height == width:
         near = " or ".join(str(height // 4 * 4 + more) for more in (0, 4))
         warnings.warn(
             f"neither 3 nor 4 divides images of {height} x {width} px, so the network takes each "

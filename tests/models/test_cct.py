@@ -28,6 +28,7 @@ def test_parameters_are_those_of_the_paper():
     assert round(total / 1e6, 2) == 3.76
 
 
+@pytest.mark.filterwarnings("ignore:images of 224 x 224 px are cut into 784 patches")
 @pytest.mark.parametrize(
     ("img_size", "patch_size", "tokens"), [(32, 2, 256), (64, 4, 256), (224, 8, 784)]
 )
