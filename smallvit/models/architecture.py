@@ -154,10 +154,11 @@ def fitting_patches(
     """
     height, width = sides(img_size)
     common = math.gcd(height, width)
+    small = [p for p in range(1, math.isqrt(common) + 1) if common % p == 0]
     return [
         p
-        for p in range(2, common + 1)
-        if common % p == 0 and suits(p) and (height // p) * (width // p) >= LEAST_TOKENS
+        for p in sorted({*small, *(common // p for p in small)})
+        if p > 1 and suits(p) and (height // p) * (width // p) >= LEAST_TOKENS
     ]
 
 
@@ -231,21 +232,24 @@ def _near(
     windows: bool = False,
 ) -> str:
     """Say which sizes near to that of the images have a patch that leaves no surprising number."""
-    chosen = {n: _choose(n, tokens, most, suits) for n in SIDES}
-    # Half of an even number of patches, which small views are, is whole as well.
-    good = [
-        n
-        for n, p in chosen.items()
-        if p and n % (2 * p) == 0 and (windows or (n // p) ** 2 <= MANY_TOKENS)
-    ]
+
+    def is_good(n: int) -> bool:
+        # Half of an even number of patches, which small views are, is whole as well.
+        patch = _choose(n, tokens, most, suits)
+        return bool(
+            patch and n % (2 * patch) == 0 and (windows or (n // patch) ** 2 <= MANY_TOKENS)
+        )
+
+    shorter = min(height, width)
+    below = next(filter(is_good, range(min(shorter - 1, SIDES[-1]), SIDES[0] - 1, -1)), None)
+    above = next(filter(is_good, range(max(shorter + 1, SIDES[0]), SIDES[-1] + 1)), None)
+    near = [n for n in (below, above) if n is not None]
     if height != width:
-        patch = chosen[min(good, key=lambda n: abs(n - min(height, width)))]
+        patch = _choose(min(near, key=lambda n: abs(n - shorter)), tokens, most, suits)
         assert patch is not None
         height, width = (max(3, round(side / patch)) * patch for side in (height, width))
         return f"{height} x {width} px would do"
-    below = [n for n in good if n < height][-1:]
-    above = [n for n in good if n > height][:1]
-    said = f"--data.image-size {' or '.join(map(str, below + above))} would do"
+    said = f"--data.image-size {' or '.join(map(str, near))} would do"
     if suits(1) and height * width <= MANY_TOKENS:
         said += f", or model.patch_size 1 ({height * width} tokens)"
     return said
