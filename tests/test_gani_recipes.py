@@ -80,7 +80,9 @@ SCHEDULE_2 = {"epochs": 100.0 * 3, "warmup_epochs": 10.0 * 3, "min_lr": 1e-6}
 AUGMENT = {
     "crop": "pad",
     "color_jitter": (0.0, 0.0, 0.0, 0.0),
+    "autoaugment_rules": "deepvoltaire",
     "erasing_prob": 0.25,
+    "erasing_aspect": "uniform",
     "cutmix_alpha": 1.0,
     "mixup_alpha": 1.0,
     "mix_prob": 0.5,

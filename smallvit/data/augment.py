@@ -29,7 +29,10 @@ Policy = Literal[
     "trivialaugment",
     "3-augment",
 ]
+AutoAugmentRules = Literal["torchvision", "deepvoltaire"]
+ErasingAspect = Literal["log-uniform", "uniform"]
 Fraction = Annotated[float, Range(ge=0, le=1)]
+QUANTILES = 1 << 16
 LUMINANCE = (0.2989, 0.587, 0.114)  # of red, green and blue, ITU-R 601
 
 
@@ -44,10 +47,13 @@ class AugmentConfig:
         ratio: Aspect ratio of a resized crop, width over height.
         policy: Augmentation policy; ``autoaugment`` takes the one learned on the dataset, or
             ImageNet's where there is none.
+        autoaugment_rules: How AutoAugment's operations are done: as torchvision does, or as the
+            code of DeepVoltaire that the papers on small data use.
         randaugment_ops: Operations an image, of RandAugment.
         randaugment_magnitude: Their magnitude, of RandAugment, from 0 to 30.
         color_jitter: Strength of brightness, contrast, saturation and hue.
         erasing_prob: Probability of erasing a rectangle of each image.
+        erasing_aspect: Whether its height over width is uniform or its logarithm.
         cutmix_alpha: Shares of CutMix follow Beta(alpha, alpha); 0 turns it off.
         mixup_alpha: Shares of MixUp follow Beta(alpha, alpha); 0 turns it off.
         mix_prob: Probability that an image is mixed, by either.
@@ -60,6 +66,7 @@ class AugmentConfig:
     scale: tuple[Fraction, Fraction] = (0.35, 1.0)
     ratio: Annotated[tuple[float, float], Range(gt=0)] = (0.75, 4 / 3)
     policy: Policy = "none"
+    autoaugment_rules: AutoAugmentRules = "torchvision"
     randaugment_ops: Annotated[int, Range(ge=1, le=8)] = 2
     randaugment_magnitude: Annotated[int, Range(ge=0, le=30)] = 9
     color_jitter: tuple[Fraction, Fraction, Fraction, Annotated[float, Range(ge=0, le=0.5)]] = (
@@ -69,6 +76,7 @@ class AugmentConfig:
         0.0,
     )
     erasing_prob: Fraction = 0.0
+    erasing_aspect: ErasingAspect = "log-uniform"
     cutmix_alpha: Annotated[float, Range(ge=0)] = 0.0
     mixup_alpha: Annotated[float, Range(ge=0)] = 0.0
     mix_prob: Fraction = 1.0
@@ -334,29 +342,68 @@ def _equal(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float[Tens
 
 
 def erase_(
-    images: Float[Tensor, "B 3 H W"], draws: Float[Tensor, "B 5"], *, prob: float
+    images: Float[Tensor, "B 3 H W"],
+    draws: Float[Tensor, "B 5"],
+    *,
+    prob: float,
+    aspect: ErasingAspect = "log-uniform",
 ) -> Float[Tensor, "B 3 H W"]:
     """Set a random rectangle of some normalised images to 0, the mean colour, in place.
 
     Area 2 to 40 % of the image and aspect ratio 0.3 to 3.3, as in the paper; the published code of
     vits-for-small-scale-datasets fills normalised images with unnormalised means.
 
+    Args:
+        images: Normalised; overwritten.
+        draws: Uniform numbers.
+        prob: Probability that an image has a rectangle erased.
+        aspect: ``log-uniform``, as torchvision and timm: tall and wide are alike, and a side longer
+            than the image's is cut to it. ``uniform``, as the authors' code: most are tall, and
+            area and aspect are drawn again where a side would not be shorter than the image's.
+
     Source:
         Zhong et al., 2020, Random Erasing Data Augmentation, https://arxiv.org/abs/1708.04896.
+        Of ``uniform``: hananshafi/vits-for-small-scale-datasets@43a7493, utils/random_erasing.py.
     """
     if prob == 0:
         return images
     height, width = images.shape[2:]
-    area = 0.02 + 0.38 * draws[:, 0]
-    aspect = (0.3 * (3.3 / 0.3) ** draws[:, 1].double()).float()
-    high = ((area * aspect).sqrt().clamp(max=1) * height).round()
-    wide = ((area / aspect).sqrt().clamp(max=1) * width).round()
+    if aspect == "uniform":
+        index = (draws[:, 0] * QUANTILES).long()
+        area = _erased_areas(height, width, images.device)[index]
+        least, most = _erased_aspects(area, height, width)
+        ratio = least + (most - least) * draws[:, 1]
+    else:
+        area = 0.02 + 0.38 * draws[:, 0]
+        ratio = (0.3 * (3.3 / 0.3) ** draws[:, 1].double()).float()
+    high = ((area * ratio).sqrt().clamp(max=1) * height).round()
+    wide = ((area / ratio).sqrt().clamp(max=1) * width).round()
     top = (draws[:, 2] * (height - high + 1)).floor()
     left = (draws[:, 3] * (width - wide + 1)).floor()
     bottom = torch.where(draws[:, 4] < prob, top + high, top)  # no rows: nothing is erased
     kept_rows = _outside(height, top, bottom)[:, :, None]
     kept_columns = _outside(width, left, left + wide)[:, None]
     return images.mul_(torch.maximum(kept_rows, kept_columns)[:, None])
+
+
+def _erased_aspects(
+    area: Float[Tensor, " n"], height: int, width: int
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Bound the aspects of a rectangle both of whose sides round to less than the image's."""
+    least, most = area / (1 - 0.5 / width) ** 2, (1 - 0.5 / height) ** 2 / area
+    return least.clamp(min=0.3), most.clamp(max=1 / 0.3)
+
+
+@lru_cache(maxsize=8)
+def _erased_areas(height: int, width: int, device: torch.device) -> Float[Tensor, " quantiles"]:
+    """Quantiles of the area that is left when misfits of uniform areas and aspects are redrawn."""
+    area = torch.linspace(0.02, 0.4, QUANTILES, dtype=torch.float64)
+    least, most = _erased_aspects(area, height, width)
+    # How likely an area is goes by the width of the aspects that fit it.
+    share = (most - least).clamp(min=0).cumsum(dim=0)
+    middle = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
+    place = torch.searchsorted(share / share[-1], middle).clamp(max=QUANTILES - 1)
+    return area[place].float().to(device)
 
 
 def _outside(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 Kernel = Literal["bicubic", "bilinear"]
 Fill = Literal["zero", "edge"]
+LEVEL_ROUNDING = 1e-3  # levels; what floats lose must not cut a whole level off
 ROUNDING = 1e-3  # cells; a box that ends at an edge between two does not touch the second
 MOST_TABLED = 64  # pixels; every crop of a 64 px image to 64 px is 68 MB of weights
 
@@ -212,7 +213,7 @@ def warp(
     to_source: Float[Tensor, "B 2 3"],
     *,
     nearest: bool,
-    fill: Fill,
+    fill: Fill | float,
 ) -> Float[Tensor, "B C H W"]:
     """Move each map by an affine transform about its centre.
 
@@ -222,19 +223,60 @@ def warp(
             from the centre, in units of half a side, so that it fits a map of any size.
         nearest: Take the nearest cell, as the published augmentation policies do, and not the
             bilinear mean of four.
-        fill: What lies outside the map: black, or the nearest cell.
+        fill: What lies outside the map: black, the nearest cell, or a level in [0, 1].
     """
     height, width = maps.shape[2:]
     places = _moved(_cell_centres(height, width, maps.device), to_source)
     if fill == "edge" and not nearest and not maps.is_cuda:
         return _mean_of_four(maps, places)
-    return F.grid_sample(
+    out = F.grid_sample(
         maps,
         places.unflatten(1, (height, width)),
         mode="nearest" if nearest else "bilinear",
         padding_mode="zeros" if fill == "zero" else "border",
         align_corners=False,
     )
+    if isinstance(fill, float):
+        outside = ((places < -1) | (places >= 1)).any(dim=2).unflatten(1, (height, width))
+        out = out.masked_fill_(outside[:, None], fill)
+    return out
+
+
+def shear(
+    images: Float[Tensor, "B C H W"], slope: Float[Tensor, " B"], *, fill: float
+) -> Float[Tensor, "B C H W"]:
+    """Shear images of 256 levels along their rows, bicubic, as PIL's affine transform does.
+
+    The upper left corner stays. A pixel takes four of its row; results are cut to whole levels.
+    To shear along columns, give the images transposed.
+
+    Args:
+        images: Colours in [0, 1].
+        slope: Pixels that a row's source lies further right than that of the row above.
+        fill: What lies outside the image, in [0, 1].
+    """
+    channels, height, width = images.shape[1:]
+    row, column = (
+        torch.arange(height, device=slope.device),
+        torch.arange(width, device=slope.device),
+    )
+    source = column + slope[:, None, None] * (row[:, None] + 0.5)  # of pixel centres: (B, H, W)
+    first = source.floor()
+    x = source - first
+    # Cubic convolution with a = -1: of the pixel before, the two around the place, and the next.
+    weights = (
+        x * (-1 + x * (2 - x)),
+        1 + x * x * (x - 2),
+        x * (1 + x * (1 - x)),
+        x * x * (x - 1),
+    )
+    out = torch.zeros_like(images)
+    for i, weight in enumerate(weights):
+        place = (first.long() + (i - 1)).clamp(0, width - 1)[:, None].expand(-1, channels, -1, -1)
+        out += images.gather(3, place) * weight[:, None]
+    out = (out * 255 + LEVEL_ROUNDING).floor_().clamp_(0, 255).div_(255)
+    outside = (source < -0.5) | (source >= width - 0.5)
+    return out.masked_fill_(outside[:, None], fill)
 
 
 def _moved(

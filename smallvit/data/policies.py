@@ -21,10 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.data import augment, geometry
-from smallvit.data.augment import Policy
+from smallvit.data.augment import AutoAugmentRules, Policy
 from smallvit.data.registry import AutoAugmentPolicy
 
 LEVELS = 255
+GREY = 128 / 255  # what moves in, by DeepVoltaire's rules
 MAGNITUDE_BINS = 31  # of RandAugment and TrivialAugment
 OPERATIONS = (
     "identity",
@@ -96,11 +97,13 @@ class Operations:
         magnitude: In the operation's own unit: fractions of the side for shear and translation,
             degrees, change of a factor from 1, bits kept, level in [0, 255], pixels of blur.
         possible: Names that can occur at all.
+        rules: Whose shears are meant, and what moves in: black, or DeepVoltaire's grey.
     """
 
     code: Int[Tensor, "B S"]
     magnitude: Float[Tensor, "B S"]
     possible: tuple[str, ...]
+    rules: AutoAugmentRules = "torchvision"
 
 
 def choose_autoaugment(policy: Policy, learned_on: AutoAugmentPolicy) -> Policy:
@@ -129,6 +132,7 @@ def sample_operations(
     num_ops: int,
     magnitude: int,
     image_size: int,
+    rules: AutoAugmentRules = "torchvision",
 ) -> Operations:
     """Turn uniform numbers into operations.
 
@@ -138,8 +142,13 @@ def sample_operations(
         num_ops: Operations an image, of RandAugment.
         magnitude: Bin of their magnitude, of RandAugment, from 0 to 30.
         image_size: Side of the images, in pixels; translations go by it.
+        rules: Of AutoAugment. By those of DeepVoltaire rotations have one sign, translations are
+            rounded to the nearest pixel and not down, shears are bicubic, what moves in is grey,
+            and solarizing counts levels up to 256.
 
     Source:
+        Rules of DeepVoltaire/AutoAugment as in hananshafi/vits-for-small-scale-datasets@43a7493,
+        utils/autoaug.py and utils/transforms.py; the tables are the same.
         Cubuk et al., 2019, AutoAugment, https://arxiv.org/abs/1805.09501, tables 7 to 9; Cubuk et
         al., 2020, RandAugment, https://arxiv.org/abs/1909.13719; Mueller and Hutter, 2021,
         TrivialAugment, https://arxiv.org/abs/2103.10158 (its wide space); Touvron et al., 2022,
@@ -169,12 +178,13 @@ def sample_operations(
     chosen = _choose(draws[:, 0], len(sub_policies.code))
     code = sub_policies.code[chosen]
     code = torch.where(draws[:, 1:3] < sub_policies.prob[chosen], code, CODE["identity"])
-    value = _ranges("common", 10, image_size, device)[code, sub_policies.bins[chosen]]
-    return Operations(
-        code=code,
-        magnitude=_signed(code, value, draws[:, 3:]),
-        possible=sub_policies.possible,
-    )
+    space = "common" if rules == "torchvision" else "deepvoltaire"
+    value = _ranges(space, 10, image_size, device)[code, sub_policies.bins[chosen]]
+    value = _signed(code, value, draws[:, 3:], rules)
+    if rules == "deepvoltaire":
+        moved = (code == CODE["translate_x"]) | (code == CODE["translate_y"])
+        value = torch.where(moved, (value * image_size - 0.5).ceil() / image_size, value)
+    return Operations(code=code, magnitude=value, possible=sub_policies.possible, rules=rules)
 
 
 def apply_operations(
@@ -188,7 +198,7 @@ def apply_operations(
     """
     if images.is_cuda:
         for code, value in zip(operations.code.T, operations.magnitude.T, strict=True):
-            _apply_to_all_(images, code, value, operations.possible)
+            _apply_to_all_(images, code, value, operations.possible, operations.rules)
         return images
     # Sorted by operation, the images of each are neighbours in memory. They are put back at the
     # end only.
@@ -197,20 +207,22 @@ def apply_operations(
         code, by_code = code[order].sort()
         order = order[by_code]
         images = images.index_select(0, by_code)
-        _apply_to_sorted_(images, code, value[order])
+        _apply_to_sorted_(images, code, value[order], operations.rules)
     return images.index_select(0, order.argsort())
 
 
 def _apply_to_sorted_(
-    images: Float[Tensor, "B 3 H W"], code: Int[Tensor, " B"], value: Float[Tensor, " B"]
+    images: Float[Tensor, "B 3 H W"],
+    code: Int[Tensor, " B"],
+    value: Float[Tensor, " B"],
+    rules: AutoAugmentRules,
 ) -> None:
     counts = torch.bincount(code, minlength=len(OPERATIONS)).tolist()
     moving = sum(counts[1 : 1 + len(GEOMETRIC)])
     sizes = [counts[0], moving, *counts[1 + len(GEOMETRIC) :]]  # those that stay come first
     parts, values = images.split(sizes), value.split(sizes)
     if moving:
-        affine = affine_of(code.split(sizes)[1], values[1])
-        parts[1].copy_(geometry.warp(parts[1], affine, nearest=True, fill="zero"))
+        parts[1].copy_(_move(parts[1], code.split(sizes)[1], values[1], rules))
     for change, part, own in zip(CHANGES.values(), parts[2:], values[2:], strict=True):
         if len(part) and (changed := change(part, own)) is not part:
             part.copy_(changed)
@@ -221,14 +233,33 @@ def _apply_to_all_(
     code: Int[Tensor, " B"],
     value: Float[Tensor, " B"],
     possible: tuple[str, ...],
+    rules: AutoAugmentRules,
 ) -> None:
     """Compute each operation for all images and keep what was drawn: the host need not wait."""
     if can_move(possible):
-        affine = affine_of(code, value)  # the identity where nothing moves
-        images.copy_(geometry.warp(images, affine, nearest=True, fill="zero"))
+        images.copy_(_move(images, code, value, rules))  # not at all where nothing moves
     for name, change in CHANGES.items():
         if name in possible:
             augment.change_chosen_(images, code == CODE[name], change, value)
+
+
+def _move(
+    images: Float[Tensor, "B 3 H W"],
+    code: Int[Tensor, " B"],
+    value: Float[Tensor, " B"],
+    rules: AutoAugmentRules,
+) -> Float[Tensor, "B 3 H W"]:
+    """Do the geometric operation of each image, where it has one."""
+    affine = affine_of(code, value)
+    if rules == "torchvision":
+        return geometry.warp(images, affine, nearest=True, fill="zero")
+    sheared = (code == CODE["shear_x"]) | (code == CODE["shear_y"])
+    down = code == CODE["shear_y"]
+    upright = torch.where(down[:, None, None, None], images.mT, images)
+    moved = geometry.warp(images, affine, nearest=True, fill=GREY)
+    bent = geometry.shear(upright, value * sheared, fill=GREY)
+    bent = torch.where(down[:, None, None, None], bent.mT, bent)
+    return torch.where(sheared[:, None, None, None], bent, moved)
 
 
 def can_move(possible: tuple[str, ...]) -> bool:
@@ -357,9 +388,13 @@ def _choose(draws: Float[Tensor, "*shape"], num: int) -> Int[Tensor, "*shape"]:
 
 
 def _signed(
-    code: Int[Tensor, "B S"], value: Float[Tensor, "B S"], draws: Float[Tensor, "B S"]
+    code: Int[Tensor, "B S"],
+    value: Float[Tensor, "B S"],
+    draws: Float[Tensor, "B S"],
+    rules: AutoAugmentRules = "torchvision",
 ) -> Float[Tensor, "B S"]:
-    signed = augment.constant(tuple(name in SIGNED for name in OPERATIONS), code.device)
+    both = set(SIGNED) if rules == "torchvision" else set(SIGNED) - {"rotate"}
+    signed = augment.constant(tuple(name in both for name in OPERATIONS), code.device)
     return torch.where((draws < 0.5) & (signed[code] > 0), -value, value)
 
 
@@ -394,7 +429,10 @@ def _sub_policies(name: str, device: torch.device) -> _SubPolicies:
 
 @lru_cache(maxsize=8)
 def _ranges(
-    space: Literal["common", "wide"], num_bins: int, image_size: int, device: torch.device
+    space: Literal["common", "wide", "deepvoltaire"],
+    num_bins: int,
+    image_size: int,
+    device: torch.device,
 ) -> Float[Tensor, "operations bins"]:
     """Magnitude of every operation in every bin, without sign."""
     wide = space == "wide"
@@ -409,8 +447,11 @@ def _ranges(
     table = torch.zeros(len(OPERATIONS), num_bins)
     for name, top in tops.items():
         table[CODE[name]] = top * ramp
+    theirs = space == "deepvoltaire"
     for name in ("translate_x", "translate_y"):  # whole pixels, rounded towards 0
-        table[CODE[name]] = (shift * image_size * ramp).floor() / image_size
+        table[CODE[name]] = (
+            shift * ramp if theirs else (shift * image_size * ramp).floor() / image_size
+        )
     table[CODE["posterize"]] = 8 - ((6 if wide else 4) * ramp).round()
-    table[CODE["solarize"]] = LEVELS * (1 - ramp)
+    table[CODE["solarize"]] = (LEVELS + 1 if theirs else LEVELS) * (1 - ramp)
     return table.to(device)

@@ -311,7 +311,9 @@ class LabelledBatches:
             out = policies.apply_operations(out, self._operations(draws))
         augment.jitter_color_(out, color_draws, strength=config.color_jitter, prob=1.0)
         out = augment.normalise(out, self.mean, self.std)
-        return augment.erase_(out, erase_draws, prob=config.erasing_prob)
+        return augment.erase_(
+            out, erase_draws, prob=config.erasing_prob, aspect=config.erasing_aspect
+        )
 
     def _split(self, draws: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B _"], ...]:
         """Share the numbers out: crop, colours, erasing, mixing, policy."""
@@ -324,6 +326,7 @@ class LabelledBatches:
             num_ops=self.config.randaugment_ops,
             magnitude=self.config.randaugment_magnitude,
             image_size=self.dataset.image_size,
+            rules=self.config.autoaugment_rules,
         )
 
     def _maps(self, draw: Draw, draws: Float[Tensor, "B n"]) -> Float[Tensor, "B C h w"]:
@@ -356,18 +359,21 @@ class LabelledBatches:
 
 
 def sample_token_box(seed: int, step: int, grid: tuple[int, int]) -> TokenBox:
-    """Sample MixToken's box of one step on the host: its area is uniform, as with CutMix.
+    """Sample MixToken's box of one step on the host, by the rule of CutMix's box.
+
+    Its area is drawn uniformly. Sides are cut to whole tokens and again to an even number of them,
+    and the box is clipped at the border, so that its mean area is 0.23 of an 8 x 8 grid and 0.27 of
+    a 14 x 14 one.
 
     Source:
-        Yun et al., 2019, CutMix, https://arxiv.org/abs/1905.04899; Beta(1, 1) is uniform. The box
-        is clipped at the border, so its true area may be smaller than the one drawn.
+        Yun et al., 2019, CutMix, https://arxiv.org/abs/1905.04899; Beta(1, 1) is uniform.
+        zihangJiang/TokenLabeling@9dbfd59, tlt/models/lvvit.py:43-59, rand_bbox.
     """
     area, y, x = rng.scalar(seed, "mix_token", step, 3)
     sides = []
     for place, size in ((y, grid[0]), (x, grid[1])):
-        length, centre = round(size * area**0.5), int(place * size)
-        start = centre - length // 2
-        sides.append((max(start, 0), min(start + length, size)))
+        half, centre = int(size * area**0.5) // 2, int(place * size)
+        sides.append((max(centre - half, 0), min(centre + half, size)))
     (top, bottom), (left, right) = sides
     return TokenBox(top=top, left=left, bottom=bottom, right=right, grid=grid)
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import timm
+from timm.layers.weight_init import trunc_normal_
+from timm.models.cait import Cait
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from smallvit.core.errors import UnknownNameError
@@ -118,12 +121,34 @@ def gani_architecture(
     return preset.architecture, arguments
 
 
+def start_as_published(model: nn.Module) -> None:
+    """Start what timm starts otherwise as the paper's code does, in a fresh network.
+
+    All is a truncated normal of standard deviation 0.02 there, and biases are 0: the class token,
+    which timm's ViT starts with 1e-6, and the patch embedding of CaiT, a linear layer there and a
+    convolution, with torch's default, in timm. The convolutions of ViT and Swin have that default
+    in both.
+
+    Source:
+        hananshafi/vits-for-small-scale-datasets@43a7493, models/vit.py, __init__;
+        models/cait.py:192-194 and its _init_weights.
+    """
+    if isinstance(model, VisionTransformer):
+        trunc_normal_(model.cls_token, std=0.02)
+    elif isinstance(model, Cait):
+        embedding: Any = model.patch_embed.proj
+        trunc_normal_(embedding.weight, std=0.02)
+        nn.init.zeros_(embedding.bias)
+
+
 def _register(name: str, doc: str) -> None:
     def build(
         *, img_size: int | Sequence[int], patch_size: int | None = None, **given: Any
     ) -> nn.Module:
         architecture, arguments = gani_architecture(name, img_size=img_size, patch_size=patch_size)
-        return timm.create_model(architecture, **{**arguments, **given})
+        model = timm.create_model(architecture, **{**arguments, **given})
+        start_as_published(model)
+        return model
 
     register_architecture(name, build, doc, img_size=32, num_classes=10)
 

@@ -26,7 +26,7 @@ from smallvit.models.architecture import (
 from smallvit.models.attention import choose_attention
 from smallvit.models.cait import CaitBackbone
 from smallvit.models.convnext import PATCH_SIZES, convnext_architecture
-from smallvit.models.gani import PRESETS, gani_architecture
+from smallvit.models.gani import PRESETS, gani_architecture, start_as_published
 from smallvit.models.initialise import WeightInit, initialise
 from smallvit.models.resnet import ResNetBackbone, SmallResNet, stage_strides
 from smallvit.models.swin import SwinBackbone
@@ -219,6 +219,11 @@ def create_backbone(
     name, arguments = model_arguments(config, num_classes=num_classes, image_size=image_size)
     backbone = create_exported(name, arguments)
     backbone.name = config.name
+    if config.name in PRESETS:
+        start_as_published(backbone.model)
+    if config.name == "gani_vit":
+        assert isinstance(backbone, VitBackbone)
+        backbone.published_positions = True
     check_fit(backbone, config.name, image_size)
     initialise(backbone, config.weight_init)
     return backbone

@@ -12,6 +12,7 @@ Shapes in this file:
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
@@ -28,12 +29,22 @@ class VitBackbone(AbstractBackbone[VisionTransformer]):
 
     Args:
         model: The timm model; it keeps its own class and parameter names.
+
+    Attributes:
+        published_positions: Whether to interpolate as the code of DINO and of Gani et al. does:
+            without antialiasing, and by a factor of a tenth of a token more than the grids', which
+            kept the number of tokens whole. For a model with a class token and no others.
+
+    Source:
+        Of ``published_positions``: hananshafi/vits-for-small-scale-datasets@43a7493,
+        models/vit.py, interpolate_pos_encoding.
     """
 
     def __init__(self, model: VisionTransformer) -> None:
         super().__init__()
         self.model = model
         self.embed_dim = model.embed_dim
+        self.published_positions = False
         # Of a hybrid, the patch of its convolutions' feature map, in pixels.
         self.patch_size = model.patch_embed.feat_ratio(as_scalar=False)
 
@@ -49,7 +60,7 @@ class VitBackbone(AbstractBackbone[VisionTransformer]):
     def encode(self, patches: Float[Tensor, "B h w D"]) -> Tokens:
         """Run embedded patches through the transformer and its last norm."""
         model, grid = self.model, (patches.shape[1], patches.shape[2])
-        return self._run(model.patch_drop(model._pos_embed(patches)), grid)
+        return self._run(model.patch_drop(self._add_positions(patches)), grid)
 
     def encode_visible(
         self, patches: Float[Tensor, "B h w D"], visible: Int[Tensor, "B M"]
@@ -58,9 +69,23 @@ class VitBackbone(AbstractBackbone[VisionTransformer]):
         if self.drop_refusal is not None:
             return super().encode_visible(patches, visible)
         grid = (patches.shape[1], patches.shape[2])
-        x, num_prefix = self.model._pos_embed(patches), self.model.num_prefix_tokens
+        x, num_prefix = self._add_positions(patches), self.model.num_prefix_tokens
         kept = torch.take_along_dim(x[:, num_prefix:], visible[..., None], dim=1)
         return self._run(torch.cat([x[:, :num_prefix], kept], dim=1), grid)
+
+    def _add_positions(self, patches: Float[Tensor, "B h w D"]) -> Float[Tensor, "B T D"]:
+        model, grid = self.model, (patches.shape[1], patches.shape[2])
+        old = model.patch_embed.grid_size
+        if not self.published_positions or old is None or grid == tuple(old):
+            return model._pos_embed(patches)
+        prefix, table = model.pos_embed.split([1, model.pos_embed.shape[1] - 1], dim=1)
+        factor = [(new + 0.1) / side for new, side in zip(grid, old, strict=True)]
+        image = table.mT.unflatten(2, old)  # (1, N, D) -> (1, D, h, w)
+        image = F.interpolate(image.float(), scale_factor=factor, mode="bicubic")
+        positions = torch.cat([prefix, image.flatten(2).mT.to(table.dtype)], dim=1)
+        cls = model.cls_token.expand(patches.shape[0], -1, -1)
+        x = torch.cat([cls.to(patches.dtype), patches.flatten(1, 2)], dim=1)
+        return model.pos_drop(x + positions)
 
     def _run(self, x: Float[Tensor, "B T D"], grid: tuple[int, int]) -> Tokens:
         model = self.model

@@ -176,6 +176,35 @@ def test_erase_reaches_every_border():
         assert edge.any()
 
 
+def rejected(side: int, num: int) -> torch.Tensor:
+    """Sides of rectangles by hananshafi/vits-for-small-scale-datasets@43a7493, random_erasing.py.
+
+    Area and aspect are uniform, and drawn again until both sides are shorter than the image's.
+    """
+    generator = torch.Generator().manual_seed(1)
+    area, aspect = torch.rand(2, num, generator=generator, dtype=torch.float64)
+    area, aspect = (0.02 + 0.38 * area) * side**2, 0.3 + (1 / 0.3 - 0.3) * aspect
+    sides = torch.stack([(area * aspect).sqrt().round(), (area / aspect).sqrt().round()])
+    return sides[:, (sides < side).all(dim=0)]
+
+
+@pytest.mark.parametrize("side", [16, 32, 33])
+def test_uniformly_erased_rectangles_are_those_of_redrawing_what_does_not_fit(side):
+    hit = (
+        augment.erase_(
+            torch.ones(20_000, 3, side, side), noise(20_000, 5), prob=1.0, aspect="uniform"
+        )[:, 0]
+        == 0
+    )
+    found = torch.stack([hit.any(dim=2).sum(dim=1), hit.any(dim=1).sum(dim=1)]).double()
+    expected = rejected(side, 400_000)
+    assert found.max() == side - 1
+    for ours, theirs in ((found, expected), (found.prod(0), expected.prod(0))):
+        torch.testing.assert_close(ours.mean(-1), theirs.mean(-1), rtol=0.01, atol=0)
+        torch.testing.assert_close(ours.std(-1), theirs.std(-1), rtol=0.02, atol=0)
+    assert found[0].mean() > 1.2 * found[1].mean()  # most are tall
+
+
 def test_erase_spares_images_whose_draw_is_not_below_the_probability():
     images, draws = torch.ones(2, 3, 16, 16), torch.full((2, 5), 0.5)
     draws[:, 4] = torch.tensor([0.24, 0.25])

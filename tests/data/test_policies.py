@@ -1,6 +1,11 @@
+import math
+
 import pytest
 import torch
+from PIL import ImageEnhance, ImageOps
+from PIL.Image import Resampling, Transform
 from torchvision.transforms import v2
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.transforms.v2 import InterpolationMode
 
 from smallvit.data import geometry, policies
@@ -228,7 +233,9 @@ def test_computing_all_images_gives_what_computing_the_chosen_ones_gives():
     value = torch.full((len(images),), 20.0)
     operations = Operations(code=code[:, None], magnitude=value[:, None], possible=OPERATIONS)
     drawn, everything = policies.apply_operations(images.clone(), operations), images.clone()
-    policies._apply_to_all_(everything, code, value, ("rotate", "equalize", "identity", "invert"))
+    policies._apply_to_all_(
+        everything, code, value, ("rotate", "equalize", "identity", "invert"), "torchvision"
+    )
     torch.testing.assert_close(drawn, everything)
 
 
@@ -254,3 +261,134 @@ def test_without_geometric_operations_nothing_moves():
         "3-augment", draws, num_ops=1, magnitude=0, image_size=32
     )
     assert policies.total_move(operations) is None
+
+
+# -- The rules of DeepVoltaire's AutoAugment
+
+
+def pil(name: str, magnitude: float, image: torch.Tensor) -> torch.Tensor:
+    """What hananshafi/vits-for-small-scale-datasets@43a7493, utils/transforms.py, does in PIL."""
+    picture, grey = to_pil_image(image), (128, 128, 128)
+    size, (width, height) = picture.size, picture.size
+    match name:
+        case "shear_x" | "shear_y":
+            across = name == "shear_x"
+            affine = (1, magnitude * across, 0, magnitude * (not across), 1, 0)
+            done = picture.transform(
+                size, Transform.AFFINE, affine, Resampling.BICUBIC, fillcolor=grey
+            )
+        case "translate_x" | "translate_y":
+            across = name == "translate_x"
+            affine = (1, 0, -magnitude * width * across, 0, 1, -magnitude * height * (not across))
+            done = picture.transform(size, Transform.AFFINE, affine, fillcolor=grey)
+        case "rotate":
+            done = picture.rotate(magnitude, fillcolor=grey)
+        case "solarize":
+            done = ImageOps.solarize(picture, magnitude)
+        case "contrast":
+            done = ImageEnhance.Contrast(picture).enhance(1 + magnitude)
+        case "color":
+            done = ImageEnhance.Color(picture).enhance(1 + magnitude)
+        case "sharpness":
+            done = ImageEnhance.Sharpness(picture).enhance(1 + magnitude)
+        case "brightness":
+            done = ImageEnhance.Brightness(picture).enhance(1 + magnitude)
+        case "posterize":
+            done = ImageOps.posterize(picture, round(magnitude))
+        case _:
+            done = getattr(ImageOps, name)(picture)
+    return pil_to_tensor(done).float()
+
+
+# Levels that may differ, and the part of values that may differ by more.
+@pytest.mark.parametrize(
+    ("name", "bins", "tolerance", "part"),
+    [
+        ("shear_x", range(1, 10), 1, 0.001),
+        ("shear_y", range(1, 10), 1, 0.001),
+        ("translate_x", range(10), 0, 0.0),
+        ("translate_y", range(10), 0, 0.0),
+        ("rotate", range(1, 10), 0, 0.01),
+        ("solarize", range(10), 0, 0.0),
+        ("posterize", range(10), 0, 0.0),
+        ("contrast", range(10), 2, 0.0),
+        ("color", range(10), 2, 0.0),
+        ("brightness", range(10), 1, 0.0),
+        ("sharpness", range(10), 1, 0.0),
+        ("autocontrast", [0], 1, 0.0),
+        ("equalize", [0], 0, 0.0),
+        ("invert", [0], 0, 0.0),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_operations_by_deepvoltaires_rules_are_pils(name, bins, tolerance, part, sign):
+    """Each magnitude of the tables in their utils/autoaug.py, at 32 px, in both signs they draw."""
+    images = photographs()
+    for i in bins:
+        theirs = theirs_of(name, i) * (sign if name in SIGNS else 1)
+        ours = math.ceil(theirs * 32 - 0.5) / 32 if "translate" in name else theirs
+        operations = Operations(
+            code=torch.full((len(images), 1), CODE[name]),
+            magnitude=torch.full((len(images), 1), float(ours)),
+            possible=(name,),
+            rules="deepvoltaire",
+        )
+        found = (policies.apply_operations(images.float() / 255, operations) * 255).round()
+        expected = torch.stack([pil(name, theirs, image) for image in images])
+        assert ((found - expected).abs() > tolerance).float().mean() <= part
+
+
+# utils/transforms.py there: all that draws from (-1, 1). Rotations turn one way.
+SIGNS = ("shear_x", "shear_y", "translate_x", "translate_y", *policies.SIGNED[5:])
+
+
+def theirs_of(name: str, i: int) -> float:
+    """Magnitude by their utils/autoaug.py, class SubPolicy."""
+    tops = {"shear": 0.3, "translate": 150 / 331, "rotate": 30.0}
+    tops |= dict.fromkeys(("contrast", "color", "brightness", "sharpness"), 0.9)
+    tops |= {"autocontrast": 0.0, "equalize": 0.0, "invert": 0.0}
+    if name == "posterize":
+        return round(8 - 4 * i / 9)
+    return (
+        256 - 256 * i / 9
+        if name == "solarize"
+        else tops[name.removesuffix("_x").removesuffix("_y")] * i / 9
+    )
+
+
+@pytest.mark.parametrize("name", ["cifar10", "svhn", "imagenet"])
+def test_autoaugment_by_deepvoltaires_rules_draws_their_magnitudes_and_signs(name):
+    draws = torch.rand(4000, 5, generator=torch.Generator().manual_seed(0))
+    settings = {"num_ops": 2, "magnitude": 0, "image_size": 32}
+    policy = f"autoaugment-{name}"
+    found = policies.sample_operations(policy, draws, rules="deepvoltaire", **settings)
+    plain = policies.sample_operations(policy, draws, **settings)
+    assert torch.equal(found.code, plain.code)
+    for code in found.code.unique().tolist():
+        operation = OPERATIONS[code]
+        if operation == "identity":
+            continue
+        values = found.magnitude[found.code == code].unique().tolist()
+        expected = [
+            theirs_of(operation, i) * s
+            for i in range(10)
+            for s in (1, -1)[: 1 + (operation in SIGNS)]
+        ]
+        if "translate" in operation:
+            expected = [math.ceil(value * 32 - 0.5) / 32 for value in expected]
+        assert all(min(abs(v - e) for e in expected) < 1e-4 for v in values)
+        if operation in SIGNS and max(values) > 0:
+            assert min(values) < 0
+
+
+def test_computing_all_images_by_deepvoltaires_rules_gives_what_the_chosen_ones_give():
+    images = photographs().float() / 255
+    names = ("rotate", "shear_x", "identity", "shear_y", "translate_x")
+    code = torch.tensor([CODE[name] for name in names]).repeat(2)[: len(images)]
+    value = torch.full((len(images),), 0.25)
+    operations = Operations(
+        code=code[:, None], magnitude=value[:, None], possible=names, rules="deepvoltaire"
+    )
+    drawn, everything = policies.apply_operations(images.clone(), operations), images.clone()
+    policies._apply_to_all_(everything, code, value, names, "deepvoltaire")
+    torch.testing.assert_close(drawn, everything)

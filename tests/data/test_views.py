@@ -95,6 +95,7 @@ def drawn_operations(batches: LabelledBatches, draw: Draw) -> policies.Operation
         num_ops=batches.config.randaugment_ops,
         magnitude=batches.config.randaugment_magnitude,
         image_size=SIDE,
+        rules=batches.config.autoaugment_rules,
     )
 
 
@@ -354,6 +355,22 @@ def test_a_policy_is_applied_to_the_cropped_image():
     torch.testing.assert_close(batch.images, expected)
 
 
+def test_autoaugment_is_applied_by_the_rules_of_the_settings():
+    """What DeepVoltaire's moves bring in is grey; the map moves by the same whole pixels."""
+    data = dataset(torch.full((24, 3, SIDE, SIDE), 255, dtype=torch.uint8))
+    settings = {"crop": "none", "policy": "autoaugment-svhn", "batch_size": 96, "repeats": 8}
+    black, grey = (
+        labelled_batches(data, autoaugment_rules=rules, **settings)
+        for rules in ("torchvision", "deepvoltaire")
+    )
+    operations = drawn_operations(grey, grey.order.draw(0))
+    quiet = torch.tensor([*MOVING, policies.CODE["identity"]])
+    alone = torch.isin(operations.code, quiet).all(dim=1) & (operations.code != 0).any(dim=1)
+    assert alone.sum() >= 2
+    assert ((grey(0).images[alone] * 255).round().unique()).tolist() == [128.0, 255.0]
+    assert (black(0).images[alone] * 255).round().min() == 0
+
+
 def test_autoaugment_takes_the_policy_of_the_dataset():
     named = Dataset(**(vars(noise_dataset()) | {"autoaugment": "svhn"}))
     assert labelled_batches(named, policy="autoaugment").policy == "autoaugment-svhn"
@@ -413,12 +430,12 @@ def test_the_area_drawn_for_a_token_box_is_uniform():
     assert areas.var().item() == pytest.approx(1 / 12, abs=0.01)
 
 
-def test_a_token_box_that_meets_no_border_has_the_area_drawn():
+def test_a_token_box_that_meets_no_border_has_the_area_drawn_in_even_sides():
     seen = 0
     for step in range(100):
         box = sample_token_box(0, step, (100, 100))
         if 0 < box.top < box.bottom < 100 and 0 < box.left < box.right < 100:
-            side = round(100 * rng.scalar(0, "mix_token", step, 3)[0] ** 0.5)
+            side = int(100 * rng.scalar(0, "mix_token", step, 3)[0] ** 0.5) // 2 * 2
             assert (box.bottom - box.top, box.right - box.left) == (side, side)
             seen += 1
     assert seen > 10
@@ -426,8 +443,21 @@ def test_a_token_box_that_meets_no_border_has_the_area_drawn():
 
 def test_the_mean_area_of_clipped_token_boxes_is_that_of_cutmix():
     # A side s centred uniformly keeps s - s^2/4; squared, with s^2 uniform: 1/2 - 1/5 + 1/48.
-    areas = [sample_token_box(0, step, (100, 100)).area / 10_000 for step in range(2000)]
+    areas = [sample_token_box(0, step, (1000, 1000)).area / 1e6 for step in range(2000)]
     assert sum(areas) / len(areas) == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.02)
+
+
+@pytest.mark.parametrize(("side", "share"), [(8, 0.234), (14, 0.270)])
+def test_token_boxes_are_those_of_the_papers_code(side, share):
+    """zihangJiang/TokenLabeling@9dbfd59, tlt/models/lvvit.py:43-59, over all it can draw."""
+    cut = (side * (torch.arange(10_000) / 10_000).sqrt()).floor()  # int(W * cut_rat)
+    centre = torch.arange(side)
+    half = (cut / 2).floor()[:, None]  # cut_w // 2
+    length = (centre + half).clamp(max=side) - (centre - half).clamp(min=0)
+    expected = (length.mean(dim=1) ** 2).mean() / side**2
+    assert expected == pytest.approx(share, abs=0.002)
+    areas = [sample_token_box(0, step, (side, side)).share for step in range(8000)]
+    assert sum(areas) / len(areas) == pytest.approx(expected.item(), abs=0.01)
 
 
 def test_area_of_a_token_box_is_its_number_of_tokens():

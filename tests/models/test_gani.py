@@ -3,9 +3,11 @@ import json
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 
 from smallvit.core.errors import ConfigError, UnknownNameError
 from smallvit.models.gani import PRESETS, gani_architecture
+from smallvit.models.registry import ModelConfig, create_backbone
 from smallvit.models.swin import SwinBackbone
 
 TINY = {
@@ -124,3 +126,54 @@ def test_unknown_presets_are_refused():
 def test_patches_that_do_not_divide_are_refused():
     with pytest.raises(ConfigError, match="patches of 5 px do not divide images of 32 x 32 px"):
         gani_architecture("gani_vit", img_size=32, patch_size=5)
+
+
+# hananshafi/vits-for-small-scale-datasets@43a7493, models/vit.py and models/cait.py, __init__ and
+# _init_weights: trunc_normal_(std=.02) of positions, class token and every linear layer.
+@pytest.mark.parametrize("name", ["gani_vit", "gani_cait"])
+@pytest.mark.parametrize("registered", [True, False])
+def test_weights_start_as_in_the_papers_code(name, registered):
+    torch.manual_seed(0)
+    model = (
+        timm.create_model(name, img_size=32, num_classes=10)
+        if registered
+        else create_backbone(ModelConfig(name=name), num_classes=10, image_size=32).model
+    )
+    small = [model.cls_token, model.pos_embed, model.blocks[0].attn.qkv.weight]
+    if name == "gani_cait":  # a linear layer there
+        small.append(model.patch_embed.proj.weight)
+        assert not model.patch_embed.proj.bias.any()
+    for parameter in small:
+        tolerance = 0.003 if parameter.numel() < 1000 else 0.0005
+        assert parameter.std().item() == pytest.approx(0.02, abs=tolerance)
+
+
+@pytest.mark.parametrize("side", [16, 24, 48])
+def test_positions_of_small_views_are_interpolated_as_in_the_papers_code(side):
+    """models/vit.py, interpolate_pos_encoding: bicubic, by (side // 4 + 0.1) / 8, no antialias."""
+    torch.manual_seed(0)
+    backbone = create_backbone(ModelConfig(name="gani_vit"), num_classes=10, image_size=32).eval()
+    images = torch.randn(2, 3, side, side)
+    table = backbone.model.pos_embed.detach()
+    patches = backbone.embed(images)
+    grid = table[:, 1:].reshape(1, 8, 8, 192).permute(0, 3, 1, 2)
+    factor = (side // 4 + 0.1) / 8
+    grid = F.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
+    positions = torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).reshape(1, -1, 192)], dim=1)
+    x = torch.cat([backbone.model.cls_token.expand(2, -1, -1), patches.flatten(1, 2)], dim=1)
+    x = backbone.model.norm(backbone.model.blocks(x + positions))
+    tokens = backbone(images)
+    torch.testing.assert_close(tokens.pooled, x[:, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tokens.patch, x[:, 1:], rtol=1e-5, atol=1e-5)
+    backbone.published_positions = False
+    assert (backbone(images).pooled - tokens.pooled).abs().max() > 1e-3
+
+
+def test_positions_of_its_own_grid_and_of_other_vits_are_timms():
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    backbone = create_backbone(ModelConfig(name="gani_vit"), num_classes=10, image_size=32).eval()
+    torch.testing.assert_close(backbone.logits(backbone(images)), backbone.model(images))
+    plain = create_backbone(ModelConfig(depth=1), num_classes=10, image_size=32).eval()
+    small = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(plain.logits(plain(small)), plain.model(small))
