@@ -134,6 +134,7 @@ def start_as_published(model: nn.Module) -> None:
         models/cait.py:192-194 and its _init_weights.
     """
     if isinstance(model, VisionTransformer):
+        assert model.cls_token is not None
         trunc_normal_(model.cls_token, std=0.02)
     elif isinstance(model, Cait):
         embedding: Any = model.patch_embed.proj

@@ -78,6 +78,8 @@ class VitBackbone(AbstractBackbone[VisionTransformer]):
         old = model.patch_embed.grid_size
         if not self.published_positions or old is None or grid == tuple(old):
             return model._pos_embed(patches)
+        assert model.pos_embed is not None
+        assert model.cls_token is not None
         prefix, table = model.pos_embed.split([1, model.pos_embed.shape[1] - 1], dim=1)
         factor = [(new + 0.1) / side for new, side in zip(grid, old, strict=True)]
         image = table.mT.unflatten(2, old)  # (1, N, D) -> (1, D, h, w)
