@@ -161,7 +161,7 @@ class Canvas:
         with warnings.catch_warnings():
             # A class name in a script that the font lacks is drawn as boxes.
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            self.figure.savefig(path, dpi=DPI)
+            self.figure.savefig(path, dpi=DPI, metadata={"Software": "smallvit"})
 
 
 def tile_side(side: int, bounds: tuple[int, int]) -> int:

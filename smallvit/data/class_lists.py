@@ -67,9 +67,19 @@ def check_every_class(where: str, listing: Listing) -> None:
 
 
 def check_class_lists(
-    where: str, class_names: Sequence[str], present: Mapping[str, Iterable[str]]
+    where: str,
+    class_names: Sequence[str],
+    present: Mapping[str, Iterable[str]],
+    *,
+    otherwise: str = "",
 ) -> None:
     """Check that every split has images of every class.
+
+    Args:
+        where: Begins the message.
+        class_names: Classes that there are.
+        present: Those with images, by split.
+        otherwise: Another remedy, which ends the message.
 
     Raises:
         DataError: With the number of classes in each split and the names that one lacks.
@@ -84,7 +94,7 @@ def check_class_lists(
         )
         raise DataError(
             f"{where}: the splits do not have images of all {len(every)} classes ({counts}): "
-            f"{missing}: add images of them or remove these classes from every split"
+            f"{missing}: add images of them or remove these classes from every split{otherwise}"
         )
 
 

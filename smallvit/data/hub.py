@@ -15,10 +15,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from smallvit.core.errors import ConfigError, DataError
-from smallvit.data.own import READER_VERSION
+from smallvit.data.layout import parse_layout
 from smallvit.data.parquet import list_parquet, parquet_splits
 from smallvit.data.registry import DATASETS
-from smallvit.data.sources import Source, find_files
+from smallvit.data.sources import READER_VERSION, Source, find_files
 
 SYNTAX = "hf:OWNER/NAME@COMMIT, or hf:OWNER/NAME@COMMIT#CONFIG"
 _REFERENCE = re.compile(
@@ -133,6 +133,7 @@ def open_hub(
     offline: bool,
     image_column: str | None = None,
     label_column: str | None = None,
+    layout: str | None = None,
 ) -> Source:
     """Open a dataset of the Hub, downloading it first where it is absent.
 
@@ -143,6 +144,7 @@ def open_hub(
         offline: Refuse to download.
         image_column: As in ``parquet.list_parquet``.
         label_column: As in ``parquet.list_parquet``.
+        layout: As in ``own.open_path``.
 
     Raises:
         ConfigError: If the reference is malformed or the config is missing or unknown.
@@ -171,9 +173,17 @@ def open_hub(
         raise _unreachable(parsed, folder, f"{folder} holds no parquet file")
     if parsed.config is None:
         choose_config(parsed, [file.name for file in found])
-    splits = parquet_splits(root, found)
+    named = parse_layout(layout)
+    if named is not None and named.kind == "classes":
+        raise ConfigError(f"data.layout classes is for folders, not for {parsed}: leave it out")
+    splits = parquet_splits(root, found, named)
     facts = [(file.name, file.size) for file in found]  # a commit does not change; times may
-    key = repr((READER_VERSION, str(parsed), facts, image_column, label_column))
+    key = repr(
+        (
+            *(READER_VERSION, str(parsed), facts, image_column, label_column),
+            *([] if named is None else [named]),
+        )
+    )
     name = parsed.repo.partition("/")[2].lower()
     known = DATASETS.get(name)  # a copy of a known dataset: digits are not mirrored here either
     return Source(
@@ -183,8 +193,9 @@ def open_hub(
         autoaugment="imagenet" if known is None else known.autoaugment,
         image_size=None,
         list_images=lambda: list_parquet(
-            splits, image_column=image_column, label_column=label_column
+            splits, image_column=image_column, label_column=label_column, named=named
         ),
+        kind="parquet of the Hub",
     )
 
 

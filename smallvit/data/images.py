@@ -10,6 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from smallvit.data.grey import GreyExtent, GreyRange, grey_extent, grey_values, to_levels
+from smallvit.data.file_kinds import kind_of, what_instead
 
 # Before version 11.3, which brought AVIF, features.check("avif") would warn.
 _AVIF = {"AVIF": (".avif",)} if "avif" in features.get_supported_modules() else {}
@@ -75,9 +76,9 @@ def open_image(file: Path | str | bytes) -> Image.Image:
     try:
         image = Image.open(BytesIO(content), formats=tuple(_FORMATS))
     except UnidentifiedImageError:
-        heif = content[4:8] == b"ftyp"
-        what = "HEIC or another format" if heif else "no image, or of a format"
-        raise ValueError(f"{what} that is not read: convert it to PNG or JPEG") from None
+        instead = what_instead(content)
+        what = f"{kind_of(content)} that is not read: convert it to PNG or JPEG"
+        raise ValueError(instead or what) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(_too_large()) from None
     if image.width * image.height > MAX_PIXELS:

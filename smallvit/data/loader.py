@@ -25,6 +25,7 @@ from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.rows import own_rows
 from smallvit.data import fetch, hub, official, own, registry
 from smallvit.data.grey import GreyRange, GreyScale, check_range
+from smallvit.data.layout import parse_layout
 from smallvit.data.sources import Listing, Source
 from smallvit.data.splits import Cut, StoredCut, cut_splits, load_cut, split_hash, store_cut
 from smallvit.data.store import (
@@ -66,6 +67,9 @@ class DataConfig:
             (false for digits).
         grey_range: Grey values of more than 8 bits that become black and white; null is the
             smallest usual range that holds those of all files.
+        layout: What the folders of your own images are, where their names do not tell: classes
+            (each is a class), unlabelled, or the folders of the splits as in
+            train=training_set,test=test_set, of which those not named are not read.
     """
 
     dataset: str | None = None
@@ -79,6 +83,7 @@ class DataConfig:
     split_seed: Annotated[int, Range(ge=0, lt=1 << 63)] = 0
     hflip: bool | None = None
     grey_range: tuple[float, float] | None = None
+    layout: str | None = None
 
     def __post_init__(self) -> None:
         if self.dataset is not None and self.path is not None:
@@ -88,6 +93,10 @@ class DataConfig:
             )
         if self.dataset is not None and not self.dataset.startswith("hf:"):
             registry.get_dataset_spec(self.dataset)
+            if self.layout is not None:
+                raise ConfigError(
+                    f"data.layout is for images of your own, not for {self.dataset}: leave it out"
+                )
             for name in ("image_column", "label_column"):
                 if getattr(self, name) is not None:
                     raise ConfigError(
@@ -96,6 +105,7 @@ class DataConfig:
                     )
         if self.grey_range is not None:
             check_range(self.grey_range)
+        parse_layout(self.layout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +162,8 @@ class Dataset:
         overlaps: Repeated images within and across the splits that the dataset brings.
         contents: Content hashes of splits that were put together out of the stored ones.
         grey: How grey values of more than 8 bits became 8 bits; ``None`` where there are none.
+        kind: How the user's own images were read, in a few words.
+        left_out: What was passed over or left out, a line each.
     """
 
     name: str
@@ -169,6 +181,8 @@ class Dataset:
     overlaps: tuple[Overlap, ...] = ()
     contents: Mapping[str, np.ndarray] | None = None
     grey: GreyScale | None = None
+    kind: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -262,16 +276,16 @@ def open_source(
         ConfigError: If it names none.
         DataError: If they are not there.
     """
-    columns = {"image_column": config.image_column, "label_column": config.label_column}
+    named = {key: getattr(config, key) for key in ("image_column", "label_column", "layout")}
     if config.path is not None:
-        return own.open_path(config.path, **columns)
+        return own.open_path(config.path, **named)
     if config.dataset is None:
         raise ConfigError(
             "no data named: give --dataset NAME (known: "
             f"{', '.join(sorted(registry.DATASETS))}) or --data PATH"
         )
     if config.dataset.startswith("hf:"):
-        return hub.open_hub(config.dataset, data_dir=data_dir, offline=offline, **columns)
+        return hub.open_hub(config.dataset, data_dir=data_dir, offline=offline, **named)
     spec = registry.get_dataset_spec(config.dataset)
     if not fetch.is_present(spec, data_dir):
         fetch.fetch_dataset(spec, data_dir, offline=offline, progress=progress)
@@ -286,15 +300,17 @@ def usual_size(listing: Listing) -> int:
     """
     split = listing.splits["train"]
     sides = []
+    reasons: list[str] = []
     for i in np.linspace(0, len(split.names) - 1, num=min(64, len(split.names))).astype(int):
         try:
             sides.append(min(split.read(int(i)).size))
-        except Exception:  # a broken file is counted when the data is packed
-            continue
+        except Exception as error:  # a broken file is counted when the data is packed
+            why = " ".join(str(error).split()) or type(error).__name__
+            reasons.append(f"{split.names[i]} ({why})")
     if not sides:
         raise DataError(
-            f"none of the images looked at can be decoded, first: {', '.join(split.names[:1])}: "
-            "check that they are whole images"
+            f"none of the {len(reasons)} images looked at can be decoded, first: "
+            f"{', '.join(reasons[:1])}"
         )
     return min(USUAL_SIZES, key=lambda size: abs(size - np.median(sides)))
 
@@ -406,6 +422,8 @@ def prepare_dataset(
         overlaps=store.manifest.overlaps,
         grey=store.manifest.grey,
         store_path=store.path,
+        kind=source.kind,
+        left_out=source.notes,
     )
 
 

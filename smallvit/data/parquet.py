@@ -20,8 +20,11 @@ from smallvit.data.class_lists import (
     order_classes,
     plural,
     read_split_name,
+    some,
 )
+from smallvit.data.file_kinds import what_instead
 from smallvit.data.images import open_image
+from smallvit.data.layout import Layout
 from smallvit.data.sources import FoundFile, Listing, SourceSplit
 
 BATCH_BYTES = 2**24  # images of a parquet file decompressed at a time, about
@@ -29,7 +32,9 @@ LARGEST_HASH = 64  # bytes; columns of a fixed width up to this hold identifiers
 ROWS_KEPT = 64  # rows before the newest batch that stay at hand: more than store.MAX_AHEAD
 
 
-def parquet_splits(root: Path, files: Iterable[FoundFile]) -> dict[str, list[Path]]:
+def parquet_splits(
+    root: Path, files: Iterable[FoundFile], layout: Layout | None = None
+) -> dict[str, list[Path]]:
     """Sort parquet files by split: by their names, else by the nearest folder that names one.
 
     A name counts that begins with train, val or test. Where none does, all files are of train.
@@ -37,28 +42,39 @@ def parquet_splits(root: Path, files: Iterable[FoundFile]) -> dict[str, list[Pat
     Args:
         root: Folder of the files.
         files: The files, with names below ``root``.
+        layout: How the names of each split's files begin, where the user named it; others are not
+            read. Where none begins so, a column ``split`` is meant.
 
     Raises:
         DataError: If only some of the files tell their split, or none is of train.
     """
+    given = layout is not None and layout.kind == "splits"
+    begins = layout.splits if layout and given else {s: s for s in ("train", "val", "test")}
     found: dict[str | None, list[Path]] = {}
     for file in files:
         parts = reversed(file.name.lower().split("/"))
         split = next(
-            (s for part in parts for s in ("train", "val", "test") if part.startswith(s)), None
+            (s for part in parts for s in begins if part.startswith(begins[s].lower())), None
         )
         found.setdefault(split, []).append(root / file.name)
     unnamed = found.pop(None, [])
+    if given and found:
+        unnamed = []
     named = {split: found[split] for split in ("train", "val", "test") if split in found}
     if not named:
         return {"train": unnamed}
     if unnamed:
         raise DataError(
             f"{root}: the names of {plural(len(unnamed), 'parquet file')} (such as "
-            f"{unnamed[0].name}) give no split, others do: rename them to train-*, val-* or test-*"
+            f"{unnamed[0].name}) give no split, others do: rename them to train-*, val-* or "
+            "test-*, or say how the names begin, as in --data.layout train=train,test=test"
         )
     if "train" not in named:
-        raise DataError(f"{root} has parquet files of {' and '.join(named)} but none of train")
+        only = next(iter(named.values()))[0].name.partition("-")[0].partition(".")[0]
+        raise DataError(
+            f"{root} has parquet files of {' and '.join(named)} but none of train: add them, or "
+            f"train on others, --data.layout train={only}"
+        )
     return named
 
 
@@ -67,6 +83,7 @@ def list_parquet(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    named: Layout | None = None,
 ) -> Listing:
     """List the images of parquet files.
 
@@ -86,6 +103,8 @@ def list_parquet(
         image_column: Column of the images; ``None`` is the one whose type fits.
         label_column: Column of the labels; ``None`` is the one that the metadata marks as class
             labels, else ``label``.
+        named: What a column ``split`` calls each split, or that labels are not read, where the
+            user named it.
 
     Raises:
         ConfigError: If pyarrow is not installed, or a column is absent, unfit or ambiguous.
@@ -94,6 +113,9 @@ def list_parquet(
     """
     layouts = [_read_layout(file, image_column, label_column) for file in _flat(files)]
     layout = layouts[0]
+    if named is not None and named.kind == "unlabelled":
+        layouts = [replace(each, label=None, text=False, class_names=None) for each in layouts]
+        layout = layouts[0]
     for other in layouts:
         if other != replace(layout, path=other.path):
             raise DataError(
@@ -112,7 +134,7 @@ def list_parquet(
         names = [f"{table.path.name} row {i}" for table in parts for i in range(table.num_rows)]
         rows = {split: np.arange(len(names))}
         if layout.split and list(tables) == ["train"]:
-            rows = _divide(where, parts, labelled=layout.label is not None)
+            rows = _divide(where, parts, named, labelled=layout.label is not None)
         images = _ParquetImages([table.path for table in parts], layout.leaf)
         for part, index in rows.items():
             splits[part] = _table_split(images, names, labels[split], index)
@@ -178,6 +200,10 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
+        with path.open("rb") as file:
+            instead = what_instead(file.read(512))
+        if instead is not None:
+            raise DataError(f"{path} is {instead}") from error
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path} is not a whole parquet file ({reason}): replace it") from error
 
@@ -373,7 +399,8 @@ def _number_labels(
             raise DataError(
                 f"{table.path}: {len(odd)} of {plural(table.num_rows, 'row')} have a "
                 f"{layout.label} that is not a class (the first: row {odd[0]}, "
-                f"{table.labels[odd[0]]}; classes are {allowed}): remove these rows"
+                f"{table.labels[odd[0]]}; classes are {allowed}): remove these rows, or leave a "
+                "split without labels out, as in --data.layout train=train"
             )
     if names is None:
         numbers = np.unique(np.concatenate(list(values.values())))
@@ -382,18 +409,33 @@ def _number_labels(
     return names, values
 
 
-def _divide(where: str, tables: Sequence[_Table], *, labelled: bool) -> dict[str, np.ndarray]:
+def _divide(
+    where: str, tables: Sequence[_Table], named: Layout | None, *, labelled: bool
+) -> dict[str, np.ndarray]:
     """Return the rows of each split that a column ``split`` names."""
-    of_row = np.asarray(
-        [
-            read_split_name(split or "", f"{table.path}, row {i}")
-            for table in tables
-            for i, split in enumerate(table.splits)
-        ]
-    )
-    found = {split: np.flatnonzero(of_row == split) for split in ("train", "val", "test")}
+    if named is not None and named.kind == "splits":
+        values = np.asarray([(split or "").strip() for table in tables for split in table.splits])
+        found = {split: np.flatnonzero(values == name) for split, name in named.splits.items()}
+        for split, rows in found.items():
+            if len(rows) == 0:
+                raise DataError(
+                    f"{where}: no row has the split {named.splits[split]!r}, which data.layout "
+                    f"names as {split}; there are {some(sorted(set(map(str, values))))}"
+                )
+    else:
+        of_row = np.asarray(
+            [
+                read_split_name(split or "", f"{table.path}, row {i}")
+                for table in tables
+                for i, split in enumerate(table.splits)
+            ]
+        )
+        found = {split: np.flatnonzero(of_row == split) for split in ("train", "val", "test")}
     if len(found["train"]) == 0:
-        raise DataError(f"{where}: no row has the split train")
+        raise DataError(
+            f"{where}: no row has the split train: name the rows to train on train, or say what "
+            "they are called, as in --data.layout train=test"
+        )
     return {
         split: rows
         for split, rows in found.items()

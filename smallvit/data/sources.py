@@ -5,18 +5,18 @@
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from smallvit.core.errors import DataError
 from smallvit.data.images import IMAGE_SUFFIXES
 from smallvit.data.registry import AutoAugmentPolicy
+from smallvit.data.walk import FoundFile, walk
+
+READER_VERSION = 1  # of the readers of the user's own data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,8 @@ class Source:
             images decide.
         list_images: Lists the images; called when they are packed, and may take seconds.
         autoaugment: Which of AutoAugment's published policies suits it.
+        kind: How the images were read, in a few words; empty for a dataset known by name.
+        notes: What was passed over or left out, a line each.
     """
 
     name: str
@@ -70,24 +72,12 @@ class Source:
     image_size: int | None
     list_images: Callable[[], Listing]
     autoaugment: AutoAugmentPolicy = "imagenet"
-
-
-class FoundFile(NamedTuple):  # a tuple: there can be hundreds of thousands
-    """A file below a dataset's folder, with what tells whether it changed.
-
-    Attributes:
-        name: Path below the folder, with forward slashes.
-        size: Bytes.
-        mtime_ns: Time of change.
-    """
-
-    name: str
-    size: int
-    mtime_ns: int
+    kind: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def find_files(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[FoundFile]:
-    """List the files below ``root`` by name; hidden files and folders are passed over.
+    """List the files below ``root`` by name, as ``walk.walk`` does.
 
     Args:
         root: Folder to search, with its sub-folders; links to folders are followed.
@@ -97,33 +87,7 @@ def find_files(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Fou
         DataError: If links of any name lead nowhere, or a link leads to a folder above it.
         OSError: If a folder cannot be read.
     """
-    wanted = tuple(suffixes)
-    found: list[FoundFile] = []
-    dangling: list[str] = []
-    stack: list[tuple[str, str, frozenset[tuple[int, int]]]] = [("", os.fspath(root), frozenset())]
-    while stack:
-        prefix, folder, above = stack.pop()
-        status = os.stat(folder)  # noqa: PTH116 (far faster)
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            raise DataError(f"{folder} is a link to a folder that holds it: remove it")
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    stack.append((f"{prefix}{entry.name}/", entry.path, above | {here}))
-                elif entry.name.lower().endswith(wanted) and entry.is_file():
-                    stat = entry.stat()
-                    found.append(FoundFile(f"{prefix}{entry.name}", stat.st_size, stat.st_mtime_ns))
-                elif entry.is_symlink() and not entry.is_file():
-                    dangling.append(f"{prefix}{entry.name}")
-    if dangling:
-        raise DataError(
-            f"{root} has links to nothing ({len(dangling)}; the first: {min(dangling)}): bring "
-            "back what they point to, or remove them"
-        )
-    return sorted(found)
+    return walk(root, suffixes).files
 
 
 def printable(name: str) -> str:
@@ -135,3 +99,8 @@ def files_key(files: Iterable[FoundFile]) -> str:
     """Hash names, sizes and times of change."""
     lines = (f"{file.name}\0{file.size}\0{file.mtime_ns}\n" for file in files)
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def source_key(*parts: str | None) -> str:
+    """Hash what the user's own data is read from and how."""
+    return hashlib.sha256(repr((READER_VERSION, *parts)).encode()).hexdigest()

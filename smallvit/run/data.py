@@ -11,6 +11,7 @@ from smallvit.core.console import console
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run
 from smallvit.data import fetch, loader, official
+from smallvit.data.class_lists import some
 from smallvit.data.fetch import FetchProgress
 from smallvit.data.loader import DataConfig, Dataset
 from smallvit.data.registry import DATASETS
@@ -31,6 +32,10 @@ def load_dataset(config: DataConfig) -> Dataset:
             progress=pack_progress,
             fetch_progress=fetch_progress,
         )
+    if dataset.kind:
+        logger.info("%s: %s", dataset.name, describe(dataset))
+    for line in dataset.left_out:
+        logger.warning("%s: %s", dataset.name, line)
     if dataset.broken:
         logger.warning(
             "%s: %d files could not be decoded and are left out: %s",
@@ -41,6 +46,20 @@ def load_dataset(config: DataConfig) -> Dataset:
     for note in dataset.notes:
         logger.warning("%s: %s", dataset.name, note)
     return dataset
+
+
+def describe(dataset: Dataset) -> str:
+    """Say in one line how the user's own images were read: layout, classes, splits, counts."""
+    if not dataset.labelled:
+        return f"read as {dataset.kind}: train {len(dataset.splits['train']):,}"
+    train = dataset.splits["train"].images
+    sizes = ", ".join(
+        f"{name} {len(split):,}{'' if name == 'train' or split.images is not train else ' (cut)'}"
+        for name, split in dataset.splits.items()
+        if name != "labelled"
+    )
+    classes = f"{dataset.num_classes} classes ({some(dataset.class_names)})"
+    return f"read as {dataset.kind}: {classes}, images {sizes}"
 
 
 def open_here(config: DataConfig) -> Source:

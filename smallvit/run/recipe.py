@@ -47,8 +47,9 @@ FREE_AT_RESUME = (
     "runtime.grad_checkpointing",
     "data.dataset",
     "data.path",
+    "data.layout",
 )
-OF_NAMED_DATA = ("dataset", "path", "image_column", "label_column", "hflip")
+OF_NAMED_DATA = ("dataset", "path", "image_column", "label_column", "hflip", "layout")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -341,7 +341,7 @@ def test_images_none_of_which_decodes_are_refused():
         raise OSError
 
     split = SourceSplit(names=["x.png", "y.png"], labels=np.zeros(2, dtype=int), read=fail)
-    with pytest.raises(DataError, match=r"none of the images .* first: x\.png"):
+    with pytest.raises(DataError, match=r"none of the 2 images .* first: x\.png"):
         usual_size(Listing(class_names=("a",), splits={"train": split}))
 
 

@@ -97,9 +97,9 @@ def test_a_missing_path_is_refused(tmp_path):
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "a.zip").touch()
-    with pytest.raises(DataError, match=r"a\.zip is another kind of file: --data takes"):
-        open_path(tmp_path / "a.zip")
+    (tmp_path / "a.xyz").touch()
+    with pytest.raises(DataError, match=r"a\.xyz is another kind of file: --data takes"):
+        open_path(tmp_path / "a.xyz")
 
 
 def test_a_test_folder_without_a_train_folder_is_refused(tmp_path):
@@ -214,20 +214,6 @@ def test_splits_with_other_classes_are_refused_with_counts(tmp_path):
 def test_images_beside_class_folders_are_refused_with_an_example(tmp_path):
     folder(tmp_path, "train/a/1.png", "train/b/1.png", "train/x.png", "train/y.png")
     with pytest.raises(DataError, match=r"train has 2 images in no class folder \(such as x.png\)"):
-        open_path(tmp_path)
-
-
-def test_an_unlabelled_test_folder_beside_labelled_training_images_is_refused(tmp_path):
-    folder(tmp_path, "train/a/1.png", "train/b/1.png", "test/1.png")
-    with pytest.raises(DataError, match=r"test has 1 image in no class folder \(such as 1.png\)"):
-        open_path(tmp_path)
-
-
-def test_a_class_called_train_is_not_taken_for_the_split_in_silence(tmp_path):
-    folder(tmp_path, "car/1.png", "train/1.png", "ship/1.png")
-    with pytest.raises(
-        DataError, match=r"split folders \(train\) and 2 images outside them \(such"
-    ):
         open_path(tmp_path)
 
 
@@ -350,7 +336,7 @@ HEAD = "image_path,label,split\n"
         (HEAD + "1.png,a\n", "line 2: 2 cells under 3 columns"),
         (HEAD + "1.png,a,b,train\n", "line 2: 4 cells under 3 columns"),
         (HEAD + '1.png,"a,train\n2.png,b,train\n', "line 3: unexpected end of data"),
-        (HEAD + "1.png,a,test\n2.png,b,test\n", "no row has the split train"),
+        (HEAD + "1.png,a,test\n2.png,b,test\n", "no row has the split train: name"),
         (HEAD + "1.png,a,train\n2.png,a,train\n", "all images are of one class, 'a'"),
         (
             HEAD + "1.png,a,train\n2.png,b,train\n3.png,a,test\n",
@@ -387,7 +373,7 @@ def test_a_folder_is_no_image_of_a_csv(tmp_path):
 
 def test_a_csv_of_another_encoding_is_refused(tmp_path):
     path = table(tmp_path, "image_path,label\n1.png,\u00e9\n", encoding="latin-1")
-    with pytest.raises(DataError, match=r"not UTF-8 \(byte 23\): save it as UTF-8"):
+    with pytest.raises(DataError, match=r"not UTF-8 \(byte 23, line 2\): save it as UTF-8"):
         open_path(path)
 
 
