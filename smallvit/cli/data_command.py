@@ -18,6 +18,7 @@ from smallvit.data import fetch
 from smallvit.data.loader import DataConfig, Dataset, class_counts
 from smallvit.data.registry import DATASETS, DatasetSpec
 from smallvit.data.store import file_stem
+from smallvit.data.walk import is_drawn
 from smallvit.models.registry import create_backbone
 from smallvit.run.data import load_dataset, open_here, pack, require_labels, show_progress
 from smallvit.run.data_check import check_dataset, packed_counts, start_again
@@ -26,6 +27,7 @@ from smallvit.teachers.score_maps import open_score_maps
 
 MOST_CLASSES = 30  # rows of a table
 MOST_DRAWN = 512
+SHEETS = ("images", "views", "batch", "score_maps")
 data_command = App(
     name="data",
     help="List data sets; describe, fetch, check or draw one, or images of your own.",
@@ -66,7 +68,7 @@ def ls(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = Fals
     console.print(
         "\nabsent: `smallvit data get NAME` fetches it. cut: that split is cut from train. Images "
         "of your own work too: `smallvit data info PATH`, for a folder with one folder a class, a "
-        "CSV or a parquet file.",
+        "CSV, a parquet file or an .npz file of arrays.",
         highlight=False,
         soft_wrap=True,
     )
@@ -83,7 +85,7 @@ def info(
     """Describe a dataset: source, splits, classes, channel statistics. Nothing is downloaded.
 
     Args:
-        name: A known name, ``hf:owner/name@commit``, a folder, a CSV or a parquet file.
+        name: A known name, ``hf:owner/name@commit``, a folder, CSV, parquet or .npz file.
         all_classes: List every class.
         data: Size and splits.
     """
@@ -104,6 +106,8 @@ def info(
         "packed in": str(dataset.store_path),
     }
     yours = {"cite": "your own images", "licence": "yours"} if config.path else {}
+    if dataset.kind:
+        facts = {"read as": dataset.kind} | facts
     known = {} if spec is None else _source_facts(spec)
     console.print(_facts(dataset.name, facts | known | yours))
     if spec is not None:
@@ -111,7 +115,7 @@ def info(
     _print_counts(console, dataset, len(dataset.class_names) if all_classes else MOST_CLASSES)
     for broken in dataset.broken:
         _say(console, f"left out: {broken}")
-    for note in dataset.notes:
+    for note in (*dataset.left_out, *dataset.notes):
         _say(console, f"note: {note}")
 
 
@@ -127,7 +131,7 @@ def get(
     """Fetch a dataset, verify it and pack it; images of your own are only packed.
 
     Args:
-        name: A known name, ``hf:owner/name@commit``, a folder, a CSV or a parquet file.
+        name: A known name, ``hf:owner/name@commit``, a folder, CSV, parquet or .npz file.
         origin: Official archive, a folder of them, or the unpacked data, instead of a download.
         offline: Download nothing.
         data: Size and splits.
@@ -172,7 +176,7 @@ def check(name: str, /, *, data: DataConfig = DataConfig()) -> None:
     Nothing is downloaded. Exit code 3 if anything is wrong.
 
     Args:
-        name: A known name, ``hf:owner/name@commit``, a folder, a CSV or a parquet file.
+        name: A known name, ``hf:owner/name@commit``, a folder, CSV, parquet or .npz file.
         data: Size and splits.
     """
     console, problems = Console(), 0
@@ -200,7 +204,7 @@ def show(
     """Draw what training sees: images, views of stage 1, a batch of stage 2, score maps.
 
     Args:
-        name: A known name, ``hf:owner/name@commit``, a folder, a CSV or a parquet file.
+        name: A known name, ``hf:owner/name@commit``, a folder, CSV, parquet or .npz file.
         out: Folder of the pictures, by default contact-sheets/NAME; older ones are replaced.
         score_maps: File of score maps, to draw over the crops that they belong to.
         num: Images a picture, at most.
@@ -238,6 +242,9 @@ def show(
     run = {"num": num, "seed": resolved.seed, "recipe": recipe_name}
     stage_1, stage_2 = resolved.pretrain.method.views, resolved.finetune.augment
     try:
+        for taken in filter(Path.exists, (folder / f"{stem}.png" for stem in SHEETS)):
+            if not is_drawn(taken):
+                raise ConfigError(f"{taken} is no contact sheet: give another --out")
         folder.mkdir(parents=True, exist_ok=True)
         contact_sheet.draw_images(path("images"), dataset, num=num, seed=resolved.seed)
         contact_sheet.draw_views(path("views"), dataset, stage_1, **run)

@@ -27,7 +27,6 @@ from smallvit.data.unpack import move_into_place, need_room, staging_folder, unp
 
 FetchProgress = Callable[[str, int, int | None], None]  # (what, bytes done, bytes in all)
 
-HUB_FOLDER = "stanford_cars"  # the one dataset without official files; torchvision's name for it
 TIMEOUT_S = 30.0
 MAX_FAILURES = 4  # connections in a row to one address that bring next to nothing
 BACK_OFF_S = 1.0  # after the first failure; grows with each
@@ -94,7 +93,7 @@ def fetch_dataset(
                 # Imported late: only one dataset needs the client.
                 from smallvit.data.hub import fetch_hub
 
-                fetch_hub(spec.hub, data_dir / HUB_FOLDER, offline=offline)
+                fetch_hub(spec.hub, data_dir / hub_folder(spec.hub), offline=offline)
             _fetch_files(spec, data_dir, report, offline=offline)
     except OSError as error:
         why = " ".join(str(error.strerror or error).split())
@@ -113,6 +112,11 @@ def is_present(spec: DatasetSpec, data_dir: Path) -> bool:
     return all(_is_there(data_dir / target) for target in _targets(spec))
 
 
+def hub_folder(reference: str) -> str:
+    """Return the folder of a dataset of the Hub below the data folder: the repository's name."""
+    return reference.partition("@")[0].rpartition("/")[2]
+
+
 def manual_steps(spec: DatasetSpec, data_dir: Path) -> str:
     """Say in one line how to bring by hand what is missing; empty where nothing is."""
     if is_present(spec, data_dir):
@@ -121,7 +125,7 @@ def manual_steps(spec: DatasetSpec, data_dir: Path) -> str:
         name, _, revision = spec.hub.partition("@")
         steps = (
             f"put the parquet files of https://huggingface.co/datasets/{name}/tree/{revision} "
-            f"in {data_dir / HUB_FOLDER}"
+            f"in {data_dir / hub_folder(spec.hub)}"
         )
     else:
         steps = "; ".join(
@@ -185,7 +189,8 @@ def download(file: RemoteFile, folder: Path, progress: FetchProgress | None = No
 
 
 def _targets(spec: DatasetSpec) -> list[str]:
-    return [file.target for file in spec.files] + ([HUB_FOLDER] if spec.hub is not None else [])
+    from_hub = [] if spec.hub is None else [hub_folder(spec.hub)]
+    return [file.target for file in spec.files] + from_hub
 
 
 def _is_there(path: Path) -> bool:
@@ -244,8 +249,9 @@ def _take(spec: DatasetSpec, data_dir: Path, origin: Path) -> None:
     taken = [_take_one(file, data_dir, origin) for file in missing]
     expected = [f"{file.name} or, unpacked, {file.target}" for file in missing]
     if spec.hub is not None:
-        taken.append(_take_unpacked(HUB_FOLDER, data_dir, origin, marks="**/*.parquet"))
-        expected.append(f"{HUB_FOLDER} or parquet files")
+        folder = hub_folder(spec.hub)
+        taken.append(_take_unpacked(folder, data_dir, origin, marks="**/*.parquet"))
+        expected.append(f"{folder} or parquet files")
     if not any(taken):
         raise DataError(
             f"{origin} holds nothing that is missing of {spec.name}: expected {'; '.join(expected)}"

@@ -67,7 +67,8 @@ def open_folder(path: Path, found: Walk, layout: Layout | None) -> Source:
     else:
         if layout is None:
             _leave_out_unlabelled(sorted_in)
-        class_names = _check_class_folders(path, sorted_in, found.written)
+        results = [*found.written, *found.drawn]
+        class_names = _check_class_folders(path, sorted_in, results)
     lists = {
         split: [classes[label] for label in sorted(classes)]
         for split, classes in sorted_in.classes.items()
@@ -165,7 +166,7 @@ def _leave_out_unlabelled(found: _Found) -> None:
         )
 
 
-def _check_class_folders(path: Path, found: _Found, written: Sequence[str]) -> tuple[str, ...]:
+def _check_class_folders(path: Path, found: _Found, results: Sequence[str]) -> tuple[str, ...]:
     fewer = {split: root for split, root in found.roots.items() if split == "train"}
     leave_out = f", or leave a split out, as in {option(fewer)}" if len(found.roots) > 1 else ""
     for split, folder in found.roots.items():
@@ -177,7 +178,7 @@ def _check_class_folders(path: Path, found: _Found, written: Sequence[str]) -> t
                 f"{root} has {plural(len(loose), 'image')} in no class folder (such as "
                 f"{PurePosixPath(loose[0]).name}): move each into the folder of its class{either}"
             )
-        for entry in _folders(root, below=folder, written=written):
+        for entry in _folders(root, below=folder, results=results):
             if entry.name not in found.classes[split]:
                 raise DataError(
                     f"{root}: class folder {entry.name!r} has no image{_other_files(entry)}: add "
@@ -199,10 +200,10 @@ def _check_class_folders(path: Path, found: _Found, written: Sequence[str]) -> t
     return names
 
 
-def _folders(root: Path, *, below: str, written: Sequence[str]) -> Iterator[Path]:
-    """Yield the folders in a folder that may be classes."""
+def _folders(root: Path, *, below: str, results: Sequence[str]) -> Iterator[Path]:
+    """Yield the folders in a folder that may be classes: not those of results alone."""
     prefix = f"{below}/" if below else ""
-    ours = {name[len(prefix) :].partition("/")[0] for name in written if name.startswith(prefix)}
+    ours = {name[len(prefix) :].partition("/")[0] for name in results if name.startswith(prefix)}
     for entry in sorted(root.iterdir()):
         hidden = entry.name.startswith(".") or entry.name.lower() in LEFT_BY_SYSTEMS
         if entry.is_dir() and not hidden and entry.name not in ours:

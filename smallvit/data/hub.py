@@ -19,6 +19,7 @@ from smallvit.data.layout import parse_layout
 from smallvit.data.parquet import list_parquet, parquet_splits
 from smallvit.data.registry import DATASETS
 from smallvit.data.sources import READER_VERSION, Source, find_files
+from smallvit.data.walk import mark_folder
 
 SYNTAX = "hf:OWNER/NAME@COMMIT, or hf:OWNER/NAME@COMMIT#CONFIG"
 _REFERENCE = re.compile(
@@ -157,7 +158,9 @@ def open_hub(
         if not folder.is_dir() and offline:
             raise _unreachable(parsed, folder, "offline")
         if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.parent.parent.mkdir(parents=True, exist_ok=True)
+            mark_folder(folder.parent.parent)  # it may lie below a folder of the user's images
+            folder.parent.mkdir(exist_ok=True)
             with FileLock(folder.with_name(f".{leaf}.lock")):
                 if not folder.is_dir():  # another process may have fetched it meanwhile
                     fetch_hub(reference, folder, offline=offline)

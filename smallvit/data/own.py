@@ -4,7 +4,6 @@ Everything is checked before an image is decoded: a file that is missing or name
 that belongs to no class or split, a class that a split lacks. Nothing is left out in silence.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -99,7 +98,7 @@ def open_path(
 
 
 def _open_directory(path: Path, columns: Columns, layout: Layout | None) -> Source:
-    if is_written(set(os.listdir(path))):  # noqa: PTH208 (names alone)
+    if is_written({entry.name for entry in path.iterdir()}):
         raise DataError(
             f"{path} was written by smallvit and holds no data: give the folder of your images"
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smallvit.core.errors import DataError
+from smallvit.data.registry import DATASETS
 
 # In lower case: left by macOS, by Windows, by network drives and recorders, by ext4, by Python.
 LEFT_BY_SYSTEMS = frozenset(
@@ -41,7 +42,9 @@ _WRITTEN = (
     frozenset({"config.json", "model.safetensors"}),
     frozenset({"manifest.json", "train.images.npy"}),
 )
-_MARKS = frozenset().union(*_WRITTEN)
+# The folder of downloads, by the locks that fetching leaves.
+_FETCHED = tuple(frozenset({f".{name}.lock"}) for name in DATASETS)
+_MARKS = frozenset().union(*_WRITTEN, *_FETCHED)
 # A picture of results can lie alone beside images: it has one of these names, and says who drew it.
 PICTURES = frozenset(
     f"{name}.png"
@@ -82,11 +85,13 @@ class Walk(NamedTuple):
         files: Those that count, by name.
         passed: How many folders or files of each name or kind are passed over.
         written: Folders that this package wrote, by their paths below the folder.
+        drawn: Folders with pictures of results, alone or beside images.
     """
 
     files: list[FoundFile]
     passed: dict[str, int]
     written: list[str]
+    drawn: list[str]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -114,6 +119,7 @@ def walk(root: Path, suffixes: Iterable[str]) -> Walk:
     found: list[FoundFile] = []
     passed: Counter[str] = Counter()
     written: list[str] = []
+    drawn: set[str] = set()
     dangling: list[str] = []
     stack: list[tuple[str, str, frozenset[tuple[int, int]]]] = [("", os.fspath(root), frozenset())]
     while stack:
@@ -124,7 +130,8 @@ def walk(root: Path, suffixes: Iterable[str]) -> Walk:
             raise DataError(f"{folder} is a link to a folder that holds it: remove it")
         with os.scandir(folder) as scan:
             entries = list(scan)
-        if prefix and is_written({entry.name for entry in entries if entry.name in _MARKS}):
+        marks = {entry.name for entry in entries if entry.name in _MARKS}
+        if prefix and marks and (is_written(marks) or any(each <= marks for each in _FETCHED)):
             written.append(prefix.rstrip("/"))
             continue
         for entry in entries:
@@ -138,7 +145,8 @@ def walk(root: Path, suffixes: Iterable[str]) -> Walk:
                     stack.append((f"{prefix}{name}/", entry.path, above | {here}))
             elif name.lower().endswith(wanted) and entry.is_file():
                 if name in PICTURES and is_drawn(Path(entry.path)):
-                    passed[f"{name} drawn by smallvit"] += 1
+                    passed["pictures drawn by smallvit"] += 1
+                    drawn.add(prefix.rstrip("/"))
                     continue
                 stat = entry.stat()
                 found.append(FoundFile(f"{prefix}{name}", stat.st_size, stat.st_mtime_ns))
@@ -149,7 +157,7 @@ def walk(root: Path, suffixes: Iterable[str]) -> Walk:
             f"{root} has links to nothing ({len(dangling)}; the first: {min(dangling)}): bring "
             "back what they point to, or remove them"
         )
-    return Walk(sorted(found), dict(passed), sorted(written))
+    return Walk(sorted(found), dict(passed), sorted(written), sorted(drawn))
 
 
 def is_written(names: Set[str]) -> bool:

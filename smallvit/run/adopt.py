@@ -46,7 +46,7 @@ from smallvit.models.registry import (
 )
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.run.classifier import judge_classifier, score_classifier
-from smallvit.run.data import load_dataset, require_labels
+from smallvit.run.data import check_out, load_dataset, require_labels
 from smallvit.run.learned import NOTHING, Learned, write_learned
 from smallvit.run.monitor import EVAL_BATCH
 from smallvit.run.provenance import check_leak, join_extra_data, other_data
@@ -168,6 +168,7 @@ def run_adopt(
     assert start is not None
     refuse_several("adopting a teacher")
     if not dry_run:
+        check_out(out, recipe.data)
         check_target(out, resume=None, overwrite=overwrite)
     runtime = open_runtime(recipe.runtime)
     dataset = load_dataset(recipe.data).to(runtime.device)

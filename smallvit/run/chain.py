@@ -16,7 +16,7 @@ from smallvit.core.run_folder import Run, find_runs, new_folder
 from smallvit.data.loader import Dataset
 from smallvit.models.registry import ModelConfig
 from smallvit.run.adopt import run_teacher
-from smallvit.run.data import load_dataset, require_labels
+from smallvit.run.data import check_out, load_dataset, require_labels
 from smallvit.run.label import SCORE_MAPS, run_label
 from smallvit.run.recipe import (
     Arm,
@@ -56,6 +56,7 @@ def run_recipe(
     """
     if not recipe.arms:
         raise ConfigError("arms is empty: list some of scratch, ssl, token-labels, both")
+    check_out(out, recipe.data)
     dataset = load_dataset(recipe.data)
     require_labels(dataset, "`smallvit run`")  # before stage 1 takes hours
     label = f"run-{recipe.model.name}-s{recipe.seed}"

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -15,8 +16,9 @@ from smallvit.data.class_lists import some
 from smallvit.data.fetch import FetchProgress
 from smallvit.data.loader import DataConfig, Dataset
 from smallvit.data.registry import DATASETS
-from smallvit.data.sources import Source
+from smallvit.data.sources import Source, find_files
 from smallvit.data.store import Progress as PackProgress
+from smallvit.data.walk import is_written
 
 logger = logging.getLogger("smallvit")
 
@@ -46,6 +48,43 @@ def load_dataset(config: DataConfig) -> Dataset:
     for note in dataset.notes:
         logger.warning("%s: %s", dataset.name, note)
     return dataset
+
+
+def check_out(out: Path | None, config: DataConfig) -> None:
+    """Refuse results among the images; say where they lie below the images' folder.
+
+    A run folder is never read as images, by whoever made it. Other programs read all they find, so
+    that none is made in a folder that holds images.
+
+    Args:
+        out: Where results go; ``None`` is the runs folder.
+        config: The images.
+
+    Raises:
+        ConfigError: If ``out`` lies in a folder of images below the one that was named.
+    """
+    if config.path is None or not config.path.is_dir():
+        return
+    root, target = config.path.resolve(), (out or places.runs_dir()).resolve()
+    if out is not None and target == root:
+        raise ConfigError(
+            f"--out {out} is the folder of the images: name a new one, as in --out {out / 'run1'}"
+        )
+    if target == root or not target.is_relative_to(root):
+        return
+    first = root / target.relative_to(root).parts[0]
+    if (
+        out is not None
+        and first.is_dir()
+        and not is_written({entry.name for entry in first.iterdir()})
+    ):
+        images = find_files(first)
+        if images:
+            raise ConfigError(
+                f"--out {out} lies in {first}, which holds images ({images[0].name}): choose a "
+                f"folder outside, or a new one beside it, as in --out {root / 'runs' / target.name}"
+            )
+    logger.info("%s lies below the images of --data: it is passed over when these are read", target)
 
 
 def describe(dataset: Dataset) -> str:

@@ -49,6 +49,9 @@ def check_dataset(config: DataConfig) -> Iterator[Finding]:
         yield Finding("wrong", str(error))
         return
     yield from _check_packed(source, dataset, spec, config)
+    for note in dataset.left_out:
+        yield Finding("note", note)
+    yield from _check_packed(source, dataset, spec)
     yield from _check_splits(dataset)
     for note in dataset.notes:
         yield Finding("note", note)
@@ -138,4 +141,4 @@ def start_again(spec: DatasetSpec) -> str:
 
 def _parts(spec: DatasetSpec) -> list[str]:
     names = [name for file in spec.files for name in dict.fromkeys((file.name, file.target))]
-    return [*names, fetch.HUB_FOLDER] if spec.hub else names
+    return [*names, fetch.hub_folder(spec.hub)] if spec.hub else names

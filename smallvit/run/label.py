@@ -33,7 +33,7 @@ from smallvit.engine.log import TrainLog
 from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.inference.alignment import draw_alignment
 from smallvit.run.annotator import Annotator, open_annotator
-from smallvit.run.data import load_dataset, require_labels
+from smallvit.run.data import check_out, load_dataset, require_labels
 from smallvit.run.learned import write_learned
 from smallvit.run.moved import check_same
 from smallvit.run.recipe import (
@@ -103,6 +103,8 @@ def run_label(
         refuse_changes(resume, run_values(run, "label"), values)
     refuse_several("labeling")
     if not dry_run:
+        if resume is None:
+            check_out(out, recipe.data)
         check_target(out, resume=resume, overwrite=overwrite)
     runtime = open_runtime(recipe.runtime)
     dataset = load_dataset(recipe.data).to(runtime.device)

@@ -26,7 +26,7 @@ from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretrain.method import AbstractPretraining, check_batch_size
 from smallvit.pretrain.registry import create_objective
 from smallvit.run.classifier import judge_classifier, score_classifier
-from smallvit.run.data import load_dataset, require_labels
+from smallvit.run.data import check_out, load_dataset, require_labels
 from smallvit.run.monitor import CollapseWatch, Monitor, collapse_bounds, take_evenly
 from smallvit.run.moved import check_same
 from smallvit.run.provenance import join_extra_data
@@ -75,6 +75,8 @@ def run_stage(
         SmallViTError: If settings, data or training are at fault; result.json then says so.
     """
     call = Call(out=out, overwrite=overwrite, resume=resume, dry_run=dry_run, argv=argv)
+    if resume is None and not dry_run:
+        check_out(out, recipe.data)
     with opened(recipe.runtime, call) as runtime:
         values = stage_values(recipe, stage)
         if resume is not None:

@@ -177,3 +177,128 @@ def test_a_start_of_other_images_is_named_and_no_more(tiny, tmp_path, pictures, 
     assert main([*tune, "--dataset", "digits", "--out", str(tmp_path / "run")]) == 0
     assert "which holds" not in capsys.readouterr().err
     assert result(tmp_path / "run")["extra_data"] == "pictures"
+
+
+def sort_into_classes(pictures: Path) -> None:
+    for i, path in enumerate(sorted(pictures.glob("*.png"))):
+        folder = pictures / ("dark", "bright")[i % 2]
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+
+
+def test_runs_and_sheets_below_the_images_are_no_classes(
+    tiny, tmp_path, pictures, capsys, monkeypatch
+):
+    sort_into_classes(pictures)
+    monkeypatch.chdir(pictures)
+    ssl = ["pretrain", "--recipe", tiny, "--data", ".", "--epochs", "0.2"]
+    assert main([*ssl, "--out", "runs/start"]) == 0
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "read as class folders: 2 classes (bright, dark), images train" in said
+    assert "lies below the images of --data: it is passed over" in said
+    assert main(["data", "show", ".", "--num", "4"]) == 0
+    words = capsys.readouterr().out  # what stage 1 says to do next
+    assert "contact-sheets/pictures/images.png" in words
+    following = ["finetune", "--init", "runs/start", "--recipe", tiny, "--epochs", "0.2"]
+    assert main([*following, "--data", "."]) == 0
+    (run,) = (pictures / "runs" / "pictures").glob("*-finetune-*")
+    env = json.loads((run / "env.json").read_text())
+    assert env["dataset"]["class_names"] == ["bright", "dark"]
+    assert "passed over: pictures drawn by smallvit (3); runs/start, written by smallvit" in (
+        capsys.readouterr().err.replace("\n", " ")
+    )
+    assert main(["data", "check", "."]) == 0
+
+
+def test_results_among_the_images_are_refused_before_any_work(tiny, pictures, capsys):
+    sort_into_classes(pictures)
+    arguments = ["pretrain", "--recipe", tiny, "--data", str(pictures), "--epochs", "0.2", "--out"]
+    for out in ("dark", "dark/run", "dark/deep/run"):
+        assert main([*arguments, str(pictures / out)]) == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"lies in {pictures}/dark, which holds images" in line
+    remedy = line.rpartition("as in --out ")[2]
+    assert main([*arguments, str(pictures)]) == 2
+    assert f"as in --out {pictures}/run1" in capsys.readouterr().err
+    for out in (remedy, str(pictures / "run1")):
+        assert main([*arguments, out]) == 0
+
+
+def test_sheets_replace_no_picture_of_the_users(tiny, pictures, capsys):
+    sort_into_classes(pictures)
+    (pictures / "dark" / "00.png").rename(pictures / "dark" / "views.png")
+    show = ["data", "show", str(pictures), "--recipe", tiny, "--num", "4", "--out"]
+    assert main([*show, str(pictures / "dark")]) == 2
+    assert "dark/views.png is no contact sheet: give another --out" in capsys.readouterr().err
+    for _ in range(2):
+        assert main([*show, str(pictures / "sheets")]) == 0
+
+
+def test_a_layout_works_from_the_command_line_a_recipe_and_python(tiny, tmp_path, pictures, capsys):
+    import smallvit as sv
+
+    sort_into_classes(pictures)
+    for split in ("training_set", "test_set"):
+        shutil.copytree(pictures, tmp_path / "all" / split)
+    data = str(tmp_path / "all")
+    assert main(["finetune", "--recipe", tiny, "--data", data]) == 3
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "--data.layout train=training_set,test=test_set; if they are classes" in line
+    layout = "train=training_set,test=test_set"
+    words = [
+        "teacher",
+        "--recipe",
+        tiny,
+        "--data",
+        data,
+        "--epochs",
+        "0.2",
+        "--data.layout",
+        layout,
+    ]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert "split folders training_set, test_set: 2 classes" in capsys.readouterr().err
+    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert recipe["data"]["layout"] == layout
+    again = sv.teacher(
+        recipe=tiny, data={"path": data, "layout": layout}, epochs=0.2, out=tmp_path / "again"
+    )
+    assert (
+        again.env["dataset"]["counts"]
+        == json.loads((tmp_path / "run" / "env.json").read_text())["dataset"]["counts"]
+    )
+    assert main(["eval", str(tmp_path / "run"), "--split", "test"]) == 0
+
+
+def test_an_unlabelled_test_folder_stops_no_stage_and_is_said(tiny, tmp_path, pictures, capsys):
+    sort_into_classes(pictures)
+    shutil.copytree(pictures, tmp_path / "comp" / "train")
+    shutil.copytree(pictures / "dark", tmp_path / "comp" / "test")
+    for stage in ("pretrain", "finetune"):
+        words = [stage, "--recipe", tiny, "--data", str(tmp_path / "comp"), "--epochs", "0.2"]
+        assert main([*words, "--out", str(tmp_path / stage)]) == 0
+        assert "left out: test, whose 30 images lie in no class folder" in capsys.readouterr().err
+    assert main([*words, "--data.layout", "train=train,test=test", "--dry-run"]) == 3
+    remedy = "or leave a split out, as in --data.layout train=train"
+    assert remedy in capsys.readouterr().err.replace("\n", " ")
+    assert main([*words, "--data.layout", "train=train", "--dry-run"]) == 0
+
+
+def test_a_layout_is_not_for_a_known_data_set(tiny, capsys):
+    words = ["pretrain", "--recipe", tiny, "--dataset", "digits", "--data.layout", "classes"]
+    assert main([*words, "--dry-run"]) == 2
+    assert "data.layout is for images of your own, not for digits" in capsys.readouterr().err
+
+
+def test_medmnist_trains_as_it_ships(tiny, tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 40), ("val", 8), ("test", 8)):
+        arrays[f"{split}_images"] = generator.integers(0, 255, (count, 8, 8), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(count) % 2)[:, None]
+    np.savez(tmp_path / "blood.npz", **arrays)
+    words = ["finetune", "--recipe", tiny, "--data", str(tmp_path / "blood.npz"), "--epochs", "0.2"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert "blood: read as arrays: 2 classes (0, 1), images train 40, val 8, test 8" in (
+        capsys.readouterr().err.replace("\n", " ")
+    )

@@ -22,10 +22,11 @@ from smallvit.data.fetch import (
     check_archives,
     download,
     fetch_dataset,
+    hub_folder,
     is_present,
     manual_steps,
 )
-from smallvit.data.registry import DatasetSpec, RemoteFile
+from smallvit.data.registry import DATASETS, DatasetSpec, RemoteFile
 
 CONTENT = os.urandom(200_000)
 HTML = b"<!DOCTYPE html><html><body>Sign in</body></html>"
@@ -678,7 +679,7 @@ def test_a_path_that_is_not_needed_is_told(pets, tmp_path, caplog):
     assert "nothing of pets is missing" in caplog.text
 
 
-HUB = "owner/cars@" + "0" * 40
+HUB = "owner/stanford_cars@" + "0" * 40
 
 
 def test_a_dataset_of_the_hub_is_fetched_once(tmp_path, monkeypatch):
@@ -707,5 +708,16 @@ def test_parquet_files_of_the_users_stand_in_for_the_hub(tmp_path, folder):
 
 def test_the_manual_step_of_a_dataset_of_the_hub_names_its_commit(tmp_path):
     steps = manual_steps(dataset(hub=HUB), tmp_path)
-    assert f"https://huggingface.co/datasets/owner/cars/tree/{'0' * 40}" in steps
+    assert f"https://huggingface.co/datasets/owner/stanford_cars/tree/{'0' * 40}" in steps
     assert str(tmp_path / "stanford_cars") in steps
+
+
+def test_each_dataset_of_the_hub_has_a_folder_of_its_own(tmp_path):
+    (tmp_path / "stanford_cars").mkdir()
+    (tmp_path / "stanford_cars" / "train.parquet").touch()
+    birds = dataset(hub="owner/birds@" + "0" * 40)
+    assert is_present(dataset(hub=HUB), tmp_path)
+    assert not is_present(birds, tmp_path)
+    assert str(tmp_path / "birds") in manual_steps(birds, tmp_path)
+    folders = [hub_folder(spec.hub) for spec in DATASETS.values() if spec.hub is not None]
+    assert len(set(folders)) == len(folders)

@@ -96,6 +96,21 @@ def test_every_kind_of_folder_that_is_written_is_recognized(pictures, names):
     assert read(pictures)[0] == ("cat", "dog")
 
 
+@pytest.mark.parametrize("folder", ["sheets", "contact-sheets/pictures"])
+def test_a_folder_of_contact_sheets_is_no_class(pictures, folder):
+    for name in ("images.png", "views.png", "batch.png"):
+        save(pictures / folder / name, "smallvit")
+    passed = ("passed over: pictures drawn by smallvit (3)",)
+    assert read(pictures) == (("cat", "dog"), NAMES, passed)
+
+
+@pytest.mark.parametrize("lock", [".cifar10.lock", ".tiny-imagenet.lock"])
+def test_a_folder_of_downloads_is_no_class(pictures, lock):
+    save(pictures / "data" / "tiny-imagenet-200" / "train" / "n1" / "1.png")
+    (pictures / "data" / lock).touch()
+    assert read(pictures) == (("cat", "dog"), NAMES, ("passed over: data, written by smallvit",))
+
+
 def test_a_folder_that_was_written_is_refused_as_data(pictures):
     write_run(pictures / "run")
     with pytest.raises(DataError, match="run was written by smallvit and holds no data: give the"):
