@@ -11,7 +11,14 @@ from smallvit.core.errors import DataError
 from smallvit.data.class_lists import SPLIT_NAMES, check_class_lists, plural, some
 from smallvit.data.elsewhere import advice_for
 from smallvit.data.images import UNREAD_SUFFIXES, open_image
-from smallvit.data.layout import Layout, build_tree, find_splits, guess_splits, option
+from smallvit.data.layout import (
+    Layout,
+    build_tree,
+    find_splits,
+    guess_splits,
+    option,
+    plain_splits,
+)
 from smallvit.data.sources import Listing, Source, SourceSplit, files_key, printable, source_key
 from smallvit.data.walk import LEFT_BY_SYSTEMS, Walk, walk
 
@@ -35,13 +42,14 @@ class _Found:
     notes: list[str] = field(default_factory=list)
 
 
-def open_folder(path: Path, found: Walk, layout: Layout | None) -> Source:
+def open_folder(path: Path, found: Walk, layout: Layout | None, *, sure: bool = True) -> Source:
     """Open a folder of images.
 
     Args:
         path: The folder.
         found: What lies below it, of the suffixes of ``images.py``.
         layout: As the user named it; ``None`` guesses.
+        sure: Stop where a guess could be wrong.
 
     Raises:
         DataError: If it has no images, or they cannot be sorted into classes and splits.
@@ -59,7 +67,7 @@ def open_folder(path: Path, found: Walk, layout: Layout | None) -> Source:
             f"of images for each class{tables_beside(path)}"
         )
     names = [file.name for file in files]
-    sorted_in = _sort(path, names, layout)
+    sorted_in = _sort(path, names, layout, sure=sure)
     class_names: tuple[str, ...] = ()
     if not sorted_in.classes["train"] and sorted_in.loose["train"]:
         sorted_in.notes += _unread_splits(sorted_in)
@@ -100,12 +108,15 @@ def open_folder(path: Path, found: Walk, layout: Layout | None) -> Source:
 _UNREAD = tuple(UNREAD_SUFFIXES)
 
 
-def _sort(path: Path, names: Sequence[str], layout: Layout | None) -> _Found:
+def _sort(path: Path, names: Sequence[str], layout: Layout | None, *, sure: bool) -> _Found:
     """Sort images by split and class folder."""
     top = build_tree(names)
     if layout is not None and layout.kind == "unlabelled":
         return _Found({"train": ""}, {"train": {}}, {"train": list(names)})
-    roots = guess_splits(path, top) if layout is None else find_splits(path, top, layout)
+    if layout is not None:
+        roots = find_splits(path, top, layout)
+    else:
+        roots = guess_splits(path, top) if sure else plain_splits(top)
     notes: list[str] = []
     if layout is None and "" not in roots.values():
         notes = [

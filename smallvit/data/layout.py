@@ -164,6 +164,15 @@ def guess_splits(path: Path, top: Folder) -> dict[str, str]:
     return splits
 
 
+def plain_splits(top: Folder) -> dict[str, str]:
+    """Return the folder of each split by its name alone, as older runs read their images."""
+    found: dict[str, str] = {}
+    for name in sorted(top.folders):
+        if (split := SPLIT_NAMES.get(name.lower())) is not None:
+            found.setdefault(split, name)
+    return found if "train" in found else {"train": ""}
+
+
 def find_splits(path: Path, top: Folder, layout: Layout) -> dict[str, str]:
     """Return the folder of each split of a layout that the user named.
 

@@ -30,6 +30,7 @@ def open_path(
     image_column: str | None = None,
     label_column: str | None = None,
     layout: str | None = None,
+    sure: bool = True,
 ) -> Source:
     """Open the user's images: a folder, a table, parquet files or a folder of them, or arrays.
 
@@ -65,6 +66,7 @@ def open_path(
             parquet files the one column that says it holds class labels, else ``label``.
         layout: What the folders are, or what the splits are called: see ``layout.FORMS``;
             ``None`` tells it by looks.
+        sure: Stop where a guess could be wrong, and not read as runs did that could name no layout.
 
     Raises:
         ConfigError: If a column is given that is not there or of no use, or none is given where
@@ -75,7 +77,7 @@ def open_path(
     suffix = path.suffix.lower()
     try:
         if path.is_dir():
-            return _open_directory(path, columns, named)
+            return _open_directory(path, columns, named, sure=sure)
         if path.is_file() and suffix in TABLE_SUFFIXES:
             return open_table(path, columns, named)
         if path.is_file() and suffix == ".parquet":
@@ -97,7 +99,7 @@ def open_path(
     raise DataError(f"{what}: {TAKES}")
 
 
-def _open_directory(path: Path, columns: Columns, layout: Layout | None) -> Source:
+def _open_directory(path: Path, columns: Columns, layout: Layout | None, *, sure: bool) -> Source:
     if is_written({entry.name for entry in path.iterdir()}):
         raise DataError(
             f"{path} was written by smallvit and holds no data: give the folder of your images"
@@ -121,7 +123,7 @@ def _open_directory(path: Path, columns: Columns, layout: Layout | None) -> Sour
             notes=found.notes,
         )
     _refuse_columns(path, "is a folder of images", columns)
-    return open_folder(path, found, layout)
+    return open_folder(path, found, layout, sure=sure)
 
 
 def _refuse_columns(path: Path, what: str, columns: Columns) -> None:

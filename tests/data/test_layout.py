@@ -207,3 +207,8 @@ def test_a_folder_of_a_layout_that_is_not_there_names_those_that_are(tmp_path):
     expected = "no image in c, which data.layout names as train; folders with images: a, a/inner, b"
     with pytest.raises(DataError, match=expected):
         open_path(path, layout="train=c")
+
+
+def test_older_runs_read_their_folders_as_before(tmp_path):
+    path = fill(tmp_path, *splits("training_set", "test_set"))
+    assert class_names(open_path(path, sure=False)) == ("test_set", "training_set")
