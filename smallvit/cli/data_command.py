@@ -13,7 +13,7 @@ from smallvit.cli.options import overrides
 from smallvit.cli.training import apply_offline, say_recipe
 from smallvit.core import places
 from smallvit.core.config import Layer, merge, resolve
-from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.errors import ConfigError, DataError, UnknownNameError
 from smallvit.data import fetch
 from smallvit.data.loader import DataConfig, Dataset, class_counts
 from smallvit.data.registry import DATASETS, DatasetSpec
@@ -268,6 +268,9 @@ def _which(name: str) -> dict[str, str]:
     by_path = name not in DATASETS and not name.startswith("hf:")
     # A word that is neither is most likely a name with a slip in it.
     by_path = by_path and (Path(name).exists() or "/" in name or Path(name).suffix != "")
+    if not by_path and name not in DATASETS and not name.startswith("hf:"):
+        unknown = UnknownNameError("dataset", name, DATASETS)
+        raise ConfigError(f"{unknown}; no file or folder here is called {name} either")
     return {"path": str(places.absolute(name))} if by_path else {"dataset": name}
 
 

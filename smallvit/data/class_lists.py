@@ -29,7 +29,8 @@ def read_split_name(text: str, where: str) -> str:
         return SPLIT_NAMES[text.strip().lower()]
     except KeyError:
         raise DataError(
-            f"{where}: unknown split {text.strip()!r}; known: {', '.join(SPLIT_NAMES)}"
+            f"{where}: unknown split {text.strip()!r}; known: {', '.join(SPLIT_NAMES)}: correct "
+            "it, or say what the splits are called, as in --data.layout train=first,test=second"
         ) from None
 
 
@@ -49,7 +50,8 @@ def check_enough_classes(where: str, class_names: Sequence[str]) -> None:
     """
     if len(class_names) < 2:
         raise DataError(
-            f"{where}: all images are of one class, {class_names[0]!r}: at least 2 are needed"
+            f"{where}: all images are of one class, {class_names[0]!r}: at least 2 are needed; add "
+            "images of another, or train without labels, --data.layout unlabelled"
         )
 
 

@@ -198,10 +198,13 @@ def _check_class_folders(path: Path, found: _Found, results: Sequence[str]) -> t
     names = tuple(sorted(found.classes["train"]))
     if len(names) < 2:
         root = path / found.roots["train"]
-        itself = "".join(
-            f"; or give the sub-folder itself, {root / name}, for images without labels"
-            for name in names
-        )
+        name_depth = len(PurePosixPath(found.roots["train"], "x").parts)
+        itself = "; or, for images without labels, set --data.layout unlabelled"
+        for name in names:
+            if all(image.count("/") == name_depth for image in found.classes["train"][name]):
+                itself = (
+                    f"; or give the sub-folder itself, {root / name}, for images without labels"
+                )
         raise DataError(
             f"{root} has {plural(len(names), 'class folder')} with images; at least 2 are needed, "
             f"one folder a class{itself}{tables_beside(path)}"

@@ -120,7 +120,8 @@ def list_parquet(
         if other != replace(layout, path=other.path):
             raise DataError(
                 f"{layout.path} ({layout}) and {other.path} ({other}) differ: the files of a "
-                "dataset need the same columns and classes"
+                "dataset need the same columns and classes: leave a split without labels out, as "
+                "in --data.layout train=train, or give one file"
             )
     where = str(layout.path if len(layouts) == 1 else layout.path.parent)
     if layout.label is None:
@@ -187,9 +188,7 @@ def _parquet_modules() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ConfigError(
-            "reading parquet needs pyarrow: pip install 'smallvit[parquet]'"
-        ) from None
+        raise ConfigError("reading parquet needs pyarrow: pip install pyarrow") from None
     return pyarrow, pyarrow.parquet
 
 
@@ -332,7 +331,7 @@ def _read_table(path: Path, layout: _Layout) -> _Table:
         if count:
             raise DataError(
                 f"{path}: {count} of {plural(num_rows, 'row')} have no {name}: remove them from "
-                "the file"
+                "the file, or leave a split without labels out, as in --data.layout train=train"
             )
     return _Table(path, num_rows, labels, splits)
 

@@ -4,7 +4,10 @@ An entry is a record of facts, not code: adding a dataset means adding an entry 
 files have a layout of their own, a reader in ``official.py``.
 """
 
+import shlex
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from smallvit.core.errors import ConfigError, UnknownNameError
@@ -311,8 +314,14 @@ def get_dataset_spec(name: str) -> DatasetSpec:
 
     Raises:
         UnknownNameError: If no entry has that name; the message lists those there are.
+        ConfigError: If it is the path of a file or folder.
     """
-    try:
+    if name in DATASETS:
         return DATASETS[name]
-    except KeyError:
-        raise UnknownNameError("dataset", name, DATASETS) from None
+    with suppress(OSError, ValueError):  # longer than a path can be, or with a null character
+        if Path(name).exists():
+            raise ConfigError(
+                f"unknown dataset {name!r}, but that is a path here: give --data "
+                f"{shlex.quote(name)}, in Python data={name!r}"
+            )
+    raise UnknownNameError("dataset", name, DATASETS)

@@ -91,7 +91,10 @@ def unpack(archive: Path, target: Path, *, progress: Progress | None = None) -> 
             raise DataError(
                 f"the disk of {target.parent} became full while {archive} was unpacked: make room"
             ) from error
-        raise DataError(f"cannot unpack {archive} to {target} ({error.strerror})") from error
+        raise DataError(
+            f"cannot unpack {archive} to {target} ({error.strerror}): make that folder writable, "
+            "or set SMALLVIT_DATA_DIR to another"
+        ) from error
 
 
 @contextmanager

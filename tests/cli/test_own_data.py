@@ -191,6 +191,7 @@ def test_runs_and_sheets_below_the_images_are_no_classes(
 ):
     sort_into_classes(pictures)
     monkeypatch.chdir(pictures)
+    monkeypatch.delenv("SMALLVIT_RUNS_DIR", raising=False)
     ssl = ["pretrain", "--recipe", tiny, "--data", ".", "--epochs", "0.2"]
     assert main([*ssl, "--out", "runs/start"]) == 0
     said = capsys.readouterr().err.replace("\n", " ")
