@@ -94,7 +94,7 @@ def open_arrays(path: Path, found: FoundFile, layout: Layout | None) -> Source:
         hflip=True,
         image_size=None,
         list_images=list_images,
-        kind="arrays" if class_names else "arrays without labels",
+        kind="arrays",
     )
 
 

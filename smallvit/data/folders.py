@@ -71,6 +71,9 @@ def open_folder(path: Path, found: Walk, layout: Layout | None, *, sure: bool = 
     class_names: tuple[str, ...] = ()
     if not sorted_in.classes["train"] and sorted_in.loose["train"]:
         sorted_in.notes += _unread_splits(sorted_in)
+        beside = tables_beside(path)
+        if beside and layout is None:
+            sorted_in.notes.append(f"without labels{beside}, if it has the classes")
         sorted_in.classes = {"train": {"": sorted_in.loose["train"]}}
     else:
         if layout is None:
@@ -90,7 +93,7 @@ def open_folder(path: Path, found: Walk, layout: Layout | None, *, sure: bool = 
             splits[split] = file_split(path, chosen, labels if class_names else None)
         return Listing(class_names=tuple(map(printable, class_names)), splits=splits)
 
-    kind = "images without labels"
+    kind = "folder of images"
     if class_names:
         roots = [root for root in sorted_in.roots.values() if root]
         kind = f"split folders {', '.join(roots)}" if roots else "class folders"

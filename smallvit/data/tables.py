@@ -107,7 +107,7 @@ def open_table(path: Path, columns: Columns, layout: Layout | None) -> Source:
         hflip=True,
         image_size=None,
         list_images=lambda: listing,
-        kind="table" if labelled else "table without labels",
+        kind="table",
         notes=tuple(notes),
     )
 

@@ -90,7 +90,7 @@ def check_out(out: Path | None, config: DataConfig) -> None:
 def describe(dataset: Dataset) -> str:
     """Say in one line how the user's own images were read: layout, classes, splits, counts."""
     if not dataset.labelled:
-        return f"read as {dataset.kind}: train {len(dataset.splits['train']):,}"
+        return f"read as {dataset.kind}, without labels: images {len(dataset.splits['train']):,}"
     train = dataset.splits["train"].images
     sizes = ", ".join(
         f"{name} {len(split):,}{'' if name == 'train' or split.images is not train else ' (cut)'}"

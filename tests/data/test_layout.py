@@ -212,3 +212,13 @@ def test_a_folder_of_a_layout_that_is_not_there_names_those_that_are(tmp_path):
 def test_older_runs_read_their_folders_as_before(tmp_path):
     path = fill(tmp_path, *splits("training_set", "test_set"))
     assert class_names(open_path(path, sure=False)) == ("test_set", "training_set")
+
+
+def test_images_without_labels_name_the_table_beside_them(tmp_path):
+    path = fill(tmp_path, "train", "test")
+    (path / "train.csv").write_text("image_path,label\ntrain/1.png,a\ntrain/2.png,b\n")
+    note = open_path(path).notes[1]
+    assert (
+        note == f"without labels; or give the table, --data {path}/train.csv, if it has the classes"
+    )
+    assert class_names(open_path(path / "train.csv")) == ("a", "b")
