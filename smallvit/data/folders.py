@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from smallvit.core import places
 from smallvit.core.errors import DataError
 from smallvit.data.class_lists import SPLIT_NAMES, check_class_lists, plural, some
 from smallvit.data.elsewhere import advice_for
@@ -219,11 +220,12 @@ def _check_class_folders(path: Path, found: _Found, results: Sequence[str]) -> t
 
 def _folders(root: Path, *, below: str, results: Sequence[str]) -> Iterator[Path]:
     """Yield the folders in a folder that may be classes: not those of results alone."""
+    root = places.absolute(root)
     prefix = f"{below}/" if below else ""
     ours = {name[len(prefix) :].partition("/")[0] for name in results if name.startswith(prefix)}
     for entry in sorted(root.iterdir()):
         hidden = entry.name.startswith(".") or entry.name.lower() in LEFT_BY_SYSTEMS
-        if entry.is_dir() and not hidden and entry.name not in ours:
+        if entry.is_dir() and not hidden and entry.name not in ours and entry != places.runs_dir():
             yield entry
 
 

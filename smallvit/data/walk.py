@@ -9,6 +9,7 @@ from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import NamedTuple
 
+from smallvit.core import places
 from smallvit.core.errors import DataError
 from smallvit.data.registry import DATASETS
 
@@ -121,6 +122,7 @@ def walk(root: Path, suffixes: Iterable[str]) -> Walk:
     written: list[str] = []
     drawn: set[str] = set()
     dangling: list[str] = []
+    ours = _places_below(root)
     stack: list[tuple[str, str, frozenset[tuple[int, int]]]] = [("", os.fspath(root), frozenset())]
     while stack:
         prefix, folder, above = stack.pop()
@@ -141,6 +143,8 @@ def walk(root: Path, suffixes: Iterable[str]) -> Walk:
             elif entry.is_dir():
                 if name.lower() in LEFT_BY_SYSTEMS:
                     passed[f"folder {name}"] += 1
+                elif f"{prefix}{name}" in ours:
+                    written.append(f"{prefix}{name}")
                 else:
                     stack.append((f"{prefix}{name}/", entry.path, above | {here}))
             elif name.lower().endswith(wanted) and entry.is_file():
@@ -158,6 +162,14 @@ def walk(root: Path, suffixes: Iterable[str]) -> Walk:
             "back what they point to, or remove them"
         )
     return Walk(sorted(found), dict(passed), sorted(written), sorted(drawn))
+
+
+def _places_below(root: Path) -> frozenset[str]:
+    """Return this machine's folders of packed data and downloads, where they lie below."""
+    top = root.resolve()
+    folders = [each.resolve() for each in (places.cache_dir(), places.data_dir())]
+    below = [each.relative_to(top).as_posix() for each in folders if each.is_relative_to(top)]
+    return frozenset(below) - {"."}
 
 
 def is_written(names: Set[str]) -> bool:

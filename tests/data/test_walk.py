@@ -111,6 +111,26 @@ def test_a_folder_of_downloads_is_no_class(pictures, lock):
     assert read(pictures) == (("cat", "dog"), NAMES, ("passed over: data, written by smallvit",))
 
 
+def test_a_runs_folder_without_runs_is_no_class_and_a_class_called_runs_is_one(
+    pictures, monkeypatch
+):
+    monkeypatch.delenv("SMALLVIT_RUNS_DIR", raising=False)
+    monkeypatch.chdir(pictures)
+    (pictures / "runs" / "digits").mkdir(parents=True)
+    assert read(Path())[0] == ("cat", "dog")
+    save(pictures / "runs" / "1.png")
+    assert read(Path())[0] == ("cat", "dog", "runs")
+
+
+@pytest.mark.parametrize("name", ["SMALLVIT_CACHE_DIR", "SMALLVIT_DATA_DIR"])
+def test_the_folders_of_this_machine_are_no_classes(pictures, monkeypatch, name):
+    monkeypatch.setenv(name, str(pictures / "mine"))
+    (pictures / "mine").mkdir()
+    assert read(pictures)[0] == ("cat", "dog")
+    save(pictures / "mine" / "tiny-imagenet-200" / "train" / "n1" / "1.png")
+    assert read(pictures) == (("cat", "dog"), NAMES, ("passed over: mine, written by smallvit",))
+
+
 def test_a_folder_that_was_written_is_refused_as_data(pictures):
     write_run(pictures / "run")
     with pytest.raises(DataError, match="run was written by smallvit and holds no data: give the"):
