@@ -16,7 +16,7 @@ from smallvit.core.run_folder import Run, find_runs, new_folder
 from smallvit.data.loader import Dataset
 from smallvit.models.registry import ModelConfig
 from smallvit.run.adopt import run_teacher
-from smallvit.run.data import check_out, load_dataset, require_labels
+from smallvit.run.data import check_out, load_dataset, require_labels, saying_once
 from smallvit.run.label import SCORE_MAPS, run_label
 from smallvit.run.recipe import (
     Arm,
@@ -38,6 +38,7 @@ ARM_NAMES: dict[Arm, str] = {
 }
 
 
+@saying_once()
 def run_recipe(
     recipe: Recipe, *, out: Path | None = None, argv: Sequence[str] = ()
 ) -> tuple[Path, list[Run]]:

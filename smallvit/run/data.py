@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -21,6 +22,17 @@ from smallvit.data.store import Progress as PackProgress
 from smallvit.data.walk import is_written
 
 logger = logging.getLogger("smallvit")
+_said: ContextVar[set[str] | None] = ContextVar("said", default=None)
+
+
+@contextmanager
+def saying_once() -> Iterator[None]:
+    """Say of data that several stages open only once how it was read and what was left out."""
+    token = _said.set(set())
+    try:
+        yield
+    finally:
+        _said.reset(token)
 
 
 def load_dataset(config: DataConfig) -> Dataset:
@@ -35,19 +47,29 @@ def load_dataset(config: DataConfig) -> Dataset:
             fetch_progress=fetch_progress,
         )
     if dataset.kind:
-        logger.info("%s: %s", dataset.name, describe(dataset))
+        _say(logging.INFO, dataset, describe(dataset))
     for line in dataset.left_out:
-        logger.warning("%s: %s", dataset.name, line)
+        _say(logging.WARNING, dataset, line)
     if dataset.broken:
-        logger.warning(
-            "%s: %d files could not be decoded and are left out: %s",
-            dataset.name,
-            len(dataset.broken),
-            ", ".join(dataset.broken[:5]) + (" ..." if len(dataset.broken) > 5 else ""),
+        more = " ..." if len(dataset.broken) > 5 else ""
+        _say(
+            logging.WARNING,
+            dataset,
+            f"{len(dataset.broken)} files could not be decoded and are left out: "
+            f"{', '.join(dataset.broken[:5])}{more}",
         )
     for note in dataset.notes:
-        logger.warning("%s: %s", dataset.name, note)
+        _say(logging.WARNING, dataset, note)
     return dataset
+
+
+def _say(level: int, dataset: Dataset, text: str) -> None:
+    said = _said.get()
+    line = f"{dataset.name}: {text}"
+    if said is None or line not in said:
+        logger.log(level, "%s", line)
+    if said is not None:
+        said.add(line)
 
 
 def check_out(out: Path | None, config: DataConfig) -> None:

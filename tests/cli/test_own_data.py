@@ -302,3 +302,15 @@ def test_medmnist_trains_as_it_ships(tiny, tmp_path, capsys):
     assert "blood: read as arrays: 2 classes (0, 1), images train 40, val 8, test 8" in (
         capsys.readouterr().err.replace("\n", " ")
     )
+
+
+def test_a_run_of_several_stages_says_once_how_its_images_were_read(
+    tiny, tmp_path, pictures, capsys
+):
+    sort_into_classes(pictures)
+    (pictures / "__MACOSX").mkdir()
+    words = ["run", tiny, "--data", str(pictures), "--out", str(tmp_path / "all")]
+    assert main([*words, "--arms", "scratch", "--arms", "ssl"]) == 0
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert said.count("read as class folders") == 1
+    assert said.count("passed over: folder __MACOSX (1)") == 1
