@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-from smallvit.data.grey import GreyExtent, GreyRange, grey_extent, grey_values, to_levels
 from smallvit.data.file_kinds import kind_of, what_instead
+from smallvit.data.grey import GreyExtent, GreyRange, grey_extent, grey_values, to_levels
 
 # Before version 11.3, which brought AVIF, features.check("avif") would warn.
 _AVIF = {"AVIF": (".avif",)} if "avif" in features.get_supported_modules() else {}

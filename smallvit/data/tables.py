@@ -77,8 +77,8 @@ def open_table(path: Path, columns: Columns, layout: Layout | None) -> Source:
             notes.append(_why_unlabelled(table))
     if not any(row.split == "train" for row in rows):
         raise DataError(
-            f"{path}: no row has the split train: name the rows to train on train, or say what they "
-            "are called, as in --data.layout train=test"
+            f"{path}: no row has the split train: name the rows to train on train, or say what "
+            "they are called, as in --data.layout train=test"
         )
     rows, found = _find_images(path, rows, notes)
     _check_repeated(path, rows)

@@ -48,10 +48,9 @@ def check_dataset(config: DataConfig) -> Iterator[Finding]:
     except DataError as error:
         yield Finding("wrong", str(error))
         return
-    yield from _check_packed(source, dataset, spec, config)
     for note in dataset.left_out:
         yield Finding("note", note)
-    yield from _check_packed(source, dataset, spec)
+    yield from _check_packed(source, dataset, spec, config)
     yield from _check_splits(dataset)
     for note in dataset.notes:
         yield Finding("note", note)

@@ -309,8 +309,11 @@ def test_a_run_of_several_stages_says_once_how_its_images_were_read(
 ):
     sort_into_classes(pictures)
     (pictures / "__MACOSX").mkdir()
-    words = ["run", tiny, "--data", str(pictures), "--out", str(tmp_path / "all")]
-    assert main([*words, "--arms", "scratch", "--arms", "ssl"]) == 0
+    recipe = yaml.safe_load(Path(tiny).read_text()) | {"arms": ["scratch", "ssl"]}
+    recipe["finetune"]["schedule"] = {"epochs": 0.5}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(recipe))
+    words = ["run", str(tmp_path / "two.yaml"), "--data", str(pictures)]
+    assert main([*words, "--out", str(tmp_path / "all")]) == 0
     said = capsys.readouterr().err.replace("\n", " ")
     assert said.count("read as class folders") == 1
     assert said.count("passed over: folder __MACOSX (1)") == 1
