@@ -6,17 +6,16 @@ Shapes in this file:
     R    resamples; rows of a leaderboard
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest, norm
 from scipy.stats import t as student_t
 
 RESAMPLES = 10_000
-CONFIDENCE = 0.95
+ALPHA = 0.05  # part of the cases in which any of the statements made together may be wrong
 ROUNDING = 1e-12  # of accuracies
 
 
@@ -24,18 +23,23 @@ ROUNDING = 1e-12  # of accuracies
 class Comparison:
     """What paired tests say of the accuracy of two rows.
 
+    Interval, p-value and verdict are adjusted alike for the comparisons that are made together, so
+    they always agree: the interval leaves zero out where the rows are told apart, and only there.
+
     Attributes:
         dataset: Name of the dataset.
         first: Name of the row whose accuracy the difference is counted from.
         second: Name of the row that it is compared with.
         difference: Accuracy of ``first`` minus that of ``second``, over the shared seeds.
-        low: Lower end of the 95 % interval of the difference: with one seed the bootstrap's.
+        low: Lower end of the interval of the difference; in 95 % of all cases the intervals of all
+            comparisons of the dataset hold at once.
         high: Upper end.
         p_value: Two-sided: of McNemar's exact test with one seed, of Student's t with several.
-        p_adjusted: That after Holm's correction for all comparisons of the dataset.
+        p_adjusted: That times the number of comparisons, at most 1 (Bonferroni).
         test: Which of them it is.
         num_seeds: Seeds that both rows have.
         n_test: Test images.
+        num_comparisons: Comparisons of the dataset, which are made together.
     """
 
     dataset: str
@@ -49,11 +53,12 @@ class Comparison:
     test: Literal["McNemar", "t over seeds"]
     num_seeds: int
     n_test: int
+    num_comparisons: int = 1
 
     @property
     def verdict(self) -> Literal["better", "worse", "not told apart"]:
-        """Say ``better`` or ``worse`` of ``first`` only where interval and test both do."""
-        if self.p_adjusted < 1 - CONFIDENCE and (self.low > 0 or self.high < 0):
+        """Say ``better`` or ``worse`` of ``first`` only where the adjusted test does."""
+        if self.p_adjusted < ALPHA:
             return "better" if self.difference > 0 else "worse"
         return "not told apart"
 
@@ -73,6 +78,43 @@ def mcnemar(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"]) -> fl
     if only_first + only_second == 0:
         return 1.0
     return float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def mcnemar_interval(
+    first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"], alpha: float
+) -> tuple[float, float]:
+    """Return the differences in accuracy that McNemar's exact test does not refuse.
+
+    Of the images that exactly one classifier gets right, the part that is the first one's has the
+    interval of Clopper and Pearson; it leaves one half out just where the test's p-value is below
+    ``alpha``. That takes the number of those images as given, and an end can be the difference
+    itself. So each end reaches as far as the normal interval of the mean gain, where that is wider
+    and does not cross zero against the test.
+
+    Args:
+        first: Whether each image is classified correctly.
+        second: The same of the other classifier.
+        alpha: Part of the cases in which the interval may miss the difference.
+
+    Source:
+        Clopper and Pearson, 1934, The Use of Confidence or Fiducial Limits Illustrated in the Case
+        of the Binomial, Biometrika 26, 404-413.
+    """
+    only_first = int((first & ~second).sum())
+    only_second = int((second & ~first).sum())
+    apart, n = only_first + only_second, len(first)
+    if apart == 0:
+        return 0.0, 0.0
+    lowest = beta.ppf(alpha / 2, only_first, only_second + 1) if only_first else 0.0
+    highest = beta.isf(alpha / 2, only_first + 1, only_second) if only_second else 1.0
+    low, high = (float(2 * part - 1) * apart / n for part in (lowest, highest))
+    gain = (only_first - only_second) / n
+    half = float(norm.isf(alpha / 2)) * ((apart / n - gain**2) / n) ** 0.5
+    if low <= 0 or gain - half > 0:
+        low = min(low, gain - half)
+    if high >= 0 or gain + half < 0:
+        high = max(high, gain + half)
+    return low, high
 
 
 def paired_bootstrap(gain: Float[np.ndarray, " N"], *, seed: int = 0) -> Float[np.ndarray, " R"]:
@@ -128,7 +170,11 @@ def spread_over_seeds(accuracy: Float[np.ndarray, "R S"]) -> Spread:
 
 
 def seeds_and_images(
-    first: Bool[np.ndarray, "S N"], second: Bool[np.ndarray, "S N"], spread: Spread | None = None
+    first: Bool[np.ndarray, "S N"],
+    second: Bool[np.ndarray, "S N"],
+    spread: Spread | None = None,
+    *,
+    alpha: float = ALPHA,
 ) -> tuple[float, float, float]:
     """Test the difference of two accuracies over two seeds or more.
 
@@ -141,9 +187,10 @@ def seeds_and_images(
         first: Whether each image is classified correctly, a row for each seed.
         second: The same of the other, seeds in the same order.
         spread: Over seeds; ``None`` takes it from these two rows.
+        alpha: Part of the cases in which the interval may miss the difference.
 
     Returns:
-        Lower and upper end of the 95 % interval of ``first - second``, and the two-sided p-value.
+        Lower and upper end of the interval of ``first - second``, and the two-sided p-value.
     """
     if spread is None:
         spread = spread_over_seeds(np.stack([first.mean(axis=1), second.mean(axis=1)]))
@@ -151,9 +198,11 @@ def seeds_and_images(
     difference = float(of_images.mean())
     error = np.sqrt(spread.variance / len(first) + paired_bootstrap(of_images).var())
     if error < ROUNDING:
-        return difference, difference, float(abs(difference) < ROUNDING)
+        same = abs(difference) < ROUNDING
+        only = 0.0 if same else difference
+        return only, only, float(same)
     t = student_t(spread.degrees)
-    half = error * t.ppf((1 + CONFIDENCE) / 2)
+    half = error * t.isf(alpha / 2)
     p_value = 2 * t.sf(abs(difference) / error)
     return float(difference - half), float(difference + half), float(p_value)
 
@@ -165,8 +214,9 @@ def compare(
     dataset: str,
     names: tuple[str, str],
     spread: Spread | None = None,
+    num_comparisons: int = 1,
 ) -> Comparison:
-    """Compare two rows on the same test images and seeds, as if nothing else were compared.
+    """Compare two rows on the same test images and seeds.
 
     Args:
         first: Whether each image is classified correctly, a row for each shared seed.
@@ -174,15 +224,20 @@ def compare(
         dataset: Name of the dataset.
         names: What the rows are called.
         spread: Over seeds, of all rows that are compared together; ``None`` takes it from these.
+        num_comparisons: How many are made together, this one among them: each is made at that part
+            of 5 %.
+
+    Source:
+        Dunn, 1961, Multiple Comparisons among Means, Journal of the American Statistical
+        Association 56, 52-64 (simultaneous intervals by Bonferroni's inequality).
     """
     num_seeds, n_test = first.shape
+    alpha = ALPHA / num_comparisons
     if num_seeds == 1:
-        drawn = paired_bootstrap(first[0].astype(np.float64) - second[0])
-        tail = (1 - CONFIDENCE) / 2
-        low, high = (float(end) for end in np.quantile(drawn, [tail, 1 - tail]))
+        low, high = mcnemar_interval(first[0], second[0], alpha)
         p_value = mcnemar(first[0], second[0])
     else:
-        low, high, p_value = seeds_and_images(first, second, spread)
+        low, high, p_value = seeds_and_images(first, second, spread, alpha=alpha)
     return Comparison(
         dataset=dataset,
         first=names[0],
@@ -191,27 +246,9 @@ def compare(
         low=low,
         high=high,
         p_value=p_value,
-        p_adjusted=p_value,
+        p_adjusted=min(1.0, num_comparisons * p_value),
+        num_comparisons=num_comparisons,
         test="McNemar" if num_seeds == 1 else "t over seeds",
         num_seeds=num_seeds,
         n_test=n_test,
     )
-
-
-def correct_for_number(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Adjust the p-values of comparisons that are made together, in the order given.
-
-    Source:
-        Holm, 1979, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal
-        of Statistics 6, 65-70.
-    """
-    order = sorted(range(len(comparisons)), key=lambda index: comparisons[index].p_value)
-    adjusted = [1.0] * len(comparisons)
-    highest = 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, (len(comparisons) - rank) * comparisons[index].p_value)
-        adjusted[index] = min(1.0, highest)
-    return [
-        replace(comparison, p_adjusted=value)
-        for comparison, value in zip(comparisons, adjusted, strict=True)
-    ]

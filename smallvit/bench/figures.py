@@ -92,9 +92,18 @@ FIGURES: dict[str, FigureKind] = {
     "cost/latency_ms_256": FigureKind(
         group="Cost", label="latency, batch 256", unit="ms", better="lower"
     ),
+    "cost/spread/": FigureKind(
+        group="Cost", label="spread of rounds, batch {}", unit="fraction", column=False
+    ),
     "cost/peak_memory": FigureKind(
         group="Cost", label="peak memory, batch 256", unit="MiB", better="lower"
     ),
+}
+# The spread of the rounds that a time is the median of: longest minus shortest, over the median.
+ROUNDS_OF = {
+    "cost/images_per_s": "cost/spread/256",
+    "cost/latency_ms": "cost/spread/1",
+    "cost/latency_ms_256": "cost/spread/256",
 }
 OOD_SCORES = ("msp", "max_logit", "energy")
 for _score, _label in zip(OOD_SCORES, ("MSP", "max logit", "energy"), strict=True):

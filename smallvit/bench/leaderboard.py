@@ -41,7 +41,7 @@ class Evidence:
     confusion: tuple[tuple[int, ...], ...]
     reliability: tuple[Bin, ...]
     reliability_scaled: tuple[Bin, ...]
-    attention: bytes | None = None
+    attention: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

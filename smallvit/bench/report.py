@@ -20,10 +20,18 @@ from rich.text import Text
 from smallvit.bench.figures import kind_of
 from smallvit.bench.leaderboard import Leaderboard
 from smallvit.bench.published import Reference, published_name
-from smallvit.bench.report_columns import ATTACKS_NOTE, figure_names, show_top5, table_bands
+from smallvit.bench.report_columns import (
+    ATTACKS_NOTE,
+    COMMONEST_HEAD,
+    MEAN_PER_CLASS,
+    figure_names,
+    show_top5,
+    table_bands,
+)
 from smallvit.bench.report_page import evidence_key, render_html
 from smallvit.bench.report_text import (
     format_commit,
+    format_commonest,
     format_difference,
     format_labels,
     format_p,
@@ -45,9 +53,14 @@ FORMAT_VERSION = 2
 TERMINAL_WIDTH = 100
 
 MARKDOWN_COLUMNS = (
-    *("dataset", "model", "arm", "top-1 %", "std or 95 % interval", "top-5 %", "n test", "seeds"),
+    *("dataset", "model", "arm", "top-1 %", "std or 95 % interval", "commonest class %"),
+    *("top-5 %", "n test", "seeds"),
     *("labels", "samples seen", "pretrain samples", "teacher samples", "stage 2", "in total"),
     *("images/s", "parameters", "extra data", "commit"),
+)
+BOLD = "The highest top-1 of each dataset is bold, of rows whose accuracy can be gone by."
+COMMONEST = (
+    "Commonest class: what naming the most frequent class of the test images always would score."
 )
 # Bands of the page whose columns the first table of the Markdown has.
 MAIN_BANDS = ("Seeds and images", "Training", "Data")
@@ -164,12 +177,13 @@ def render_markdown(leaderboard: Leaderboard) -> str:
     lines += [
         "",
         _markdown_row(MARKDOWN_COLUMNS),
-        _markdown_row(["---"] * 3 + ["---:"] * 13 + ["---"] * 2),
+        _markdown_row(["---"] * 3 + ["---:"] * 14 + ["---"] * 2),
     ]
     for row in rows:
         cells = [
             *(row.dataset, row.model, row.arm, format_percent(row.top1_mean), format_spread(row)),
-            *(format_percent(row.top5_mean), f"{row.n_test:,}", str(row.num_seeds)),
+            *(format_commonest(row), format_percent(row.top5_mean), f"{row.n_test:,}"),
+            str(row.num_seeds),
             *(format_labels(row), f"{row.samples_seen:,.0f}", f"{row.pretrain_samples:,.0f}"),
             *(f"{row.teacher_samples:,.0f}", format_time(row.wall_s)),
             *(format_time(row.total_wall_s), f"{row.images_per_s:,.0f}", f"{row.params:,}"),
@@ -179,7 +193,7 @@ def render_markdown(leaderboard: Leaderboard) -> str:
         lines.append(
             _markdown_row([f"**{cell}**" if row.best else cell for cell in shown[:4]] + shown[4:])
         )
-    lines += ["", "The highest top-1 of each dataset is bold."]
+    lines += ["", BOLD, "", COMMONEST]
     for dataset, group in groupby(rows, key=lambda row: row.dataset):
         lines += _markdown_dataset(dataset, list(group), leaderboard)
     sections = {
@@ -203,7 +217,7 @@ def render_table(leaderboard: Leaderboard) -> Group:
     Where more was measured than accuracy and calibration, a second table shows as much as fits.
     """
     rows = leaderboard.rows
-    main = _terminal_table(rows, _main_columns(rows))
+    main = _terminal_table(rows, _main_columns(rows), yardstick=True)
     wide = Console(width=10 * TERMINAL_WIDTH)
     if Measurement.get(wide, wide.options, main).maximum > TERMINAL_WIDTH:
         main.padding = 0
@@ -239,6 +253,14 @@ def _main_columns(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
         ("time\nstage 2", [format_time(row.wall_s) for row in rows]),
         ("time\nin total", [format_time(row.total_wall_s) for row in rows]),
     ]
+    if any(row.uneven for row in rows):
+        cells = [
+            format_percent(row.figures[MEAN_PER_CLASS].mean)
+            if MEAN_PER_CLASS in row.figures
+            else ""
+            for row in rows
+        ]
+        columns.insert(2, ("mean per\nclass %", cells))
     if show_top5(rows):
         columns.insert(2, ("top-5\n%", [format_percent(row.top5_mean) for row in rows]))
     return columns
@@ -259,7 +281,16 @@ def _robust_columns(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
     return columns
 
 
-def _terminal_table(rows: Sequence[Row], columns: Sequence[tuple[str, list[str]]]) -> Table:
+def _terminal_table(
+    rows: Sequence[Row], columns: Sequence[tuple[str, list[str]]], *, yardstick: bool = False
+) -> Table:
+    """Return a table of rows in groups.
+
+    Args:
+        rows: The rows.
+        columns: Head and cells of each column.
+        yardstick: Whether the first column is top-1, below which naming one class always stands.
+    """
     groups = [list(group) for _, group in groupby(enumerate(rows), key=lambda i: group_name(i[1]))]
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -279,6 +310,8 @@ def _terminal_table(rows: Sequence[Row], columns: Sequence[tuple[str, list[str]]
         for place, row in group:
             cells = [cells[place] for _, cells in columns]
             table.add_row(Text(row.arm), *cells, style="bold" if row.best else None)
+        if yardstick and (share := format_commonest(group[0][1])):
+            table.add_row(Text("one class"), share, style="dim")
     return table
 
 
@@ -286,7 +319,7 @@ def _markdown_dataset(dataset: str, rows: Sequence[Row], leaderboard: Leaderboar
     """Return what there is of a dataset beyond the first table."""
     labels = row_labels(rows)
     lines = []
-    known = {"top-1, %", "top-5, %", "parameters", spread_name(rows)}
+    known = {"top-1, %", "top-5, %", "parameters", COMMONEST_HEAD, spread_name(rows)}
     for band in table_bands(rows):
         columns = [column for column in band.columns if column.head not in known]
         if not columns or band.name in MAIN_BANDS:

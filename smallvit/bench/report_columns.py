@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from smallvit.bench.figures import FIGURES, kind_of, label_of
+from smallvit.bench.figures import FIGURES, ROUNDS_OF, kind_of, label_of
 from smallvit.bench.report_text import (
+    format_commonest,
     format_count,
     format_labels,
     format_percent,
@@ -18,6 +19,8 @@ from smallvit.bench.report_text import (
 from smallvit.bench.rows import Row
 
 ATTACKS_NOTE = "not adversarially trained"
+COMMONEST_HEAD = "commonest class, %"  # what naming it always would score
+MEAN_PER_CLASS = "accuracy/mean_per_class"
 # Units that a column's head names; a time says its own, a ratio has none.
 UNIT_NAMES = {"fraction": "%", "ms": "ms", "MiB": "MiB", "nats": "nats"}
 
@@ -114,7 +117,7 @@ def table_bands(rows: Sequence[Row]) -> list[Band]:
 def figure_names(rows: Sequence[Row]) -> list[str]:
     """Return the paths of all figures of the rows, in the order of ``FIGURES``."""
     places = {id(kind): place for place, kind in enumerate(FIGURES.values())}
-    names = {name for row in rows for name in row.figures}
+    names = {name for row in rows for name in (*row.figures, *row.missing)}
     return sorted(names, key=lambda name: (places[id(kind_of(name))], *natural_key(name)))
 
 
@@ -142,6 +145,9 @@ def _accuracy_columns(rows: Sequence[Row]) -> list[Column]:
         Column(head="top-1, %", cells=top1, is_score=True),
         Column(head=spread_name(rows), cells=spread),
     ]
+    if any(row.commonest_share is not None for row in rows):
+        cells = [Cell(text=format_commonest(row), value=row.commonest_share) for row in rows]
+        columns.append(Column(head=COMMONEST_HEAD, cells=cells))
     if show_top5(rows):
         top5 = [
             Cell(
@@ -157,9 +163,10 @@ def _accuracy_columns(rows: Sequence[Row]) -> list[Column]:
 
 def _figure_bands(rows: Sequence[Row]) -> dict[str, list[Column]]:
     bands: dict[str, list[Column]] = {}
+    uneven = any(row.uneven or row.commonest_share is None for row in rows)
     for name in figure_names(rows):
         kind = kind_of(name)
-        if kind.column:
+        if kind.column and (uneven or name != MEAN_PER_CLASS):
             unit = UNIT_NAMES.get(kind.unit)
             head = f"{label_of(name)}, {unit}" if unit else label_of(name)
             cells = [_figure_cell(row, name) for row in rows]
@@ -169,12 +176,17 @@ def _figure_bands(rows: Sequence[Row]) -> dict[str, list[Column]]:
 
 def _figure_cell(row: Row, name: str) -> Cell:
     if name not in row.figures:
-        return Cell(text="")
+        reason = row.missing.get(name, "")
+        return Cell(text="-" if reason else "", spread=reason)
     figure, unit = row.figures[name], kind_of(name).unit
     text = format_value(figure.mean, unit)
     if figure.n < len(row.seeds):
         text += f" (n = {figure.n})"
-    return Cell(text=text, spread=format_std(figure, unit), value=figure.mean)
+    spread = format_std(figure, unit)
+    if name in ROUNDS_OF:  # of seeds there is none: all runs of a network share the measurement
+        rounds = row.figures.get(ROUNDS_OF[name])
+        spread = "" if rounds is None else f"\u00b1 {50 * rounds.mean:.0f} %"
+    return Cell(text=text, spread=spread, value=figure.mean)
 
 
 def _counts(head: str, rows: Sequence[Row], read: Callable[[Row], float]) -> Column:

@@ -156,6 +156,15 @@ class Section:
         return distinct(f"{row.n_test:,}" for row in self.rows)
 
     @property
+    def yardsticks(self) -> list[str]:
+        """What naming the commonest class of the test images always would score."""
+        return distinct(
+            f"{row.commonest} always: {format_percent(row.commonest_share)} %"
+            for row in self.rows
+            if row.commonest_share is not None
+        )
+
+    @property
     def seeds(self) -> list[int]:
         """The different seeds of the runs."""
         return sorted({entry.seed for entry in self.entries})

@@ -48,6 +48,11 @@ def spread_name(rows: Iterable[Row]) -> str:
     return "std or interval" if len(kinds) == 2 else "std" if True in kinds else "95 % interval"
 
 
+def format_commonest(row: Row) -> str:
+    """Write the accuracy of naming the commonest class always, or nothing if it is not known."""
+    return "" if row.commonest_share is None else format_percent(row.commonest_share)
+
+
 def format_labels(row: Row) -> str:
     """Write the number of labelled images, and the part of all that they are if not all."""
     part = f" ({format_part(row.label_fraction)})" if row.label_fraction < 1 else ""

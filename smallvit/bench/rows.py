@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 
 from smallvit.bench.figures import Figure
 from smallvit.core.errors import DataError
+from smallvit.evaluate.yardstick import Yardstick
 
 SCRATCH = "scratch"
 # The name of each arm by (init, token_labels), in the order in which tables show them.
@@ -66,7 +67,9 @@ class Entry:
         fingerprint: Hash of the dataset.
         split_hash: Hash of the test split.
         selected_on: Split on which the weights were chosen.
+        yardstick: What its accuracy is held against; ``None`` where that is not known.
         metrics: Other figures of the run, by the paths of ``figures.FIGURES``.
+        missing: Why a figure that was asked for could not be had, by its path.
         settings: What its recipe says, by path, without the seed and what rows are told apart by
             anyway.
         variant: What tells its data or protocol from those of other runs of the dataset; empty
@@ -106,7 +109,9 @@ class Entry:
     fingerprint: str
     split_hash: str
     selected_on: str = "val"
+    yardstick: Yardstick | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     variant: str = ""
     variation: str = ""
@@ -180,8 +185,15 @@ class Row:
         images_per_s: Training speed of stage 2.
         extra_data: Data beyond this dataset, or ``none``.
         commit: Commits of the code, separated by commas.
-        best: Whether no row of the dataset has a higher mean accuracy.
+        best: Whether no row of the dataset has a higher mean accuracy, rows that are ``faulty``
+            left out.
+        commonest: The class that most test images have; empty where that is not known.
+        commonest_share: Accuracy of naming it always, in [0, 1]; ``None`` where it is not known.
+        uneven: Whether the test images of the classes differ so much in number that accuracy and
+            mean per class say different things.
+        faulty: Whether half of the runs or more have an accuracy that is none to go by.
         figures: Other figures, by the paths of ``figures.FIGURES``.
+        missing: Why no run has a figure that was asked for, by its path.
     """
 
     dataset: str
@@ -210,7 +222,17 @@ class Row:
     extra_data: str
     commit: str
     best: bool
+    commonest: str = ""
+    commonest_share: float | None = None
+    uneven: bool = False
+    faulty: bool = False
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether it has random weights and no token labels, whatever its other settings."""
+        return ARMS.get((self.init, self.token_labels)) == SCRATCH
 
 
 def row_name(row: Entry | Row) -> str:
@@ -275,10 +297,16 @@ def build_rows(entries: Sequence[Entry]) -> list[Row]:
     groups = row_groups(entries)
     highest: dict[str, float] = {}
     for group in groups:
-        top1 = fmean(entry.top1 for entry in group)
-        dataset = group[0].shown_dataset
-        highest[dataset] = max(top1, highest.get(dataset, 0.0))
-    return [_build_row(group, highest[group[0].shown_dataset]) for group in groups]
+        if not _is_faulty(group):
+            top1 = fmean(entry.top1 for entry in group)
+            dataset = group[0].shown_dataset
+            highest[dataset] = max(top1, highest.get(dataset, 0.0))
+    return [_build_row(group, highest.get(group[0].shown_dataset, 0.0)) for group in groups]
+
+
+def _is_faulty(group: Sequence[Entry]) -> bool:
+    faulty = [entry for entry in group if entry.yardstick is not None and entry.yardstick.fault]
+    return 2 * len(faulty) >= len(group)
 
 
 def wilson_interval(correct: int, n_test: int) -> tuple[float, float]:
@@ -297,6 +325,9 @@ def _build_row(group: Sequence[Entry], highest: float) -> Row:
     seeds = tuple(entry.seed for entry in group)
     several = len(set(seeds)) > 1
     top1 = fmean(entry.top1 for entry in group)
+    faulty = _is_faulty(group)
+    yardstick = next((entry.yardstick for entry in group if entry.yardstick is not None), None)
+    figures = _average_figures(group, several=several)
     # A seed that was run twice saw the same test images: its runs are averaged, not pooled.
     correct = round(fmean(entry.correct for entry in group))
     low, high = (None, None) if several else wilson_interval(correct, first.n_test)
@@ -330,8 +361,18 @@ def _build_row(group: Sequence[Entry], highest: float) -> Row:
         images_per_s=mean("images_per_s"),
         extra_data=", ".join(distinct(entry.extra_data for entry in group)),
         commit=", ".join(distinct(entry.commit for entry in group)),
-        best=top1 >= highest,
-        figures=_average_figures(group, several=several),
+        best=top1 >= highest and not faulty,
+        commonest=yardstick.commonest if yardstick else "",
+        commonest_share=yardstick.commonest_share if yardstick else None,
+        uneven=yardstick is not None and yardstick.uneven,
+        faulty=faulty,
+        figures=figures,
+        missing={
+            name: reason
+            for entry in group
+            for name, reason in entry.missing.items()
+            if name not in figures
+        },
     )
 
 

@@ -1,10 +1,9 @@
 """From finished runs to a leaderboard: score each on its test split, compare, write and show."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -15,26 +14,14 @@ from smallvit.bench.report import prepare_folder, render_table, write_leaderboar
 from smallvit.bench.report_page import evidence_key
 from smallvit.bench.rows import ARMS, Entry, build_rows, row_of, separate
 from smallvit.bench.scores import Scores, score_runs
+from smallvit.bench.settings import chosen_on, settings_of
 from smallvit.bench.verdict import compare_rows, verdict, warnings_of
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run
 from smallvit.engine.runtime import RuntimeConfig
-from smallvit.run.recipe import run_values
-from smallvit.run.start import pretrain_method
+from smallvit.evaluate.yardstick import measure_yardstick
 
 TABLE_WIDTH = 100  # columns that the table needs
-# Of a recipe: what has a column of its own, and where files lie.
-NOT_SETTINGS = (
-    "data.dataset",
-    "data.path",
-    "data.label_fraction",
-    "model.name",
-    "finetune.init",
-    "finetune.score_maps",
-    "finetune.teacher",
-    "finetune.allow_leak",
-    "finetune.token_label.enabled",
-)
 logger = logging.getLogger("smallvit")
 
 
@@ -170,42 +157,6 @@ def _merge_protocols(scores: Sequence[Scores], entries: Sequence[Entry]) -> dict
     }
 
 
-def settings_of(run: Run) -> dict[str, Any]:
-    """Return what a run's recipe says, by path, and how much what it builds on has seen.
-
-    Left out is what rows are told apart by, what a seed changes, and what moves no result.
-    """
-    plain = run_values(run, "finetune")
-    flat = {
-        name: value
-        for name, value in _flatten({key: plain[key] for key in ("data", "model", "finetune")})
-        if name not in NOT_SETTINGS
-    }
-    if not plain["finetune"]["token_label"]["enabled"]:
-        flat = {k: v for k, v in flat.items() if not k.startswith("finetune.token_label.")}
-    method = run.result.get("start_method")
-    init = plain["finetune"]["init"]
-    if (
-        method is None
-        and run.result["init"] == "pretrain"
-        and (Path(init) / "recipe.yaml").is_file()
-    ):
-        method = pretrain_method(Run(Path(init)))  # of a run that was made before it was noted
-    if method is not None:
-        flat["pretrain.method"] = method
-    for stage, cost in run.result["upstream"].items():
-        flat[f"{stage}.{stage} samples"] = cost["samples_seen"]
-    return flat
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", tuple(value) if isinstance(value, list) else value
-
-
 def _entry(scored: Scores) -> Entry:
     run = scored.run
     result, env = run.result, run.env
@@ -244,7 +195,9 @@ def _entry(scored: Scores) -> Entry:
         run=str(run.path),
         fingerprint=env["dataset"]["fingerprint"],
         split_hash=env["split_hashes"]["test"],
-        selected_on=str(result.get("selected_on", "")).partition(" at step")[0],
+        selected_on=chosen_on(run),
+        yardstick=measure_yardstick(scored.evidence.confusion, scored.evidence.class_names),
         metrics=scored.figures,
+        missing=scored.missing,
         settings=settings_of(run),
     )

@@ -23,9 +23,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from smallvit.bench.cost import measure_cost
+from smallvit.bench.cost import RESTLESS, ROUNDS, measure_cost
+from smallvit.bench.cost import VERSION as COST_VERSION
 from smallvit.bench.leaderboard import Bin, Evidence
 from smallvit.bench.protocol import BenchConfig
+from smallvit.bench.settings import row_identity
 from smallvit.core import rng
 from smallvit.core.console import track
 from smallvit.core.errors import DataError, SmallViTError
@@ -70,6 +72,7 @@ from smallvit.run.provenance import check_scored
 from smallvit.run.score import open_scored
 
 FORMAT_VERSION = 1
+PICTURE_VERSION = 2  # of the attention pictures
 ATTACK_BATCH = 250
 CORRUPT_BATCH = 2048  # enough for all threads to have a share
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -89,6 +92,7 @@ class Scores:
         correct: Whether each test image is classified correctly, in the order of the split.
         evidence: What pictures are drawn of.
         protocol: How each group of figures was measured, in words.
+        missing: Why a figure that was asked for could not be had, by its path.
     """
 
     run: Run
@@ -97,6 +101,7 @@ class Scores:
     correct: Bool[np.ndarray, " N"]
     evidence: Evidence
     protocol: dict[str, str]
+    missing: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,11 @@ class _Opened:
     @property
     def test(self) -> Split:
         return self.dataset.splits["test"]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the figures of a network and its test images depend on."""
+        return {"weights": self.weights, "test": self.run.env["split_hashes"]["test"]}
 
     @property
     def classifier(self) -> PixelClassifier:
@@ -178,6 +188,10 @@ def score_runs(
                 note(f"{each.run.path}: {error}")
         if scored and len(errors) == len(scored):
             unmeasured = errors[0]
+    if config.cost:
+        for group in _same_networks(scored):
+            for each in group:
+                parts[each.run.path].append(_score_cost(group, runtime))
     correct = {path: unpack_correct(found[0]) for path, found in parts.items()}
     for source in ("generated", "official"):
         groups = _same_images(scored) if config.corruptions in (source, "both") else []
@@ -193,10 +207,11 @@ def score_runs(
                 parts[each.run.path].append(part)
         if groups and len(errors) == len(groups):
             unmeasured = errors[0]
-    pictured = {_arm_of(each.run): each for each in reversed(scored)}
+    rows = {each.run.path: row_identity(each.run) for each in scored}
+    pictured = {rows[each.run.path]: each for each in reversed(scored)}
     scores = []
     for each in scored:
-        first = pictured[_arm_of(each.run)] is each
+        first = pictured[rows[each.run.path]] is each
         attention = _draw_attention(each, runtime) if first else None
         scores.append(_collect(each, parts[each.run.path], attention))
     return scores, notes, unmeasured
@@ -270,8 +285,6 @@ def _chosen_parts(
         yield partial(_score_attack, attack=attack, config=config)
     for name in config.ood:
         yield partial(_score_ood, name=name, config=config, runtime=runtime)
-    if config.cost:
-        yield partial(_score_cost, runtime=runtime)
 
 
 def _score_accuracy(opened: _Opened, runtime: Runtime) -> dict[str, Any]:
@@ -421,29 +434,67 @@ def _score_ood(
     return parts
 
 
-def _score_cost(opened: _Opened, *, runtime: Runtime) -> list[dict[str, Any]]:
+def _score_cost(group: Sequence[_Opened], runtime: Runtime) -> dict[str, Any]:
+    """Return the cost of networks of one architecture: measured once, however many they are."""
     key = {
+        "version": COST_VERSION,
         "precision": _precision(runtime),
         "machine": machine(),
         "threads": torch.get_num_threads(),
     }
-    kept, save = _kept(opened, "cost", key, runtime)
-    if kept is not None:
-        return [kept]
+    identity = {"architecture": _architecture(group[0])}
+    files = [_kept(each, "cost", key, runtime, identity=identity) for each in group]
+    measured = next((kept for kept, _ in files if kept is not None), None)
+    if measured is None:
+        logger.info("timing %s", group[0].run.result["model"])
+        measured = _measure_cost(group[0], runtime)
+    # A machine that was busy may be quiet the next time.
+    if not any(reason.startswith(RESTLESS) for reason in measured["missing"].values()):
+        for kept, save in files:
+            if kept != measured:
+                save(measured)
+    return measured
+
+
+def _measure_cost(opened: _Opened, runtime: Runtime) -> dict[str, Any]:
     cost = measure_cost(opened.backbone, opened.dataset.image_size, runtime)
-    named = {
-        "cost/macs": cost["macs"],
-        "cost/images_per_s": cost["images_per_s_256"],
-        "cost/latency_ms": cost["latency_ms_1"],
-        "cost/latency_ms_256": cost["latency_ms_256"],
-        "cost/peak_memory": cost["peak_memory_mib"],
-    }
+    figures: dict[str, float] = {"cost/macs": cost.macs}
+    missing: dict[str, str] = {}
+    if cost.peak_memory_mib is not None:
+        figures["cost/peak_memory"] = cost.peak_memory_mib
+    paths = {1: ("cost/latency_ms",), 256: ("cost/latency_ms_256", "cost/images_per_s")}
+    for batch_size, names in paths.items():
+        timing = cost.timings[batch_size]
+        if timing.latency_s is None or timing.spread is None:
+            missing |= dict.fromkeys(names, timing.reason)
+            continue
+        figures[f"cost/spread/{batch_size}"] = timing.spread
+        for name in names:
+            speed = name == "cost/images_per_s"
+            figures[name] = batch_size / timing.latency_s if speed else 1000 * timing.latency_s
     protocol = {
-        "Cost": f"Forward pass on {machine()}, {cost['device']}, {cost['precision']}, "
-        f"{cost['threads']} threads; median of at least 3 rounds."
+        "Cost": f"Forward pass on {machine()}, {cost.device}, {cost.precision}, "
+        f"{cost.threads} threads; measured once for all rows of one network, as the median of "
+        f"{ROUNDS} rounds in a row after a warm-up, +- half of what the longest is above the "
+        "shortest. A dash where rounds differ by more than 20 %: something else was at work."
     }
-    figures = {name: value for name, value in named.items() if value is not None}
-    return [save({"figures": figures, "protocol": protocol})]
+    return {"figures": figures, "protocol": protocol, "missing": missing}
+
+
+def _same_networks(opened: Sequence[_Opened]) -> list[list[_Opened]]:
+    """Group runs whose networks differ in nothing but their weights."""
+    groups: dict[str, list[_Opened]] = {}
+    for each in opened:
+        groups.setdefault(_architecture(each), []).append(each)
+    return list(groups.values())
+
+
+def _architecture(opened: _Opened) -> str:
+    """Hash what the cost of a network depends on: its arguments and the size of its images."""
+    config = json.loads((opened.run.path / "export" / "config.json").read_text())
+    named = {key: config.get(key) for key in ("architecture", "num_classes", "model_args")}
+    said = json.dumps([named, opened.dataset.image_size], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _score_corruptions(
@@ -543,21 +594,17 @@ def _with_means(figures: Mapping[str, float], source: str) -> dict[str, float]:
     return shown
 
 
-def _arm_of(run: Run) -> tuple[Any, ...]:
-    """Return what tells rows apart, seeds aside."""
-    names = ("dataset", "model", "init", "token_labels", "label_fraction")
-    return tuple(run.result[name] for name in names)
-
-
 def _collect(opened: _Opened, parts: Sequence[dict[str, Any]], attention: bytes | None) -> Scores:
     accuracy = parts[0]
     summary = accuracy["summary"]
     evidence = accuracy["evidence"]
     figures: dict[str, float] = {}
     protocol: dict[str, str] = {}
+    missing: dict[str, str] = {}
     for part in parts:
         figures |= part["figures"]
         protocol |= part["protocol"]
+        missing |= part.get("missing", {})
     return Scores(
         run=opened.run,
         summary=summary,
@@ -571,36 +618,42 @@ def _collect(opened: _Opened, parts: Sequence[dict[str, Any]], attention: bytes 
             attention=attention,
         ),
         protocol=protocol,
+        missing=missing,
     )
 
 
 def _kept(
-    opened: _Opened, part: str, settings: Mapping[str, Any], runtime: Runtime | None
+    opened: _Opened,
+    part: str,
+    settings: Mapping[str, Any],
+    runtime: Runtime | None,
+    *,
+    identity: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any] | None, Callable[[dict[str, Any]], dict[str, Any]]]:
     """Return what was measured before under the same conditions, and how to keep it anew.
 
     Args:
         opened: The run.
         part: Name of the part.
-        settings: What its figures depend on, beside weights, test images and device.
+        settings: What its figures depend on, beside ``identity`` and device.
         runtime: Where it is measured; ``None`` where figures do not depend on it.
+        identity: Of what they are; ``None`` is weights and test images.
     """
     said = {
         "format": FORMAT_VERSION,
-        "weights": opened.weights,
-        "test": opened.run.env["split_hashes"]["test"],
+        **(opened.identity if identity is None else identity),
         "device": None if runtime is None else runtime.device.type,
         **settings,
     }
     text = json.dumps(said, sort_keys=True)
     key = json.loads(text)  # as it will be read again: tuples are lists
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    digest = _digest(said)
     path = opened.run.path / "bench" / f"{part}-{digest}.json"
 
     def save(measured: dict[str, Any]) -> dict[str, Any]:
         try:
             path.parent.mkdir(exist_ok=True)
-            write_json(path, {"key": key, **measured})
+            write_json(path, {**measured, "key": key})
         except (OSError, DataError) as error:  # a read-only run can still be scored
             logger.warning("%s is not kept: %s", path, error)
         return measured
@@ -615,6 +668,10 @@ def _kept(
         pass
     logger.warning("%s is broken: measured anew", path)
     return None, save
+
+
+def _digest(said: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _is_whole(measured: Mapping[str, Any], part: str) -> bool:
@@ -634,7 +691,8 @@ def _is_whole(measured: Mapping[str, Any], part: str) -> bool:
 
 def _draw_attention(opened: _Opened, runtime: Runtime) -> bytes:
     """Return a PNG of where a network looks in the first test images of different classes."""
-    kept = opened.run.path / "bench" / f"attention-{opened.weights[:12]}.png"
+    digest = _digest({"version": PICTURE_VERSION, **opened.identity})
+    kept = opened.run.path / "bench" / f"attention-{digest}.png"
     if kept.is_file() and (picture := kept.read_bytes()).startswith(PNG):
         return picture
     split = opened.test

@@ -17,13 +17,11 @@ from smallvit.bench.comparison import (
     Comparison,
     Spread,
     compare,
-    correct_for_number,
     spread_over_seeds,
 )
 from smallvit.bench.figures import kind_of, label_of
 from smallvit.bench.rows import (
     HASH_SHOWN,
-    SCRATCH,
     VARIANTS,
     Entry,
     Row,
@@ -62,8 +60,8 @@ def compare_rows(
             list(group)
             for _, group in groupby(of_dataset, key=lambda row: (row.model, row.label_fraction))
         ]
-        together = [*groups, [max(group, key=lambda row: row.top1_mean) for group in groups]]
-        found = []
+        together = [*groups, [max(group, key=_merit) for group in groups]]
+        pairs = []
         for group in together:
             of_group = {row_name(row): answers[dataset, row_name(row)] for row in group}
             spread = _spread(list(of_group.values()))
@@ -75,9 +73,18 @@ def compare_rows(
                 repeated = any(len(row.seeds) > row.num_seeds for row in pair)
                 if seeds and not repeated:
                     stacked = [np.stack([side[seed] for seed in seeds]) for side in (ours, theirs)]
-                    found.append(compare(*stacked, dataset=dataset, names=names, spread=spread))
-        comparisons += correct_for_number(found)
+                    pairs.append((stacked, names, spread))
+        comparisons += [
+            compare(
+                *stacked, dataset=dataset, names=names, spread=spread, num_comparisons=len(pairs)
+            )
+            for stacked, names, spread in pairs
+        ]
     return comparisons
+
+
+def _merit(row: Row) -> tuple[bool, float]:
+    return not row.faulty, row.top1_mean
 
 
 def _spread(answers: Sequence[Mapping[int, Bool[np.ndarray, " N"]]]) -> Spread | None:
@@ -110,40 +117,73 @@ def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> list
 
 
 def _compare(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
-    ranked = sorted(rows, key=lambda row: -row.top1_mean)
+    ranked = sorted((row for row in rows if not row.faulty), key=lambda row: -row.top1_mean)
+    faulty = sorted((row for row in rows if row.faulty), key=lambda row: -row.top1_mean)
+    if not ranked:
+        arms = _and(f"{row.arm!r} {_score(row)}" for row in faulty)
+        return f"no accuracy to go by{_beside(rows)}: top-1 of {arms}"
+    text = _rank(ranked, comparisons)
+    if faulty:
+        arms = _and(f"{row.arm!r} ({_score(row)})" for row in faulty)
+        text += (
+            f"; {arms} {'is' if len(faulty) == 1 else 'are'} left out, with no accuracy to go by"
+        )
+    return text
+
+
+def _rank(ranked: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
     top = ranked[0]
+    score = f"{_score(top)}{_beside([top])}"
     if len(ranked) == 1:
-        return f"only {top.arm!r} was run, top-1 {_score(top)}; there is nothing to compare it with"
+        return f"only {top.arm!r} was run, top-1 {score}; there is nothing to compare it with"
     tied = [row for row in ranked if row.top1_mean == top.top1_mean]
-    scratch = next((row for row in ranked if row.arm == SCRATCH), None)
     others = [row for row in ranked if row not in tied]
     if not others:
-        return f"{_and(repr(row.arm) for row in tied)} have the same top-1, {_score(top)}"
-    reference = scratch if scratch in others else others[0]
-    verb = "share" if len(tied) > 1 else "has"
+        return f"{_and(repr(row.arm) for row in tied)} have the same top-1, {score}"
+    scratch = next((row for row in ranked if row.from_scratch), None)
+    runner_up = others[0]
     text = (
-        f"{_and(repr(row.arm) for row in tied)} {verb} the highest top-1, {_score(top)}, "
-        f"{100 * (top.top1_mean - reference.top1_mean):.2f} points above "
-        f"{'' if reference is scratch else 'the next, '}{reference.arm!r} at {_score(reference)}; "
-        f"{_say_test(top, reference, comparisons)}"
+        f"{_and(repr(row.arm) for row in tied)} {'share' if len(tied) > 1 else 'has'} the highest "
+        f"top-1, {score}, {_above(top, runner_up, 'the next, ', comparisons)}"
     )
+    compared = [runner_up]
+    if scratch in others[1:]:
+        compared.append(scratch)
+        text += f"; {_above(top, scratch, '', comparisons)}"
+    tests = [_find_test(top, other, comparisons) for other in compared]
+    if any(test and test.num_seeds == 1 and test.verdict == "better" for test in tests):
+        text += "; one seed does not show how much seeds differ"
     return text if scratch else f"{text}; there is no run from scratch to compare with"
+
+
+def _above(top: Row, other: Row, which: str, comparisons: Sequence[Comparison]) -> str:
+    return (
+        f"{100 * (top.top1_mean - other.top1_mean):.2f} points above {which}{other.arm!r} at "
+        f"{_score(other)}: {_say_test(top, other, comparisons)}"
+    )
+
+
+def _beside(rows: Sequence[Row]) -> str:
+    """Say what the accuracy of these rows is held against, where that is known."""
+    shares = {row.commonest_share: row.commonest for row in rows if row.commonest_share is not None}
+    said = (f"{commonest!r} always {100 * share:.2f} %" for share, commonest in shares.items())
+    return f" (naming {' or '.join(said)})" if shares else ""
 
 
 def _say_test(top: Row, other: Row, comparisons: Sequence[Comparison]) -> str:
     if any(len(row.seeds) > row.num_seeds for row in (top, other)):
         return "a seed was run more than once, so no paired test was made"
-    named = {row_name(top), row_name(other)}
-    found = [c for c in comparisons if c.dataset == top.dataset and {c.first, c.second} == named]
-    if not found:
+    test = _find_test(top, other, comparisons)
+    if test is None:
         return "they share no seed, so no paired test was made"
-    test = found[0]
     above = test.difference if test.first == row_name(top) else -test.difference
     images = f"{test.n_test:,} test images"
     seeds = "one seed" if test.num_seeds == 1 else f"{test.num_seeds} seeds"
     if test.num_seeds < max(top.num_seeds, other.num_seeds):
         seeds += f" that both have, {100 * above:+.2f} points"
     said = f"{test.test}, {seeds}, {images}, p = {test.p_adjusted:.2g}"
+    if test.num_comparisons > 1:
+        said += f", adjusted for {test.num_comparisons} comparisons"
     if test.verdict == "not told apart":
         return f"a paired test does not tell them apart ({said})"
     if above < 0:
@@ -151,8 +191,13 @@ def _say_test(top: Row, other: Row, comparisons: Sequence[Comparison]) -> str:
             f"but on the seeds that both have it is {-100 * above:.2f} points below, worse by a "
             f"paired test ({said})"
         )
-    caution = ", but one seed does not show how much seeds differ" if test.num_seeds == 1 else ""
-    return f"better by a paired test ({said}){caution}"
+    return f"better by a paired test ({said})"
+
+
+def _find_test(top: Row, other: Row, comparisons: Sequence[Comparison]) -> Comparison | None:
+    named = {row_name(top), row_name(other)}
+    found = (c for c in comparisons if c.dataset == top.dataset and {c.first, c.second} == named)
+    return next(found, None)
 
 
 def _score(row: Row) -> str:
@@ -199,6 +244,11 @@ def warnings_of(entries: Sequence[Entry]) -> list[str]:
 def _warnings_of_row(group: Sequence[Entry]) -> Iterable[str]:
     first = group[0]
     name = f"{first.dataset}, {first.model}, {first.shown_arm}"
+    faults = [(e.seed, e.yardstick.fault) for e in group if e.yardstick and e.yardstick.fault]
+    if faults:
+        seed, fault = faults[0]
+        of_runs = f" (seed {seed}, {len(faults)} of {len(group)} runs)" if len(group) > 1 else ""
+        yield f"{name}: no accuracy to go by{of_runs}: {fault}"
     repeated = [seed for seed, count in Counter(e.seed for e in group).items() if count > 1]
     if repeated:
         seeds = ", ".join(map(str, repeated))

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from scipy import stats
 
@@ -7,8 +9,8 @@ from smallvit.bench.comparison import (
     Comparison,
     Spread,
     compare,
-    correct_for_number,
     mcnemar,
+    mcnemar_interval,
     paired_bootstrap,
     seeds_and_images,
     spread_over_seeds,
@@ -147,11 +149,10 @@ def test_two_seeds_need_a_difference_far_beyond_their_own():
     assert (near.verdict, far.verdict) == ("not told apart", "better")
 
 
-def test_better_is_said_only_where_interval_and_test_both_say_it():
+def test_better_is_said_where_the_adjusted_test_does():
     assert comparison(0.01).verdict == "better"
     assert comparison(0.01, low=-0.02, high=-0.01).verdict == "worse"
-    assert comparison(0.06).verdict == "not told apart"
-    assert comparison(0.01, low=-0.01).verdict == "not told apart"
+    assert comparison(0.06, low=-0.01).verdict == "not told apart"
 
 
 def test_the_same_call_gives_the_same_interval():
@@ -159,11 +160,67 @@ def test_the_same_call_gives_the_same_interval():
     assert seeds_and_images(*sides) == seeds_and_images(*sides)
 
 
-def test_holm_multiplies_the_smallest_p_by_the_number_of_tests_and_never_falls():
-    adjusted = correct_for_number([comparison(p) for p in (0.01, 0.04, 0.03)])
-    assert [c.p_adjusted for c in adjusted] == pytest.approx([0.03, 0.06, 0.06])
-    assert [c.p_value for c in adjusted] == [0.01, 0.04, 0.03]
-    assert correct_for_number([comparison(0.7), comparison(0.6)])[1].p_adjusted == 1.0
+def test_of_several_comparisons_p_value_and_interval_are_adjusted_alike():
+    sides = answers(62), answers(55)  # 7 images of 100: p = 2 / 2**7
+    alone = compare(*sides, dataset="d", names=NAMES)
+    together = compare(*sides, dataset="d", names=NAMES, num_comparisons=6)
+    assert (alone.p_value, alone.p_adjusted) == pytest.approx((1 / 64, 1 / 64))
+    assert (together.p_value, together.p_adjusted) == pytest.approx((1 / 64, 6 / 64))
+    assert alone.low > 0 > together.low
+    assert together.high > alone.high
+    assert (alone.verdict, together.verdict) == ("better", "not told apart")
+    many = compare(answers(60), answers(59), dataset="d", names=NAMES, num_comparisons=100)
+    assert many.p_adjusted == 1.0
+
+
+def test_mcnemars_interval_is_that_of_clopper_and_pearson_where_that_is_wider():
+    first, second = np.arange(40) < 12, (np.arange(40) >= 10) & (np.arange(40) < 13)
+    # 10 images for the first alone, 1 for the second: the published interval of 10 of 11.
+    ends = stats.binomtest(10, 11).proportion_ci(0.95, method="exact")
+    low, high = mcnemar_interval(first, second, 0.05)
+    assert low == pytest.approx(min((2 * ends.low - 1) * 11 / 40, 9 / 40 - normal_half(10, 1, 40)))
+    assert high == pytest.approx(9 / 40 + normal_half(10, 1, 40))
+    assert mcnemar_interval(second, first, 0.05) == pytest.approx((-high, -low))
+
+
+def normal_half(only_first: int, only_second: int, n: int) -> float:
+    gain = (only_first - only_second) / n
+    return 1.959964 * np.sqrt(((only_first + only_second) / n - gain**2) / n)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    counts=st.tuples(*[st.integers(0, 40)] * 4).filter(sum),
+    num_comparisons=st.sampled_from([1, 2, 3, 6, 28, 300]),
+)
+def test_one_seeds_interval_leaves_zero_out_just_where_rows_are_told_apart(counts, num_comparisons):
+    pairs = np.repeat([[1, 1], [1, 0], [0, 1], [0, 0]], counts, axis=0).astype(bool)
+    agree(
+        compare(pairs.T[:1], pairs.T[1:], dataset="d", names=NAMES, num_comparisons=num_comparisons)
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.tuples(st.integers(2, 4), st.integers(1, 60)),
+    chance=st.tuples(*[st.sampled_from([0.0, 0.3, 0.5, 0.55, 0.9, 1.0])] * 2),
+    num_comparisons=st.sampled_from([1, 3, 28]),
+)
+def test_over_seeds_the_interval_leaves_zero_out_just_where_rows_are_told_apart(
+    seed, shape, chance, num_comparisons
+):
+    generator = np.random.default_rng(seed)
+    sides = [generator.random(shape) < part for part in chance]
+    agree(compare(*sides, dataset="d", names=NAMES, num_comparisons=num_comparisons))
+
+
+def agree(found: Comparison) -> None:
+    told_apart = found.verdict != "not told apart"
+    assert told_apart == (found.p_adjusted < 0.05)
+    assert told_apart == (found.low > 0 or found.high < 0)
+    assert found.low <= found.difference + 1e-12
+    assert found.difference <= found.high + 1e-12
 
 
 def test_other_images_or_seeds_are_refused():
