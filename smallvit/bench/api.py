@@ -1,19 +1,22 @@
 """The leaderboard as a Python function."""
 
 from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from smallvit.bench.protocol import BenchConfig
-from smallvit.bench.runner import BenchResult, bench_runs
+from smallvit.bench.runner import BenchResult, bench_runs, finetuned_runs
 from smallvit.core import places
 from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, open_run
 
+OneRun = Run | Path | str
+
 
 def bench(
-    runs: Iterable[Run | Path | str],
+    runs: OneRun | Iterable[OneRun] | None = None,
     *,
     out: Path | str | None = None,
     data: Path | str | None = None,
@@ -21,17 +24,38 @@ def bench(
 ) -> BenchResult:
     """Score fine-tuned runs on their test split and write a leaderboard.
 
-    ``bench([run], corruptions="generated").to_html("report.html")``
+    ``bench(run, corruptions="generated").to_html("report.html")``
 
     Args:
-        runs: Finished fine-tuned runs.
+        runs: Finished fine-tuned runs or their folders, one or several; by default every one under
+            the runs folder.
         out: Folder of its files; by default ``leaderboard`` in the runs folder.
         data: Where the runs' images are, if not where they were.
         **settings: What to measure, by the names of ``BenchConfig``.
+
+    Raises:
+        ConfigError: If there is no run among them, or a setting is unknown or out of range.
+        DataError: If a folder holds no finished run, or none can be scored.
     """
-    opened = [open_run(run.path if isinstance(run, Run) else Path(run)) for run in runs]
+    config = resolve(BenchConfig, [Layer(source="arguments", values=settings)])
+    opened = finetuned_runs() if runs is None else [open_run(path) for path in _paths(runs)]
     if not opened:
         raise ConfigError("bench needs runs: name at least one")
     folder = places.runs_dir() / "leaderboard" if out is None else Path(out)
-    config = resolve(BenchConfig, [Layer(source="arguments", values=settings)])
     return bench_runs(opened, folder, title="Leaderboard", config=config, place=data)
+
+
+def _paths(runs: Any) -> list[Path]:
+    one = isinstance(runs, Run | str | PathLike) or not isinstance(runs, Iterable)
+    return [_path(run) for run in ([runs] if one else runs)]
+
+
+def _path(run: Any) -> Path:
+    if isinstance(run, Run):
+        return run.path
+    if not isinstance(run, str | PathLike):
+        raise ConfigError(
+            f"bench takes runs or their folders, not {type(run).__name__} ({run!r}): give what "
+            'sv.finetune returned, or a path such as "runs/digits/..."'
+        )
+    return Path(run).expanduser()

@@ -7,6 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Sequence
+from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,22 @@ def render_csv(leaderboard: Leaderboard) -> str:
             line |= {f"{name}_{part}": getattr(figure, part) for part in parts}
         writer.writerow(line)
     return file.getvalue()
+
+
+def render_summary(leaderboard: Leaderboard, page: Path) -> str:
+    """Return a table of the accuracies and the verdict as a piece of HTML, for a notebook."""
+    heads = ("dataset", "model", "arm", "top-1 %", "", "commonest class %", "seeds", "in total")
+    lines = [f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"]
+    for row in leaderboard.rows:
+        cells = (
+            *(row.dataset, row.model, row.arm, format_percent(row.top1_mean), format_spread(row)),
+            *(format_commonest(row), str(row.num_seeds), format_time(row.total_wall_s)),
+        )
+        weight = ' style="font-weight: bold"' if row.best else ""
+        lines.append(f"<tr{weight}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+    said = verdict(leaderboard.rows, leaderboard.comparisons)
+    below = [*said, *warnings_of(leaderboard.entries), f"page: {page}"]
+    return f"<table>{''.join(lines)}</table>" + "".join(f"<p>{escape(text)}</p>" for text in below)
 
 
 def render_markdown(leaderboard: Leaderboard) -> str:

@@ -10,17 +10,29 @@ from rich.console import Console
 from smallvit.bench.leaderboard import Evidence, Leaderboard, sum_evidence
 from smallvit.bench.protocol import BenchConfig
 from smallvit.bench.published import published_references
-from smallvit.bench.report import prepare_folder, render_table, write_leaderboard
+from smallvit.bench.report import (
+    prepare_folder,
+    render_summary,
+    render_table,
+    write_leaderboard,
+)
 from smallvit.bench.report_page import evidence_key
-from smallvit.bench.rows import ARMS, Entry, build_rows, row_of, separate
+from smallvit.bench.rows import ARMS, Entry, build_rows, row_name, row_of, separate
 from smallvit.bench.scores import Scores, score_runs
 from smallvit.bench.settings import chosen_on, settings_of
-from smallvit.bench.verdict import compare_rows, verdict, warnings_of
+from smallvit.bench.verdict import compare_rows, describe_score, verdict, warnings_of
+from smallvit.core import places
 from smallvit.core.errors import ConfigError, DataError
-from smallvit.core.run_folder import Run
+from smallvit.core.run_folder import Run, find_runs
 from smallvit.engine.runtime import RuntimeConfig
 from smallvit.evaluate.yardstick import measure_yardstick
 
+# How else a run that has no place in a leaderboard is scored.
+SCORED_BY = {
+    "teacher": " ('smallvit eval {run} --split test' scores it)",
+    "segment": " ('smallvit eval {run} --split test' scores it)",
+    "pretrain": " ('smallvit eval {run} --knn --split test' scores it)",
+}
 TABLE_WIDTH = 100  # columns that the table needs
 logger = logging.getLogger("smallvit")
 
@@ -37,6 +49,16 @@ class BenchResult:
     leaderboard: Leaderboard
     files: dict[str, Path]
 
+    def __repr__(self) -> str:
+        """Return one line a row, and where the page is."""
+        rows = self.leaderboard.rows
+        scores = [f"  {row_name(row)}: {describe_score(row)}" for row in rows]
+        return "\n".join([f"{self.leaderboard.title}: top-1", *scores, f"  {self.files['html']}"])
+
+    def _repr_html_(self) -> str:
+        """Return the accuracies as a table, as notebooks show it."""
+        return render_summary(self.leaderboard, self.files["html"])
+
     def to_html(self, path: Path | str) -> Path:
         """Copy the page, which needs no other file, to ``path``.
 
@@ -50,6 +72,24 @@ class BenchResult:
         except OSError as error:
             raise DataError(f"cannot write {target}: {error.strerror}") from error
         return target
+
+
+def finetuned_runs() -> list[Run]:
+    """Return every finished fine-tuned run under the runs folder.
+
+    Raises:
+        DataError: If there is none.
+    """
+    found = [
+        run
+        for run in find_runs(places.runs_dir())
+        if run.completed and run.result["stage"] == "finetune"
+    ]
+    if not found:
+        raise DataError(
+            f"no finished fine-tuned run under {places.runs_dir()}: smallvit finetune makes one"
+        )
+    return found
 
 
 def bench_runs(
@@ -88,6 +128,7 @@ def bench_runs(
         if run.result["stage"] != "finetune":
             raise ConfigError(
                 f"{run.path} is a {run.result['stage']} run: a leaderboard is of fine-tuned ones"
+                f"{SCORED_BY.get(run.result['stage'], '').format(run=run.path)}"
             )
     prepare_folder(folder)
     once = {run.path.resolve(): run for run in reversed(runs)}

@@ -120,11 +120,11 @@ def _compare(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
     ranked = sorted((row for row in rows if not row.faulty), key=lambda row: -row.top1_mean)
     faulty = sorted((row for row in rows if row.faulty), key=lambda row: -row.top1_mean)
     if not ranked:
-        arms = _and(f"{row.arm!r} {_score(row)}" for row in faulty)
+        arms = _and(f"{row.arm!r} {describe_score(row)}" for row in faulty)
         return f"no accuracy to go by{_beside(rows)}: top-1 of {arms}"
     text = _rank(ranked, comparisons)
     if faulty:
-        arms = _and(f"{row.arm!r} ({_score(row)})" for row in faulty)
+        arms = _and(f"{row.arm!r} ({describe_score(row)})" for row in faulty)
         text += (
             f"; {arms} {'is' if len(faulty) == 1 else 'are'} left out, with no accuracy to go by"
         )
@@ -133,7 +133,7 @@ def _compare(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
 
 def _rank(ranked: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
     top = ranked[0]
-    score = f"{_score(top)}{_beside([top])}"
+    score = f"{describe_score(top)}{_beside([top])}"
     if len(ranked) == 1:
         return f"only {top.arm!r} was run, top-1 {score}; there is nothing to compare it with"
     tied = [row for row in ranked if row.top1_mean == top.top1_mean]
@@ -159,7 +159,7 @@ def _rank(ranked: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
 def _above(top: Row, other: Row, which: str, comparisons: Sequence[Comparison]) -> str:
     return (
         f"{100 * (top.top1_mean - other.top1_mean):.2f} points above {which}{other.arm!r} at "
-        f"{_score(other)}: {_say_test(top, other, comparisons)}"
+        f"{describe_score(other)}: {_say_test(top, other, comparisons)}"
     )
 
 
@@ -200,7 +200,8 @@ def _find_test(top: Row, other: Row, comparisons: Sequence[Comparison]) -> Compa
     return next(found, None)
 
 
-def _score(row: Row) -> str:
+def describe_score(row: Row) -> str:
+    """Write the top-1 of a row, with its standard deviation over seeds."""
     if row.top1_std is None:
         return f"{100 * row.top1_mean:.2f} %"
     return f"{100 * row.top1_mean:.2f} +- {100 * row.top1_std:.2f} %"

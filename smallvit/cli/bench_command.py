@@ -11,7 +11,7 @@ from smallvit.bench.protocol import BenchConfig
 from smallvit.cli.options import given
 from smallvit.core import places
 from smallvit.core.config import Layer, resolve
-from smallvit.core.errors import ConfigError, DataError, InterruptedRunError
+from smallvit.core.errors import ConfigError, DataError, InterruptedRunError, suggest
 from smallvit.core.run_folder import find_runs, open_run
 
 # All that needs no further package and no further data, on a part of the test images.
@@ -121,29 +121,21 @@ def _bench_runs(
     precision: Any,
 ) -> None:
     """Score runs by their folders, or all there are."""
-    from smallvit.bench.runner import bench_runs
+    from smallvit.bench.runner import bench_runs, finetuned_runs
     from smallvit.bench.suite import shipped_suites
     from smallvit.engine.runtime import RuntimeConfig
 
-    of_suites = [f"--{key.replace('_', '-')}" for key in SUITE_OPTIONS if key in given.values]
-    if of_suites:
-        raise ConfigError(f"{', '.join(of_suites)} is for suites: name one, or leave it out")
-    config = resolve(BenchConfig, [Layer(source="command line", values=over)])
     for name in names:
         if not (Path(name) / "result.json").is_file():
-            raise DataError(
-                f"no run and no suite {name!r}: 'smallvit runs ls' shows the runs; suites are "
-                f"{', '.join(shipped_suites())} or a YAML file"
-            )
-    chosen = [open_run(Path(name), stage="finetune") for name in names] or [
-        run
-        for run in find_runs(places.runs_dir())
-        if run.completed and run.result["stage"] == "finetune"
-    ]
-    if not chosen:
-        raise DataError(
-            f"no finished fine-tuned run under {places.runs_dir()}: smallvit finetune makes one"
+            raise _no_run(Path(name), shipped_suites())
+    of_suites = [f"--{key.replace('_', '-')}" for key in SUITE_OPTIONS if key in given.values]
+    if of_suites:
+        raise ConfigError(
+            f"{', '.join(of_suites)} is for suites: name one ({', '.join(shipped_suites())} or a "
+            "YAML file), or leave it out"
         )
+    config = resolve(BenchConfig, [Layer(source="command line", values=over)])
+    chosen = [open_run(Path(name)) for name in names] if names else finetuned_runs()
     bench_runs(
         chosen,
         out or places.runs_dir() / "leaderboard",
@@ -151,6 +143,22 @@ def _bench_runs(
         config=config,
         place=data,
         runtime_config=RuntimeConfig(device=device, precision=precision),
+    )
+
+
+def _no_run(path: Path, suites: list[str]) -> DataError:
+    """Say what is there in place of a run or suite."""
+    if path.is_symlink() and not path.exists():
+        return DataError(f"{path} is a link to {path.readlink()}, which is not there")
+    inside = len(list(find_runs(path))) if path.is_dir() else 0
+    if inside:
+        return DataError(
+            f"{path} is no run but holds {inside}: name them, or take all that are fine-tuned with "
+            f"SMALLVIT_RUNS_DIR={path} smallvit bench"
+        )
+    return DataError(
+        f"no run and no suite {str(path)!r}{suggest(str(path), suites)}, or a YAML file; "
+        "'smallvit runs ls' shows the runs"
     )
 
 

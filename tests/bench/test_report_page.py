@@ -286,7 +286,7 @@ def test_better_stands_only_where_the_test_says_so(four_arms):
     page = Page(html_of(four_arms, comparisons=some))
     words = [text.strip() for text in page.text]
     assert [words.count(each) for each in ("better", "worse", "not told apart")] == [1, 1, 1]
-    assert "The p-values are adjusted for the 3 comparisons" in page
+    assert "Intervals and p-values are adjusted alike for the 3 comparisons" in page
 
 
 def test_rows_of_other_data_have_a_section_of_their_own(entry):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import smallvit as sv
-from smallvit.bench import scores
+from smallvit.bench import cost, scores
 from smallvit.bench.figures import kind_of
 from smallvit.bench.protocol import BenchConfig
 from smallvit.bench.scores import score_runs, subset_of
@@ -44,6 +44,8 @@ def home(tmp_path_factory) -> Iterator[Path]:
         patch.setenv("SMALLVIT_CACHE_DIR", str(folder / "cache"))
         patch.setenv("SMALLVIT_RUNS_DIR", str(folder / "runs"))
         patch.setenv("SMALLVIT_OFFLINE", "1")
+        patch.setattr(cost, "MOST_APART", 100.0)  # whatever else the machine does
+        patch.setattr(cost, "ROUND_S", 0.0)
         yield folder
 
 
@@ -346,6 +348,92 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_run_is_scored(run
 def test_no_runs_are_refused():
     with pytest.raises(ConfigError, match="bench needs runs"):
         sv.bench([])
+
+
+def test_one_run_is_taken_as_it_is_or_by_its_path(runs, home):
+    for given in (runs[0], runs[0].path, str(runs[0].path), iter(runs[:1])):
+        result = sv.bench(given, out=home / "one", cost=False)
+        assert [row.seeds for row in result.leaderboard.rows] == [(0,)]
+
+
+def test_what_is_no_run_is_refused_in_one_line(runs, home):
+    with pytest.raises(ConfigError, match=r"bench takes runs or their folders, not int \(3\)"):
+        sv.bench(3)
+    with pytest.raises(ConfigError, match=r"not dict \(\{'run': 1\}\): give what sv.finetune"):
+        sv.bench([runs[0], {"run": 1}])
+    with pytest.raises(DataError, match="no run at nowhere"):
+        sv.bench("nowhere")
+    with pytest.raises(DataError, match="no finished fine-tuned run under"):
+        sv.bench()
+
+
+def test_a_leaderboard_is_shown_as_its_table_without_the_bytes_of_its_pictures(runs, home):
+    result = sv.bench(runs, out=home / "shown", cost=False)
+    said = repr(result)
+    (row,) = result.leaderboard.rows
+    assert said.splitlines()[0] == "Leaderboard: top-1"
+    assert f"scratch, vit_tiny: {100 * row.top1_mean:.2f} +- " in said
+    assert len(said) < 400
+    assert "PNG" not in repr(result.leaderboard)
+    table = result._repr_html_()
+    assert "<td>scratch</td>" in table
+    assert f"<td>{100 * row.commonest_share:.2f}</td>" in table
+    assert "only &#x27;scratch&#x27; was run" in table
+
+
+def test_the_time_of_a_network_is_measured_once_for_all_its_runs(runs, home, monkeypatch):
+    copies = [copy_of(run, home / f"timed-{run.path.name}") for run in runs]
+    for run in copies:
+        shutil.rmtree(run.path / "bench", ignore_errors=True)
+    calls, real = [], scores.measure_cost
+    monkeypatch.setattr(scores, "measure_cost", lambda *a: calls.append(1) or real(*a))
+    found, *_ = score_runs(copies[:1], BenchConfig())
+    both, *_ = score_runs(copies, BenchConfig())
+    score_runs(copies[1:], BenchConfig())
+    assert len(calls) == 1
+    costs = [{k: v for k, v in s.figures.items() if k.startswith("cost/")} for s in both]
+    assert costs[0] == costs[1]
+    assert costs[0]["cost/images_per_s"] == found[0].figures["cost/images_per_s"]
+    (kept,) = (copies[1].path / "bench").glob("cost-*.json")
+    assert json.loads(kept.read_text())["key"]["version"] == cost.VERSION
+
+
+def test_a_time_that_a_busy_machine_spoiled_is_a_dash_with_its_reason_and_is_not_kept(
+    runs, home, monkeypatch
+):
+    run = copy_of(runs[0], home / "busy")
+    shutil.rmtree(run.path / "bench", ignore_errors=True)
+    monkeypatch.setattr(cost, "MOST_APART", -1.0)
+    monkeypatch.setattr(cost, "BUDGET_S", 0.0)
+    result = sv.bench(run, out=home / "busy-board")
+    (row,) = result.leaderboard.rows
+    assert "cost/images_per_s" not in row.figures
+    assert row.missing["cost/images_per_s"].startswith("rounds differ by ")
+    assert "| - rounds differ by " in result.files["md"].read_text()
+    assert "rounds differ by " in result.files["html"].read_text()
+    assert not list((run.path / "bench").glob("cost-*.json"))
+
+
+def test_every_variant_of_an_arm_has_an_attention_picture(runs, home):
+    other = sv.finetune(
+        dataset="digits",
+        model=MODEL,
+        seed=1,
+        **LEARN | {"schedule": {"epochs": 0.1}},
+        out=home / "short",
+    )
+    found, *_ = score_runs([*runs, other], BenchConfig(cost=False))
+    assert [each.evidence.attention is not None for each in found] == [True, False, True]
+
+
+def test_a_picture_of_another_version_is_drawn_anew(runs, home, monkeypatch):
+    run = copy_of(runs[0], home / "drawn")
+    score_runs([run], BenchConfig(cost=False))
+    score_runs([run], BenchConfig(cost=False))
+    assert len(list((run.path / "bench").glob("attention-*.png"))) == 1
+    monkeypatch.setattr(scores, "PICTURE_VERSION", scores.PICTURE_VERSION + 1)
+    score_runs([run], BenchConfig(cost=False))
+    assert len(list((run.path / "bench").glob("attention-*.png"))) == 2
 
 
 def test_bench_returns_a_leaderboard_that_writes_its_page_anywhere(runs, home):

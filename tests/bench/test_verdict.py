@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from smallvit.bench.rows import build_rows, separate
 from smallvit.bench.verdict import compare_rows, verdict, warnings_of
+from smallvit.evaluate.yardstick import measure_yardstick
 
 
 def test_like_runs_raise_no_warning(four_arms):
@@ -48,15 +51,18 @@ def test_verdict_of_rows_that_a_paired_test_does_not_tell_apart(four_arms):
     # 'both' is right on 4 images that 'scratch' is not: p = 1/8 before the correction for 6 pairs.
     (sentence,), comparisons = judged(four_arms)
     assert sentence == (
-        "digits: 'both' has the highest top-1, 94.00 %, 4.00 points above 'scratch' at 90.00 %; a "
-        "paired test does not tell them apart (McNemar, one seed, 100 test images, p = 0.75)."
+        "digits: 'both' has the highest top-1, 94.00 %, 1.00 points above the next, 'token labels' "
+        "at 93.00 %: a paired test does not tell them apart (McNemar, one seed, 100 test images, "
+        "p = 1, adjusted for 6 comparisons); 4.00 points above 'scratch' at 90.00 %: a paired test "
+        "does not tell them apart (McNemar, one seed, 100 test images, p = 0.75, adjusted for 6 "
+        "comparisons)."
     )
     assert len(comparisons) == 6
 
 
 def test_verdict_says_better_where_a_paired_test_does_and_what_one_seed_leaves_open(entry):
     (sentence,), _ = judged([entry(correct=50), entry("SSL start", correct=90)])
-    assert "40.00 points above 'scratch'" in sentence
+    assert "40.00 points above the next, 'scratch'" in sentence
     assert "better by a paired test (McNemar, one seed, 100 test images, p = 1.8e-12)" in sentence
     assert "one seed does not show how much seeds differ" in sentence
 
@@ -88,7 +94,7 @@ def test_better_is_not_said_where_the_shared_seeds_say_worse(entry):
     runs += [entry("both", correct=c, seed=s) for s, c in enumerate((60, 95, 99))]
     (sentence,), (comparison,) = judged(runs)
     assert comparison.verdict == "worse"
-    assert "2.67 points above 'scratch'" in sentence
+    assert "2.67 points above the next, 'scratch'" in sentence
     assert (
         "on the seeds that both have it is 22.00 points below, worse by a paired test" in sentence
     )
@@ -158,6 +164,70 @@ def test_verdict_of_a_tie(entry):
 def test_verdict_without_a_run_from_scratch(entry):
     (sentence,) = verdict(build_rows([entry("SSL start"), entry("both", correct=95)]))
     assert sentence.endswith("there is no run from scratch to compare with.")
+
+
+def test_a_run_from_scratch_is_one_whatever_its_other_settings_are(entry):
+    runs = [
+        entry(correct=80 + place, run=f"s{place}", settings={"finetune.optim.lr": lr})
+        for place, lr in enumerate((1e-3, 1e-4))
+    ]
+    (sentence,) = verdict(build_rows(separate([*runs, entry("both", correct=95)])))
+    assert "14.00 points above the next, 'scratch (lr 0.0001)' at 81.00 %" in sentence
+    assert "no run from scratch" not in sentence
+    behind = [*runs, entry("both", correct=95), entry("SSL start", correct=94)]
+    (sentence,) = verdict(build_rows(separate(behind)))
+    assert "; 14.00 points above 'scratch (lr 0.0001)' at 81.00 %: " in sentence
+
+
+def test_a_classifier_that_names_one_class_is_never_the_best_and_said_so(entry):
+    blind = replace(
+        measure_yardstick([[14, 0], [1, 85]], ("cat", "dog")),
+        names_one_class=True,
+        named_share=0.97,
+    )
+    sound = measure_yardstick([[14, 0], [16, 70]], ("cat", "dog"))
+    sound = replace(sound, p_value=0.01)
+    runs = [entry(correct=84, yardstick=sound), entry("both", correct=99, yardstick=blind)]
+    rows = build_rows(runs)
+    assert [(row.arm, row.best, row.faulty) for row in rows] == [
+        ("scratch", True, False),
+        ("both", False, True),
+    ]
+    (sentence,), _ = judged(runs)
+    assert sentence == (
+        "digits: only 'scratch' was run, top-1 84.00 % (naming 'dog' always 86.00 %); there is "
+        "nothing to compare it with; 'both' (99.00 %) is left out, with no accuracy to go by."
+    )
+    (warning,) = warnings_of(runs)
+    assert warning == (
+        "digits, vit_nano, both: no accuracy to go by: it names 'dog' for 97.00 % of the images"
+    )
+
+
+def test_where_no_row_can_be_gone_by_none_is_the_best(entry):
+    chance = measure_yardstick([[50, 0], [45, 5]], ("cat", "dog"))
+    runs = [entry(correct=54, yardstick=chance), entry("both", correct=55, yardstick=chance)]
+    assert not any(row.best for row in build_rows(runs))
+    (sentence,), _ = judged(runs)
+    assert sentence == (
+        "digits: no accuracy to go by (naming 'cat' always 50.00 %): top-1 of 'both' 55.00 % and "
+        "'scratch' 54.00 %."
+    )
+
+
+def test_a_row_over_seeds_can_be_gone_by_where_most_of_its_runs_can(entry):
+    chance = measure_yardstick([[50, 0], [45, 5]], ("cat", "dog"))
+    sound = measure_yardstick([[45, 5], [5, 45]], ("cat", "dog"))
+    runs = [
+        entry(correct=90 - seed, seed=seed, yardstick=chance if seed == 2 else sound)
+        for seed in range(3)
+    ]
+    (row,) = build_rows(runs)
+    assert (row.best, row.faulty, row.commonest_share) == (True, False, 0.5)
+    (warning,) = warnings_of(runs)
+    assert "no accuracy to go by (seed 2, 1 of 3 runs): it names 'cat' for 95.00 %" in warning
+    (row,) = build_rows([*runs, entry(seed=3, yardstick=chance)])
+    assert (row.best, row.faulty) == (False, True)
 
 
 def test_verdict_of_one_row(entry):

@@ -79,7 +79,8 @@ def test_robust_measures_what_needs_nothing_more(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["nope"], 3, "no run and no suite 'nope'"),
+        (["nope"], 3, "no run and no suite 'nope'; known: cifar10-few-labels, digits, small-data"),
+        (["digit", "--dry-run"], 3, "no suite 'digit'; did you mean 'digits'?"),
         (["digits", "."], 2, "digits is a suite, which is given alone"),
         (["digits", "--jobs", "0"], 2, "--jobs must be at least 1, got 0"),
         (["digits", "--node-cpus", "-1"], 2, "--node-cpus must be above 0, got -1"),
@@ -97,6 +98,24 @@ def test_robust_measures_what_needs_nothing_more(run, tmp_path, capsys):
 def test_a_mistake_ends_with_one_line(words, code, said, capsys):
     assert main(["bench", *words]) == code
     assert said in last_line(capsys)
+
+
+def test_a_folder_of_runs_is_no_run_and_the_remedy_takes_them(run, monkeypatch, capsys):
+    Path("gone").symlink_to("nowhere")
+    assert main(["bench", "gone"]) == 3
+    assert "gone is a link to nowhere, which is not there" in last_line(capsys)
+    assert main(["bench", "runs"]) == 3
+    assert "runs is no run but holds 1: name them, or take all" in last_line(capsys)
+    monkeypatch.setenv("SMALLVIT_RUNS_DIR", "runs")
+    assert main(["bench", "--no-cost"]) == 0
+
+
+def test_a_teacher_has_no_place_in_a_leaderboard_and_the_remedy_scores_it(tiny, capsys):
+    assert main(["teacher", "--recipe", tiny, "--out", "cnn", "--epochs", "1"]) == 0
+    assert main(["bench", "cnn"]) == 2
+    said = "'smallvit eval cnn --split test' scores it"
+    assert said in last_line(capsys)
+    assert main(said.split("'")[1].split()[1:]) == 0
 
 
 @pytest.mark.parametrize(
