@@ -1,3 +1,4 @@
+import inspect
 import json
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from PIL import Image
 
 import smallvit as sv
 from smallvit.bench import cost, scores
+from smallvit.bench.api import bench
 from smallvit.bench.figures import kind_of
 from smallvit.bench.protocol import BenchConfig
 from smallvit.bench.scores import score_runs, subset_of
@@ -357,10 +359,11 @@ def test_one_run_is_taken_as_it_is_or_by_its_path(runs, home):
 
 
 def test_what_is_no_run_is_refused_in_one_line(runs, home):
+    unchecked = inspect.unwrap(bench)  # tests check types before; users do not
     with pytest.raises(ConfigError, match=r"bench takes runs or their folders, not int \(3\)"):
-        sv.bench(3)
+        unchecked(3)
     with pytest.raises(ConfigError, match=r"not dict \(\{'run': 1\}\): give what sv.finetune"):
-        sv.bench([runs[0], {"run": 1}])
+        unchecked([runs[0], {"run": 1}])
     with pytest.raises(DataError, match="no run at nowhere"):
         sv.bench("nowhere")
     with pytest.raises(DataError, match="no finished fine-tuned run under"):
@@ -372,13 +375,13 @@ def test_a_leaderboard_is_shown_as_its_table_without_the_bytes_of_its_pictures(r
     said = repr(result)
     (row,) = result.leaderboard.rows
     assert said.splitlines()[0] == "Leaderboard: top-1"
-    assert f"scratch, vit_tiny: {100 * row.top1_mean:.2f} +- " in said
+    assert f"scratch, vit_tiny, 10 % of the labels: {100 * row.top1_mean:.2f} +- " in said
     assert len(said) < 400
     assert "PNG" not in repr(result.leaderboard)
     table = result._repr_html_()
     assert "<td>scratch</td>" in table
     assert f"<td>{100 * row.commonest_share:.2f}</td>" in table
-    assert "only &#x27;scratch&#x27; was run" in table
+    assert "(naming &#x27;3&#x27; always 10.31 %)" in table
 
 
 def test_the_time_of_a_network_is_measured_once_for_all_its_runs(runs, home, monkeypatch):
