@@ -230,7 +230,7 @@ def test_a_part_that_no_run_has_is_an_error_after_the_rest_is_kept(runs, monkeyp
 
 
 def test_the_subset_is_the_same_for_every_run_and_depends_on_the_seed(runs):
-    _, dataset = open_scored(runs[0], open_runtime(RuntimeConfig()))
+    _, dataset = open_scored(runs[0], open_runtime(RuntimeConfig()), ["test"])
     split = dataset.splits["test"]
     first, again, other = (subset_of(split, 20, seed).index for seed in (0, 0, 1))
     assert torch.equal(first, again)
@@ -275,7 +275,7 @@ def test_official_corruptions_are_read_once_and_anew_when_the_archive_changes(
     runs, scored, home, monkeypatch
 ):
     """An archive whose images are the test images: every cell has the clean accuracy."""
-    _, dataset = open_scored(runs[0], open_runtime(RuntimeConfig()))
+    _, dataset = open_scored(runs[0], open_runtime(RuntimeConfig()), ["test"])
     split = dataset.splits["test"]
     images = split.take(torch.arange(len(split))).permute(0, 2, 3, 1).numpy()
     archive = home / "digits-c"
