@@ -46,8 +46,9 @@ def bench(
 
 
 def _paths(runs: Any) -> list[Path]:
-    one = isinstance(runs, Run | str | PathLike) or not isinstance(runs, Iterable)
-    return [_path(run) for run in ([runs] if one else runs)]
+    if isinstance(runs, Run | str | PathLike) or not isinstance(runs, Iterable):
+        return [_path(runs)]
+    return [_path(run) for run in runs]
 
 
 def _path(run: Any) -> Path:
