@@ -13,6 +13,7 @@ from smallvit.models.convert import Converted, convert, read_checkpoint
 
 # The papers' networks of 224 px were trained with these; those of small images with their own
 # data set's, which no weights tell. Training through --init takes the new data set's.
+MOST_SMALL = 64  # pixels, of the recipes that are chosen where none is named
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -55,6 +56,8 @@ def convert_command(
         card=_card(file, converted),
     )
     height, width = sides(converted.arguments["img_size"])
+    # Patches of networks for large images leave too few tokens of the small ones that recipes take.
+    images = f" --data.image-size {height}" if height > MOST_SMALL else ""
     lines = [
         f"{converted.layout}: {converted.name}, {height} x {width} px, {num_classes} classes",
         f"mapped: {converted.num_mapped} weights, none left over",
@@ -62,7 +65,7 @@ def convert_command(
         *converted.notes,
         "mean and std are written as ImageNet's, classes as numbers: weights tell neither",
         f"export: {out}",
-        f"next: smallvit finetune --dataset NAME --init {out}",
+        f"next: smallvit finetune --dataset NAME --init {out}{images}",
     ]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 

@@ -184,7 +184,7 @@ def read_checkpoint(path: Path) -> tuple[Weights, list[str]]:
     except Exception as error:  # a broken pickle stream raises nearly anything
         raise DataError(
             f"{path} cannot be read as weights ({type(error).__name__}): it is cut short, or "
-            "no .pth, .pt or .safetensors file"
+            "no .pth, .pt or .safetensors file; fetch it again, or name another"
         ) from error
     notes: list[str] = []
     while isinstance(content, Mapping) and not _is_weights(content):
@@ -198,11 +198,17 @@ def read_checkpoint(path: Path) -> tuple[Weights, list[str]]:
     if not (isinstance(content, Mapping) and content and _is_weights(content)):
         names = ", ".join(map(str, content)) if isinstance(content, Mapping) else ""
         holds = names or ("nothing" if isinstance(content, Mapping) else type(content).__name__)
-        raise DataError(f"{path} holds no weights under a name known for them; it holds {holds}")
+        raise DataError(
+            f"{path} holds no weights under a name known for them; it holds {holds}: write its "
+            "weights alone to a file (torch.save of the state_dict)"
+        )
     weights = _unwrap(content)
     broken = [name for name, value in weights.items() if not value.isfinite().all()]
     if broken:
-        raise DataError(f"{path} holds NaN or infinite values: {', '.join(broken)}")
+        raise DataError(
+            f"{path} holds NaN or infinite values: {', '.join(broken)}: its training diverged, "
+            "take an earlier checkpoint"
+        )
     return weights, notes
 
 
@@ -233,7 +239,7 @@ def convert(weights: Weights, *, layout: str | None = None, model: str | None = 
     try:
         renamed, notes = rename(weights, (*DROPPED, *source.rules))
         target = source.describe(renamed, model)
-        backbone = create_exported(target.name, target.arguments)
+        backbone = _create(target, source, model)
     except KeyError as error:
         raise ConfigError(f"the weights lack {error.args[0]}") from error
     except (IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
@@ -241,15 +247,10 @@ def convert(weights: Weights, *, layout: str | None = None, model: str | None = 
             f"the weights have the names of layout {source.layout}, but not its shapes "
             f"({' '.join(str(error).split())})"
         ) from error
-    except ConfigError as error:
-        if model is None:
-            raise
-        raise ConfigError(
-            f"--model {model} is not what weights of layout {source.layout} are for: {error}"
-        ) from error
     wrong = mismatches(renamed, backbone.model.state_dict())
     if wrong:
-        raise ConfigError(f"the weights do not fit {target.name}: {'; '.join(wrong)}")
+        other = "" if model is None else ": leave --model out, or name another"
+        raise ConfigError(f"the weights do not fit {target.name}: {'; '.join(wrong)}{other}")
     backbone.model.load_state_dict(renamed)
     return Converted(
         layout=source.layout,
@@ -259,6 +260,18 @@ def convert(weights: Weights, *, layout: str | None = None, model: str | None = 
         num_mapped=len(weights) - len(notes),
         notes=[*notes, *target.notes],
     )
+
+
+def _create(target: Target, source: Source, model: str | None) -> AbstractBackbone:
+    try:
+        return create_exported(target.name, target.arguments)
+    except ConfigError as error:
+        if model is None:
+            raise
+        raise ConfigError(
+            f"--model {model} is not what weights of layout {source.layout} are for: leave --model "
+            "out, or name one of that layout"
+        ) from error
 
 
 def find_source(weights: Weights, layout: str | None = None) -> Source:
@@ -278,10 +291,10 @@ def find_source(weights: Weights, layout: str | None = None) -> Source:
         ):
             return source
     first = ", ".join(sorted(weights)[:3])
-    raise ConfigError(
-        f"the weights' names ({first}, ...) are those of no network of "
-        f"{layout or ', '.join(LAYOUTS)}"
-    )
+    what = f"the weights' names ({first}, ...) are those of no network of"
+    if layout is not None:
+        raise ConfigError(f"{what} {layout}: leave --layout out to tell it by the names")
+    raise ConfigError(f"{what} {', '.join(LAYOUTS)}")
 
 
 def rename(weights: Weights, rules: Iterable[Rule]) -> tuple[Weights, list[str]]:

@@ -6,6 +6,7 @@ heads and in nothing else: each is a function that builds those parts.
 Shapes in this file:
     B    images
     N    patch tokens, row-major over the token grid (N = h * w)
+    M    patches that the network is given
     T    all tokens: class token, if any, then patch tokens
     E    embed dim of the stem
     D    embed dim of the final tokens
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.layers.weight_init import trunc_normal_
 from timm.models import checkpoint
@@ -29,7 +30,13 @@ from torch import Tensor, nn
 from smallvit.core.errors import ConfigError
 from smallvit.models.architecture import image_sides
 from smallvit.models.blocks import init_linear
-from smallvit.models.tokens import STEM_MIXES, TOKEN_READOUT, AbstractBackbone, Tokens
+from smallvit.models.tokens import (
+    STEM_MIXES,
+    TOKEN_READOUT,
+    AbstractBackbone,
+    Tokens,
+    separates_patches,
+)
 
 Pool = Literal["token", "avg", "sequence"]
 Positions = Literal["learned", "sinusoid", "none"]
@@ -298,9 +305,11 @@ class TransformerBackbone(AbstractBackbone[SmallTransformer]):
         return self.model.token_head if self.model.num_classes else None
 
     @property
-    def drop_refusal(self) -> str:
-        """Why it cannot leave patches out: every stem here overlaps, which is what it is for."""
-        return STEM_MIXES
+    def drop_refusal(self) -> str | None:
+        """Why it cannot leave patches out: most stems here overlap, which is what they are for."""
+        convolves = any(isinstance(module, nn.Conv2d) for module in self.model.blocks.modules())
+        plain = separates_patches(self.model.patch_embed) and not convolves
+        return None if plain else STEM_MIXES
 
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w E"]:
         """Embed the patches, before any position or class token is added."""
@@ -308,10 +317,25 @@ class TransformerBackbone(AbstractBackbone[SmallTransformer]):
 
     def encode(self, patches: Float[Tensor, "B h w E"]) -> Tokens:
         """Run embedded patches through the transformer and its last norm."""
+        return self._split(self.model.forward_tokens(patches), (patches.shape[1], patches.shape[2]))
+
+    def encode_visible(
+        self, patches: Float[Tensor, "B h w E"], visible: Int[Tensor, "B M"]
+    ) -> Tokens:
+        """Run some of the embedded patches, and the class token, through the transformer."""
+        if self.drop_refusal is not None:
+            return super().encode_visible(patches, visible)
+        model, grid = self.model, (patches.shape[1], patches.shape[2])
+        x, num_prefix = model.add_positions(patches), model.num_prefix_tokens
+        kept = torch.take_along_dim(x[:, num_prefix:], visible[..., None], dim=1)
+        x = torch.cat([x[:, :num_prefix], kept], dim=1)
+        for block in model.blocks:
+            x = model.run_block(block, x, grid)
+        return self._split(model.norm(x), grid)
+
+    def _split(self, x: Float[Tensor, "B T D"], grid: tuple[int, int]) -> Tokens:
         model = self.model
-        x = model.forward_tokens(patches)
         cls = None if model.global_pool == "avg" else model.pool(x)
-        grid = (patches.shape[1], patches.shape[2])
         return Tokens(patch=x[:, model.num_prefix_tokens :], cls=cls, grid=grid)
 
     def classify(self, pooled: Float[Tensor, "... D"]) -> Float[Tensor, "... C"]:

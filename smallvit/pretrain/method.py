@@ -60,8 +60,8 @@ def check_two_views(views: ViewsConfig, method: str) -> None:
     if (views.num_global, views.num_local) != (2, 0):
         raise ConfigError(
             f"{method} compares two large views, not {views.num_global} large and "
-            f"{views.num_local} small ones: set pretrain.method.views.num_global 2 and "
-            "pretrain.method.views.num_local 0"
+            f"{views.num_local} small ones: set method.views.num_global 2 and "
+            "method.views.num_local 0"
         )
 
 

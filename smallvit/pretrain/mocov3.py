@@ -216,7 +216,7 @@ def patch_embedding(backbone: AbstractBackbone, image_size: int) -> list[nn.Para
     if not found:
         raise ConfigError(
             f"mocov3 freezes the patch embedding, but cannot tell which layer of "
-            f"{type(backbone.model).__name__} it is: set pretrain.method.freeze_patch_embed false"
+            f"{type(backbone.model).__name__} it is: set method.freeze_patch_embed false"
         )
     return found
 

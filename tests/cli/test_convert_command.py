@@ -99,7 +99,12 @@ def test_code_missing_files_and_unknown_layouts_end_with_one_line(checkpoint, tm
         (["convert", str(checkpoint), "--out", str(text / "export")], 3, "cannot create"),
         (["convert", str(checkpoint), *out, "--layout", "tl"], 2, "known: gani, lvvit, spt, t2t"),
         (["convert", str(checkpoint), *out, "--model", "vit_tny"], 2, "did you mean 'vit_tiny'"),
-        (["convert", str(checkpoint), *out, "--model", "resnet18"], 2, "--model resnet18 is not"),
+        (
+            ["convert", str(checkpoint), *out, "--model", "resnet18"],
+            2,
+            "gani are for: leave --model",
+        ),
+        (["convert", str(checkpoint), *out, "--layout", "t2t"], 2, "leave --layout out"),
     ]
     for arguments, code, message in cases:
         assert main(arguments) == code
@@ -107,6 +112,20 @@ def test_code_missing_files_and_unknown_layouts_end_with_one_line(checkpoint, tm
         assert message in lines[-1]
         assert len(lines) == 1
     assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.filterwarnings("ignore:patches of .* px are larger:UserWarning")
+def test_the_next_step_of_a_network_for_large_images_takes_large_images(weights, tmp_path, capsys):
+    """Its patches would leave too few tokens of the 32 px that the recipe takes."""
+    weights["pos_embed"] = torch.randn(1, 1 + 36, DIM)
+    weights["patch_embed.proj.weight"] = torch.randn(DIM, 3, 16, 16)
+    torch.save(weights, tmp_path / "large.pth")
+    assert main(["convert", str(tmp_path / "large.pth"), "--out", str(tmp_path / "export")]) == 0
+    step = capsys.readouterr().err.strip().splitlines()[-1]
+    assert step.endswith(f"--init {tmp_path / 'export'} --data.image-size 96")
+    words = step.removeprefix("next: smallvit ").replace("NAME", "digits").split()
+    size = ["--optim.batch-size", "2", "--out", str(tmp_path / "run"), "--dry-run"]
+    assert main([*words, *size]) == 0
 
 
 def test_an_existing_folder_is_replaced_only_if_it_is_an_export(checkpoint, tmp_path, capsys):

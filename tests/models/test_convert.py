@@ -831,7 +831,9 @@ def test_files_without_weights_are_named(tmp_path):
         read_checkpoint(tmp_path / "empty.pth")
     for empty in ({}, {3: torch.zeros(2)}, [torch.zeros(2)]):
         torch.save(empty, tmp_path / "odd.pth")
-        with pytest.raises(DataError, match=r"holds no weights .*; it holds (nothing|3|list)$"):
+        with pytest.raises(
+            DataError, match=r"holds no weights .*; it holds (nothing|3|list): write "
+        ):
             read_checkpoint(tmp_path / "odd.pth")
     (tmp_path / "text.safetensors").write_text("no")
     with pytest.raises(DataError, match=r"text\.safetensors cannot be read"):
@@ -842,7 +844,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     weights = draw(gani_vit())
     weights["norm.bias"][3] = math.nan
     torch.save(weights, tmp_path / "diverged.pth")
-    with pytest.raises(DataError, match=r"NaN or infinite values: norm\.bias$"):
+    with pytest.raises(DataError, match=r"NaN or infinite values: norm\.bias: its tr"):
         read_checkpoint(tmp_path / "diverged.pth")
 
 

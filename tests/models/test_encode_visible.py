@@ -17,6 +17,7 @@ ACCEPTED = {
     "vit_tiny": TINY,
     "gani_vit": TINY,
     "gani_cait": TINY,
+    "lee_vit": TINY,
     "deit3_small_patch16_224": TINY,
     "vit_small_patch16_224": TINY | {"patch_size": 2},
 }
@@ -150,7 +151,7 @@ def test_every_own_model_is_accepted_or_says_why(name):
     config = ModelConfig(name=name)
     with torch.device("meta"):
         backbone = create_exported(*model_arguments(config, num_classes=0, image_size=64))
-    takes = {"vit_tiny", "vit_small", "gani_vit", "gani_cait"}
+    takes = {"vit_tiny", "vit_small", "gani_vit", "gani_cait", "lee_vit"}
     assert (backbone.drop_refusal is None) == (name in takes)
 
 

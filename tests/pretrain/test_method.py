@@ -76,7 +76,8 @@ def test_project_returns_float32_under_autocast(small_vit):
 
 @pytest.mark.parametrize(("large", "small"), [(1, 0), (2, 1), (1, 2)])
 def test_other_views_than_two_large_ones_are_refused(large, small):
-    with pytest.raises(ConfigError, match=f"two large views, not {large} large and {small} small"):
+    message = f"two large views, not {large} large and {small} small ones: set method.views.num_gl"
+    with pytest.raises(ConfigError, match=message):
         check_two_views(ViewsConfig(num_global=large, num_local=small), "simclr")
 
 
