@@ -25,7 +25,7 @@ from smallvit.data.batches import ViewBatch
 from smallvit.data.views import ViewsConfig
 from smallvit.models.attention import choose_attention
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.pretrain.masks import num_hidden, split_at_random
+from smallvit.pretrain.masks import mask_grid, num_hidden, split_at_random
 from smallvit.pretrain.method import AbstractPretraining
 from smallvit.pretrain.pixels import check_one_view, cut_cells, one_plain_view
 
@@ -104,7 +104,7 @@ class MaeObjective(AbstractPretraining):
         if backbone.drop_refusal is not None:
             raise ConfigError(
                 f"mae drops patches, which {backbone.model_name} cannot ({backbone.drop_refusal}): "
-                "use --method simmim or ibot, which hide them in place, or --model vit_tiny"
+                f"use --method {_instead(backbone, image_size)}, or --model vit_tiny"
             )
         self.config = config
         self.student = backbone
@@ -170,3 +170,12 @@ def normalise_pixels(cells: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
     """Subtract the mean of each cell and divide by its standard deviation."""
     var, mean = torch.var_mean(cells, dim=-1, keepdim=True)
     return (cells - mean) * (var + VARIANCE_EPS).rsqrt()
+
+
+def _instead(backbone: AbstractBackbone, image_size: int) -> str:
+    """Name the methods that take a network which cannot drop patches."""
+    try:
+        mask_grid(backbone, image_size, method="simmim")
+    except ConfigError:
+        return "dino, which hides none"
+    return "simmim or ibot, which hide them in place"

@@ -196,6 +196,13 @@ def test_a_network_that_cannot_drop_patches_is_refused(name, reason):
     assert "\n" not in str(error.value)
 
 
+def test_what_is_named_instead_takes_the_network():
+    """Its 8 x 8 tokens divide no image of 30 px, so that masks in place are refused too."""
+    backbone = create_backbone(ModelConfig(name="resnet8_small"), num_classes=0, image_size=30)
+    with pytest.raises(ConfigError, match="use --method dino, which hides none, or --model"):
+        MaeObjective(backbone, MaeConfig(), image_size=30)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
