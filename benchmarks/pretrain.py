@@ -50,6 +50,7 @@ from smallvit.engine.optim import OptimConfig, ScheduleConfig, create_optimizer,
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.engine.step import train_step
 from smallvit.models.registry import ModelConfig, create_backbone, model_arguments
+from smallvit.models.vit import VitBackbone
 from smallvit.pretrain.dino import DinoConfig, DinoObjective
 
 MODEL = ModelConfig(name="gani_vit")
@@ -105,6 +106,8 @@ def create_objective() -> DinoObjective:
     """Build student, momentum teacher and heads, with the same weights always."""
     torch.manual_seed(0)
     backbone = create_backbone(MODEL, num_classes=0, image_size=IMAGE_SIZE)
+    assert isinstance(backbone, VitBackbone)
+    backbone.published_positions = False  # the reference calls timm's forward pass
     return DinoObjective(backbone, METHOD).train()
 
 
