@@ -128,9 +128,12 @@ def test_labelled_batch_of_a_step_is_the_same_when_made_twice_and_by_a_fresh_obj
     assert equal(fresh(3), first)
 
 
-def test_making_steps_together_changes_no_image():
+@pytest.mark.parametrize(
+    "rules", [{}, {"autoaugment_rules": "deepvoltaire", "erasing_aspect": "uniform"}]
+)
+def test_making_steps_together_changes_no_image(rules):
     data = noise_dataset(24)
-    options = {
+    options = rules | {
         "policy": "autoaugment-imagenet",
         "color_jitter": (0.4, 0.4, 0.4, 0.1),
         "erasing_prob": 0.5,
