@@ -155,7 +155,9 @@ def render_csv(leaderboard: Leaderboard) -> str:
     A figure has three columns: its path with ``_mean``, ``_std`` and ``_n``.
     """
     rows = leaderboard.rows
-    fields = [field.name for field in dataclasses.fields(Row) if field.name != "figures"]
+    fields = [
+        field.name for field in dataclasses.fields(Row) if field.name not in ("figures", "missing")
+    ]
     parts = ("mean", "std", "n")
     figures = [f"{name}_{part}" for name in figure_names(rows) for part in parts]
     file = io.StringIO()

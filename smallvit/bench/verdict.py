@@ -273,7 +273,7 @@ def _warnings_of_budgets(entries: Sequence[Entry]) -> Iterable[str]:
     for key, group in groupby(ordered, key=lambda entry: row_key(entry)[:3]):
         seen: dict[str, list[int]] = {}
         for entry in group:
-            seen.setdefault(entry.arm, []).append(entry.samples_seen)
+            seen.setdefault(entry.shown_arm, []).append(entry.samples_seen)
         if len({fmean(counts) for counts in seen.values()}) > 1:
             text = ", ".join(f"{arm} {fmean(counts):,.0f}" for arm, counts in seen.items())
             yield (

@@ -218,14 +218,6 @@ def _prepare_supervised(recipe: Recipe, stage: Stage, dataset: Dataset, runtime:
             seen = join_extra_data(facts["extra_data"], labels.facts.get("extra_data", "none"))
             facts |= {"token_labels": True, **labels.facts, "extra_data": seen}
             upstream |= labels.upstream
-    if config.augment.repeats > max(config.schedule.epochs, 1):
-        logger.warning(
-            "with augment.repeats %d, schedule.epochs %g sees only %.0f %% of the images: an epoch "
-            "counts samples",
-            config.augment.repeats,
-            config.schedule.epochs,
-            100 * config.schedule.epochs / config.augment.repeats,
-        )
     torch.manual_seed(rng.step_seed(recipe.seed, -2))
     objective = FinetuneObjective(
         backbone,
@@ -242,6 +234,17 @@ def _prepare_supervised(recipe: Recipe, stage: Stage, dataset: Dataset, runtime:
         repeats=config.augment.repeats,
     )
     total_steps = order.num_steps(config.schedule.epochs)
+    samples = total_steps * config.optim.batch_size
+    if samples < order.size * config.augment.repeats and config.augment.repeats > 1:
+        logger.warning(
+            "%s sees only %.0f %% of the images: it takes %d samples (schedule.epochs %g counts "
+            "them), and each image comes %d times in a row (augment.repeats)",
+            stage,
+            100 * samples / (order.size * config.augment.repeats),
+            samples,
+            config.schedule.epochs,
+            config.augment.repeats,
+        )
     return Job(
         stage=stage,
         seed=recipe.seed,

@@ -132,6 +132,11 @@ def test_repeats_beyond_the_epochs_are_said(tiny, tmp_path, capsys):
     words = ["finetune", "--recipe", tiny, "--augment.repeats", "4", "--epochs", "1", "--dry-run"]
     assert main(words) == 0
     assert "sees only 25 % of the images" in capsys.readouterr().err
+    # One step of a batch that is larger than the data: what is said counts its samples.
+    assert main([*words, "--batch-size", "512"]) == 0
+    assert "sees only 49 % of the images: it takes 512 samples" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_run_that_saw_labels_of_held_out_images_is_refused(tiny, tmp_path, table, capsys):
