@@ -127,7 +127,8 @@ class RayLauncher(AbstractLauncher):
         for kind, asked in (("CPU", num_cpus), ("GPU", num_gpus)):
             if asked > there.get(kind, 0):
                 raise ConfigError(
-                    f"a run asks for {asked:g} {kind}, the Ray cluster has {there.get(kind, 0):g}"
+                    f"a run asks for {asked:g} {kind}, the Ray cluster has {there.get(kind, 0):g}: "
+                    f"lower --node-{kind.lower()}s"
                 )
         self.make = self.ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(run_job)
         self.running: dict[Any, Job] = {}

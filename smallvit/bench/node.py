@@ -22,6 +22,10 @@ from smallvit.core.config import Layer, resolve
 from smallvit.core.console import start_logging
 from smallvit.core.errors import SmallViTError
 
+OUT_OF_MEMORY = (
+    "out of memory: set runtime.micro_batch under settings of the suite, which leaves the steps as "
+    "they are, or run fewer at a time (--jobs)"
+)
 BUSY = 75  # exit code where another process makes the run: EX_TEMPFAIL of sysexits.h
 
 
@@ -108,7 +112,7 @@ def make_run(job: Job) -> Outcome:
         return Outcome(exit_code=error.exit_code, error=str(error))
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            return Outcome(exit_code=1, error="out of memory: lower optim.batch_size in settings")
+            return Outcome(exit_code=1, error=OUT_OF_MEMORY)
         traceback.print_exc()
         fault = " ".join(f"{type(error).__name__}: {error}".split())
         return Outcome(exit_code=1, error=f"a fault in smallvit ({fault}): see {job.log}")

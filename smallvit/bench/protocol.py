@@ -76,8 +76,10 @@ class BenchConfig:
         }
         for name, (option, there) in needs.items():
             if not there and getattr(self, name) != getattr(BenchConfig, name):
+                value = getattr(self, name)
+                values = value if isinstance(value, tuple) else (value,)
                 raise ConfigError(
-                    f"{name} ({getattr(self, name)}) is of {option}, which is not asked for: add "
+                    f"{name} {', '.join(f'{each:g}' for each in values)} is of {option}, which is not asked for: add "
                     f"it, or leave {name} out"
                 )
         paths = [Path(name) for name in self.ood if "/" in name and not name.startswith("hf:")]

@@ -70,7 +70,9 @@ class BenchResult:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(self.files["html"].read_bytes())
         except OSError as error:
-            raise DataError(f"cannot write {target}: {error.strerror}") from error
+            raise DataError(
+                f"cannot write {target} ({error.strerror}): choose another path"
+            ) from error
         return target
 
 

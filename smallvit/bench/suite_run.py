@@ -72,7 +72,9 @@ def run_suite(plan: Plan, launcher: AbstractLauncher, *, argv: Sequence[str] = (
         (plan.folder / "locks").mkdir(parents=True, exist_ok=True)
         write_recipe(plan.folder / "suite.yaml", to_plain(plan.suite.config))
     except OSError as error:
-        raise DataError(f"cannot write {plan.folder}: {error.strerror}") from error
+        raise DataError(
+            f"cannot write {plan.folder} ({error.strerror}): choose another --out"
+        ) from error
     with note_signals() as received, Board(plan) as board:
         try:
             while not board.finished and not received:

@@ -109,7 +109,11 @@ def evaluate_run(
     run = open_run(path)
     runtime = open_runtime(runtime_config or RuntimeConfig())
     if run.result["stage"] == "label":
-        raise ConfigError(f"{path} holds score maps, no network: score its teacher")
+        teacher = run.recipe.get("label", {}).get("teacher")
+        raise ConfigError(
+            f"{path} holds score maps, no network: score its teacher"
+            + (f", {teacher}" if teacher else "")
+        )
     if run.result["stage"] == "segment":
         if knn or linear or readout is not None:
             raise ConfigError(f"{path} is a segment run: leave --knn, --linear and --readout out")

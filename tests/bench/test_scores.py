@@ -245,9 +245,9 @@ def test_the_subset_is_the_same_for_every_run_and_depends_on_the_seed(runs):
         ({"corruptions": "official"}, "corruptions official reads the published archive"),
         ({"archive": Path("x")}, "archive x is read with corruptions official or both, not none"),
         ({"attacks": ("pgd",), "eps": ()}, "attacks need an eps"),
-        ({"pgd_steps": 5, "attacks": ("fgsm",)}, r"pgd_steps \(5\) is of --attacks pgd"),
-        ({"eps": (4.0,)}, r"eps \(\(4.0,\)\) is of --attacks"),
-        ({"subset": 10}, "subset .10. is of --corruptions or --attacks"),
+        ({"pgd_steps": 5, "attacks": ("fgsm",)}, r"pgd_steps 5 is of --attacks pgd"),
+        ({"eps": (4.0,)}, r"eps 4 is of --attacks"),
+        ({"subset": 10}, "subset 10 is of --corruptions or --attacks"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, match):

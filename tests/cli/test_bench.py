@@ -121,9 +121,9 @@ def test_a_teacher_has_no_place_in_a_leaderboard_and_the_remedy_scores_it(tiny, 
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--eps", "8"], 2, "eps ((8.0,)) is of --attacks"),
+        (["--eps", "8"], 2, "eps 8 is of --attacks"),
         (["--eps", "0", "--attacks", "fgsm"], 2, "eps"),
-        (["--subset", "5"], 2, "subset (5) is of --corruptions or --attacks"),
+        (["--subset", "5"], 2, "subset 5 is of --corruptions or --attacks"),
         (["--ood", "digits"], 2, "the classifier was trained on digits"),
         (["--ood", "nowhere"], 2, "unknown set of foreign images 'nowhere'"),
         (["--out", "runs/one/result.json"], 3, "choose another --out"),
