@@ -78,9 +78,10 @@ class BenchConfig:
             if not there and getattr(self, name) != getattr(BenchConfig, name):
                 value = getattr(self, name)
                 values = value if isinstance(value, tuple) else (value,)
+                given = ", ".join(f"{each:g}" for each in values)
                 raise ConfigError(
-                    f"{name} {', '.join(f'{each:g}' for each in values)} is of {option}, which is not asked for: add "
-                    f"it, or leave {name} out"
+                    f"{name} {given} is of {option}, which is not asked for: add it, or leave "
+                    f"{name} out"
                 )
         paths = [Path(name) for name in self.ood if "/" in name and not name.startswith("hf:")]
         for path in (*paths, *([self.archive] if self.archive else [])):
