@@ -116,7 +116,7 @@ def test_csv_has_one_line_a_row_and_every_figure(four_arms, entry, tmp_path):
     assert lines[0]["seeds"] == "0 1"
     assert lines[1]["top1_std"] == ""
     parts = {f"{name}_{part}" for name in FIGURES for part in ("mean", "std", "n")}
-    assert set(lines[0]) == set(vars(leaderboard.rows[0])) - {"figures"} | parts
+    assert set(lines[0]) == set(vars(leaderboard.rows[0])) - {"figures", "missing"} | parts
 
 
 def test_csv_counts_the_runs_that_have_a_figure(entry, tmp_path):
