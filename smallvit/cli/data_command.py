@@ -89,7 +89,7 @@ def info(
         all_classes: List every class.
         data: Size and splits.
     """
-    console, config = Console(), _config(name)
+    console, (config, recipe) = Console(), _config(name)
     spec = DATASETS.get(config.dataset or "")
     if spec is not None and not fetch.is_present(spec, places.data_dir()):
         console.print(_facts(spec.name, _registry_facts(spec)))
@@ -97,7 +97,8 @@ def info(
     dataset = pack(open_here(config), config)
     facts = {
         "classes": str(dataset.num_classes) if dataset.labelled else "none: images without labels",
-        "image size": f"{dataset.image_size} px",
+        "image size": f"{dataset.image_size} px, as recipe {recipe} trains on them",
+        "grey values": str(dataset.grey or "8 bits"),
         "mean (train)": ", ".join(f"{value:.4f}" for value in dataset.mean),
         "std (train)": ", ".join(f"{value:.4f}" for value in dataset.std),
         "horizontal flip": "on" if dataset.hflip else "off",
@@ -137,7 +138,7 @@ def get(
         data: Size and splits.
     """
     apply_offline(offline)
-    console, config = Console(), _config(name)
+    console, (config, _) = Console(), _config(name, here=False)
     spec = DATASETS.get(config.dataset or "")
     if spec is None and origin is not None:
         raise ConfigError(f"--from is for data sets known by name, not for {name}: leave it out")
@@ -180,7 +181,7 @@ def check(name: str, /, *, data: DataConfig = DataConfig()) -> None:
         data: Size and splits.
     """
     console, problems = Console(), 0
-    for finding in check_dataset(_config(name)):
+    for finding in check_dataset(_config(name)[0]):
         problems += finding.kind == "wrong"
         _say(console, f"{finding.kind:<6} {finding.text}")
     if problems:
@@ -274,9 +275,25 @@ def _which(name: str) -> dict[str, str]:
     return {"path": str(places.absolute(name))} if by_path else {"dataset": name}
 
 
-def _config(name: str) -> DataConfig:
+def _config(name: str, *, here: bool = True) -> tuple[DataConfig, str]:
+    """Return the settings of the data that training takes of it, and the recipe that says so.
+
+    Packed otherwise, the images would be described and checked at a size that nothing trains on,
+    and packed again for training.
+
+    Args:
+        name: What the command line names.
+        here: Whether images that are not on this machine are left there.
+    """
     settings = {**overrides().get("data", {}), **_which(name)}
-    return resolve(DataConfig, [Layer(source="command line", values=settings)])
+    config = resolve(DataConfig, [Layer(source="command line", values=settings)])
+    if here and name.startswith("hf:"):
+        open_here(config)  # or else the choice of a recipe would fetch it
+    try:
+        recipe, recipe_name = load_recipe(None, {"data": settings})
+    except DataError:  # said again, and better, by what reads the images
+        return config, ""
+    return recipe.data, recipe_name
 
 
 def _status(spec: DatasetSpec) -> str:

@@ -250,6 +250,6 @@ def _near(
         height, width = (max(3, round(side / patch)) * patch for side in (height, width))
         return f"{height} x {width} px would do"
     said = f"--data.image-size {' or '.join(map(str, near))} would do"
-    if suits(1) and height * width <= MANY_TOKENS:
+    if suits(1) and height * width <= MANY_TOKENS and not windows:
         said += f", or model.patch_size 1 ({height * width} tokens)"
     return said

@@ -425,6 +425,8 @@ def _advice(size: tuple[int, int], name: str) -> str:
     fits = [p for p in PATCH_SIZES if min(size) // p // 8 >= 2 and math.gcd(*size) % p == 0]
     if name == "convnext_atto_small" and fits:
         return f"model.patch_size {' or '.join(map(str, sorted(fits)))} would leave more"
+    if name == "convnext_atto_small":
+        return "--data.image-size 16 or more would leave enough"
     if name in own_models():
         return "take larger images (--data.image-size)"
     return (

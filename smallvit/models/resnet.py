@@ -275,7 +275,7 @@ def check_cells(img_size: int | Sequence[int], strides: Sequence[int]) -> None:
     if min(height, width) < 2 * cell:
         raise ConfigError(
             f"cells of {cell} px are too large for images of {height} x {width} px; "
-            f"sides from {2 * cell} px, or smaller strides, would do"
+            f"--data.image-size from {2 * cell} on, or a smaller model.stride, would do"
         )
 
 
