@@ -140,7 +140,7 @@ def what_divides(
     near = [n for n in near if n >= 4 * patch_size and n in SIDES and n != height]
     if height == width and near and suits(patch_size):
         found.append(f"--data.image-size {' or '.join(map(str, near))} would suit it")
-    return ", or ".join(found) or "take larger images (--data.image-size)"
+    return ", or ".join(found) or _near(height, width, 8, 16, suits)
 
 
 def fitting_patches(

@@ -39,6 +39,10 @@ from smallvit.models.vit import VitBackbone
 ALIASES = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
 SMALL_RESNETS = ("resnet8_small", "resnet14_small", "resnet20_small", "resnet56_small")
 CNNS = (*SMALL_RESNETS, "resnet18_small", "wrn_16_8", "wrn_28_10", "convnext_atto_small")
+# Networks whose stem knows which patches it can make.
+STEMS = tuple(
+    name for name in architecture.NAMES if name.startswith(("cct", "lvvit", "t2t_vit", "vit_tiny_"))
+)
 # timm families whose networks are made for any image and take views of other sizes, where asked to.
 ANY_SIZE = ("vision_transformer_hybrid", "vitamin", "eva")
 
@@ -97,9 +101,7 @@ class ModelConfig:
         if self.name != type(self).name:
             self.check_settings()
         if self.embed_dim and self.num_heads and self.embed_dim % self.num_heads:
-            raise ConfigError(
-                f"model.num_heads ({self.num_heads}) must divide model.embed_dim ({self.embed_dim})"
-            )
+            _check_heads(self.embed_dim, self.num_heads)
         if self.name in SMALL_RESNETS and self.depth is not None and (self.depth - 2) % 6:
             raise ConfigError(f"model.depth must be 8, 14, 20, ... for a ResNet, got {self.depth}")
 
@@ -159,7 +161,7 @@ def model_arguments(
     given = config.given()
     size = image_size if isinstance(image_size, int) else sides(image_size)
     name = ALIASES.get(config.name, config.name)
-    if config.patch_size is not None and config.name not in CNNS:
+    if config.patch_size is not None and config.name not in (*CNNS, *STEMS):
         _check_patch(config.patch_size, size)
     if config.stride is not None:
         num_stages = 4 if config.name == "resnet18_small" else 3
@@ -175,7 +177,7 @@ def model_arguments(
     else:
         arguments = _timm_arguments(name, config, size)
     arguments |= given
-    if "patch_size" in arguments and config.name not in CNNS:
+    if "patch_size" in arguments and config.name not in (*CNNS, *STEMS):
         _check_patch(arguments["patch_size"], size)  # also where it was not asked for
     return name, arguments | {"num_classes": num_classes}
 

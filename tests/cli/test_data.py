@@ -149,7 +149,7 @@ def test_images_without_labels_are_described_checked_packed_and_drawn(capsys, ph
     assert "class " not in out
     assert main(["data", "check", folder]) == 0
     assert main(["data", "get", folder]) == 0
-    assert "packed: 20 train images, no labels, 16 px" in capsys.readouterr().out
+    assert "packed: 20 train images, no labels, 32 px" in capsys.readouterr().out
     assert main(["data", "show", folder, "--out", str(tmp_path / "sheets")]) == 0
     assert "no labels: a batch of stage 2 cannot be drawn" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == [
@@ -177,7 +177,7 @@ def test_a_dataset_is_taken_from_archives_verified_packed_and_found_again(
     assert main(["data", "get", "fashion-mnist", "--from", str(archives)]) == 0
     out = capsys.readouterr().out
     assert f"in {data_dir}; length and md5 verified: train-images-idx3-ubyte.gz, " in out
-    assert "packed: 60 train, 20 test images, 10 classes, 28 px" in out
+    assert "packed: 60 train, 20 test images, 10 classes, 32 px" in out
     assert "mean of the training split: 0." in out
     packed = Path(out.splitlines()[-1].removeprefix("packed in "))
     assert (packed / "manifest.json").is_file()
@@ -272,6 +272,21 @@ def test_a_changed_archive_and_packed_pixels_that_changed_are_found(
     assert captured.err.splitlines()[-1] == "smallvit: fashion-mnist: 2 problems, named above"
 
 
+def test_images_are_described_and_checked_at_the_size_that_trains(capsys, tmp_path, session_cache):
+    root = tmp_path / "large"
+    for i in range(12):
+        path = root / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (240, 250, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    assert main(["data", "info", str(root)]) == 0
+    assert "64 px, as recipe generic/64px trains on them" in capsys.readouterr().out
+    assert main(["data", "check", str(root)]) == 0
+    finetune = ["finetune", "--data", str(root), "--model.depth", "1", "--dry-run"]
+    assert main([*finetune, "--batch-size", "4", "--device", "cpu"]) == 0
+    assert len(list((session_cache / "packed").glob("large-*/manifest.json"))) == 1
+
+
 def test_files_that_cannot_be_decoded_are_problems(capsys, tmp_path):
     root = tmp_path / "grey"
     for level in range(200):
@@ -283,10 +298,10 @@ def test_files_that_cannot_be_decoded_are_problems(capsys, tmp_path):
     captured = capsys.readouterr()
     assert "wrong  cannot be decoded and is left out: a/torn.png" in captured.out
     assert captured.err.splitlines()[-1] == f"smallvit: {root}: 1 problem, named above"
-    for i in range(2):
+    for i in range(3):
         (root / "b" / f"torn{i}.png").write_bytes(b"no image")
     assert main(["data", "check", str(root)]) == 3
-    assert "wrong  grey: 3 of 203 files cannot be decoded" in capsys.readouterr().out
+    assert "wrong  grey: 4 of 204 files cannot be decoded" in capsys.readouterr().out
 
 
 def test_a_cut_whose_splits_share_images_is_found(capsys, photos):

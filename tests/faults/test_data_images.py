@@ -60,7 +60,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def test_broken_files_are_counted_and_named_and_no_neighbour_takes_their_place(photos, capsys):
-    whole = open_store(open_path(photos), image_size=16, cache_dir=photos.parent / "whole")
+    whole = open_store(open_path(photos), image_size=32, cache_dir=photos.parent / "whole")
     cut(photos / "a" / "000.jpg")
     (photos / "a" / "002.jpg").write_bytes(b"")
     (photos / "b" / "003.jpg").write_text("no image")
