@@ -89,7 +89,7 @@ def _check_packed(
     if not dataset.broken:
         yield Finding("ok", f"all {sum(counts.values()):,} images are decoded")
     if dataset.grey is not None and dataset.grey.count:
-        yield Finding("ok", f"one scale of grey values: {dataset.grey}")
+        yield Finding("ok", f"grey values: {dataset.grey}")
     for problem in problems:
         yield Finding("wrong", f"{problem}: remove {store.path} and check again")
     if not problems:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import _registry
 
 from smallvit.cli.app import main
+from smallvit.run.start import start_settings
 
 DIGITS = ["--dataset", "digits", "--data.image-size", "16", "--data.label-fraction", "0.2"]
 TIMM = "test_vit.r160_in1k"  # 64 wide, 6 blocks, patches of 16 px
@@ -244,3 +245,31 @@ def test_python_starts_from_runs_and_from_timms_weights(tiny, tmp_path, timm_wei
     assert tuned.recipe["model"]["name"] == "test_vit"
     samples = first.result["samples_seen"] + second.result["samples_seen"]
     assert tuned.result["upstream"]["pretrain"]["samples_seen"] == samples
+
+
+def test_a_start_brings_the_scale_of_its_grey_values_or_says_another(tiny, tmp_path, capsys):
+    for name, top in (("dark", 4095), ("bright", 60000)):
+        for i in range(24):
+            values = np.random.default_rng([top, i]).integers(0, top + 1, (16, 16), dtype=np.uint16)
+            values[0, 0] = top
+            path = tmp_path / name / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(path)
+    start = tmp_path / "start"
+    small = ["--recipe", tiny, "--data.image-size", "16", "--batch-size", "8"]
+    pretrain = ["pretrain", "--data", str(tmp_path / "dark"), "--epochs", "0.5", *small]
+    assert main([*pretrain, "--out", str(start)]) == 0
+    assert json.loads((start / "env.json").read_text())["dataset"]["grey_range"] == [0, 4095]
+    assert json.loads((start / "export/config.json").read_text())["pixels"]["grey_range"] == [
+        0,
+        4095,
+    ]
+    other = {"data": {"path": str(tmp_path / "bright")}}
+    assert start_settings(str(start), other)["data"]["grey_range"] == [0, 4095]
+    finetune = ["finetune", "--data", str(tmp_path / "bright"), "--init", str(start), "--dry-run"]
+    capsys.readouterr()
+    assert main([*finetune, *small]) == 0
+    said = capsys.readouterr().err
+    assert "start saw grey values on the scale 0 to 4095, bright has 0 to 65535" in said
+    assert main([*finetune, *small, "--data.grey-range", "0", "4095"]) == 0  # the remedy
+    assert "saw grey values on the scale" not in capsys.readouterr().err
