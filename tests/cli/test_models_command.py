@@ -37,8 +37,8 @@ def test_a_size_that_does_not_fit_is_said_once_for_all_models_it_keeps_out(capsy
     assert lines == [
         "not for 7 px: resnet14_small, resnet20_small, resnet56_small: cells of 4 px are too large "
         "for images of 7 x 7 px; --data.image-size from 8 on, or a smaller model.stride, would do",
-        "not for 7 px: resnet18_small: cells of 8 px are too large for images of 7 x 7 px; sides "
-        "from 16 on, or a smaller model.stride, would do",
+        "not for 7 px: resnet18_small: cells of 8 px are too large for images of 7 x 7 px; "
+        "--data.image-size from 16 on, or a smaller model.stride, would do",
     ]
 
 
