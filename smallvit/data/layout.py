@@ -273,11 +273,11 @@ def _stop_at_likely_splits(path: Path, top: Folder, names: Sequence[str]) -> Non
 
 def _stop_at_shared_folders(path: Path, top: Folder) -> None:
     """Stop where folders hold folders of the same names, as splits do and classes seldom."""
-    deep = {
-        name: set(folder.folders)
-        for name, folder in sorted(top.folders.items())
-        if len(folder.folders) > 1 and not folder.images
-    }
+    deep: dict[str, set[str]] = {}
+    for name, folder in sorted(top.folders.items()):
+        inside, inner = _descend(folder)
+        if len(inner.folders) > 1 and not inner.images:
+            deep[f"{name}/{inside}" if inside else name] = set(inner.folders)
     if len(deep) < 2 or 2 * len(deep) < len(top.folders):
         return
     counts = Counter(name for folders in deep.values() for name in folders)

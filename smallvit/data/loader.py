@@ -49,8 +49,8 @@ class DataConfig:
     Attributes:
         dataset: Name of a known dataset, or ``hf:owner/name@revision`` with ``#config`` where it
             has several, for one on the Hugging Face Hub; give this or ``path``.
-        path: Folder of class folders, with or without train, val and test above them; a CSV or
-            parquet file; or a folder of images without labels, for stage 1 alone.
+        path: Folder of class folders, with or without train, val and test above them; a CSV,
+            parquet or .npz file; or a folder of images without labels, for stage 1 alone.
         image_column: Column of a table that holds the images or their paths; null finds it by
             name and type.
         label_column: Column of a table that holds the labels; null finds it by name and type.

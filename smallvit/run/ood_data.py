@@ -18,6 +18,7 @@ from torch import Tensor
 from smallvit.core import places, rng
 from smallvit.core.errors import ConfigError, UnknownNameError
 from smallvit.data.loader import DataConfig, Dataset, open_source
+from smallvit.data.own import open_path
 from smallvit.data.registry import DATASETS
 from smallvit.data.store import PackedStore, open_store
 from smallvit.evaluate.ood import NOISES, Noise, noise_images
@@ -77,12 +78,16 @@ def open_foreign(
     if shared:
         raise ConfigError(f"--ood {name}: {shared}, so its images are not foreign: take another")
     with show_progress() as (progress, fetch_progress):
-        source = open_source(
-            config,
-            data_dir=places.data_dir(),
-            offline=places.offline(),
-            progress=fetch_progress,
-        )
+        if config.path is not None:
+            # Which folders are classes and which are splits matters little here.
+            source = open_path(config.path, sure=False)
+        else:
+            source = open_source(
+                config,
+                data_dir=places.data_dir(),
+                offline=places.offline(),
+                progress=fetch_progress,
+            )
         store = open_store(
             source,
             image_size=dataset.image_size,

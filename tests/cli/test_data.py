@@ -224,7 +224,9 @@ def test_from_is_refused_for_images_of_ones_own(capsys, photos):
     assert main(["data", "get", str(photos), "--from", "x"]) == 2
     assert "--from is for data sets known by name" in capsys.readouterr().err
     assert main(["data", "get", "digts"]) == 2
-    assert "did you mean 'digits'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "did you mean 'digits'" in said
+    assert "no file or folder here is called digts either" in said
     assert main(["data", "get", "./none"]) == 3
     assert "nothing is at" in capsys.readouterr().err
 

@@ -76,6 +76,10 @@ def first_remedy(path: Path) -> Source:
         (["car", "test"], 4, None),
         (["cat", "dog", "all/cat", "all/dog"], 4, None),
         (["bottle/train", "bottle/test", "cable/train", "cable/test"], 2, None),
+        (splits("amazon/images", "webcam/images"), 6, 6),
+        (["train2017", "val2017"], 2, None),
+        (["train/images", "valid/images"], 2, None),
+        ([*splits("images", "segmentations")], 6, 6),
     ],
 )
 def test_a_layout_that_can_be_meant_otherwise_stops_with_a_remedy_that_works(

@@ -410,3 +410,28 @@ def test_a_listing_of_named_files_is_one_split_each(tmp_path):
     }
     listing = list_parquet(files, image_column="image", label_column="label")
     assert listing.splits["val"].labels.tolist() == [2, 1, 0]
+
+
+def test_a_layout_names_files_or_rows_and_leaves_out_what_has_no_labels(tmp_path):
+    labels, files = ["a", "b", "a", "b"], tmp_path / "files"
+    parquet(files / "first-0.parquet", labels)
+    parquet(files / "second-0.parquet", labels, label=None)
+    assert list(listed(files, layout="train=first").splits) == ["train"]
+    parquet(files / "second-0.parquet", labels)
+    assert list(listed(files, layout="train=first,test=second").splits) == ["train", "test"]
+    assert listed(files, layout="unlabelled").class_names == ()
+    rows = parquet(tmp_path / "rows.parquet", labels, split=["one", "one", "two", "two"])
+    assert list(listed(rows, layout="train=one,test=two").splits) == ["train", "test"]
+    with pytest.raises(DataError, match=r"no row has the split 'x', .*; there are one, two"):
+        listed(rows, layout="train=x")
+    with pytest.raises(ConfigError, match="classes is for folders of images"):
+        listed(rows, layout="classes")
+
+
+@pytest.mark.parametrize("column", [{"label": None}, {}])
+def test_a_test_file_without_labels_is_refused_with_the_layout_that_leaves_it_out(tmp_path, column):
+    parquet(tmp_path / "train-0.parquet", [0, 1, 0, 1])
+    parquet(tmp_path / "test-0.parquet", [-1, -1, -1, -1], **column)
+    with pytest.raises(DataError, match=r"as in --data\.layout train=train"):
+        listed(tmp_path)
+    assert list(listed(tmp_path, layout="train=train").splits) == ["train"]

@@ -116,3 +116,10 @@ def test_one_class_is_refused():
             license="",
             page="",
         )
+
+
+def test_a_path_in_place_of_a_name_is_told(tmp_path, monkeypatch):
+    (tmp_path / "my cars").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="is a path here: give --data 'my cars', in Python data="):
+        get_dataset_spec("my cars")

@@ -123,3 +123,11 @@ def test_sets_that_share_images_are_refused_before_anything_is_fetched(name, own
 def test_an_unknown_name_is_answered_by_the_nearest(digits):
     with pytest.raises(UnknownNameError, match="'nose'; did you mean 'noise'"):
         open_foreign("nose", digits)
+
+
+def test_folders_that_a_classifier_could_not_be_trained_on_are_foreign_images(digits, tmp_path):
+    for split in ("training_set", "test_set"):
+        for label in ("cat", "dog"):
+            write_noise(tmp_path / "pets" / split / label, 3)
+    (foreign,) = open_foreign(str(tmp_path / "pets"), digits)
+    assert foreign.num_images == 12
