@@ -220,15 +220,19 @@ def _read_layout(path: Path, image_column: str | None, label_column: str | None)
                 f"{path} has no column {name!r}; its columns: {', '.join(types)}: set "
                 f"--data.{option} to one of them"
             )
+    if not fits:
+        raise ConfigError(
+            f"{path} has no column of encoded images, only {', '.join(types)}: write the content of "
+            "the files to it, or, where it names files, save it as CSV"
+        )
     if image_column is not None and image_column not in fits:
         raise ConfigError(
-            f"column {image_column!r} of {path} is {types[image_column]}, not encoded images; "
-            f"columns that are: {', '.join(fits) or 'none'}"
+            f"column {image_column!r} of {path} is {types[image_column]}, not encoded images; set "
+            f"--data.image-column to one that is: {', '.join(fits)}"
         )
     if image_column is None and len(fits) != 1:
-        what = "several columns" if fits else "no column"
         raise ConfigError(
-            f"{path} has {what} of encoded images ({', '.join(fits or types)}): name one with "
+            f"{path} has several columns of encoded images ({', '.join(fits)}): name one with "
             "--data.image-column"
         )
     image = next(iter(fits)) if image_column is None else image_column

@@ -244,7 +244,7 @@ def test_several_image_columns_have_to_be_told_apart(tmp_path):
             r"no column 'img'; its columns: image, label, x: set --data\.image",
         ),
         ({"label_column": "kind"}, r"no column 'kind'; .*: set --data\.label-column"),
-        ({"image_column": "x"}, r"column 'x' .* is double, not encoded images; .* are: image"),
+        ({"image_column": "x"}, r"column 'x' .* is double, not encoded images; .* is: image"),
         ({"label_column": "x"}, r"column 'x' .* is double, neither integers nor text"),
     ],
 )
@@ -256,7 +256,9 @@ def test_columns_that_do_not_fit_are_refused(tmp_path, columns, message):
 
 def test_a_parquet_file_without_images_is_refused(tmp_path):
     path = parquet(tmp_path / "a.parquet", [0, 1], image=["1.png", "2.png"])
-    with pytest.raises(ConfigError, match=r"no column of encoded images \(image, label\)"):
+    with pytest.raises(
+        ConfigError, match="no column of encoded images, only image, label: write the"
+    ):
         listed(path)
 
 
@@ -435,3 +437,18 @@ def test_a_test_file_without_labels_is_refused_with_the_layout_that_leaves_it_ou
     with pytest.raises(DataError, match=r"as in --data\.layout train=train"):
         listed(tmp_path)
     assert list(listed(tmp_path, layout="train=train").splits) == ["train"]
+
+
+def test_a_parquet_file_of_paths_is_read_once_it_is_a_csv(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(png(1))
+    rows = pa.table({"image_path": ["1.png", "2.png"], "label": ["a", "b"]})
+    pyarrow.parquet.write_table(rows, tmp_path / "rows.parquet")
+    with pytest.raises(ConfigError, match="where it names files, save it as CSV"):
+        listed(tmp_path / "rows.parquet")
+    pyarrow.csv.write_csv(rows, tmp_path / "rows.csv")
+    assert listed(tmp_path / "rows.csv").class_names == ("a", "b")
