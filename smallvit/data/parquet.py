@@ -222,8 +222,8 @@ def _read_layout(path: Path, image_column: str | None, label_column: str | None)
             )
     if not fits:
         raise ConfigError(
-            f"{path} has no column of encoded images, only {', '.join(types)}: write the content of "
-            "the files to it, or, where it names files, save it as CSV"
+            f"{path} has no column of encoded images, only {', '.join(types)}: write the content "
+            "of the files to it, or, where it names files, save it as CSV"
         )
     if image_column is not None and image_column not in fits:
         raise ConfigError(

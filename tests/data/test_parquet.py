@@ -256,9 +256,7 @@ def test_columns_that_do_not_fit_are_refused(tmp_path, columns, message):
 
 def test_a_parquet_file_without_images_is_refused(tmp_path):
     path = parquet(tmp_path / "a.parquet", [0, 1], image=["1.png", "2.png"])
-    with pytest.raises(
-        ConfigError, match="no column of encoded images, only image, label: write the"
-    ):
+    with pytest.raises(ConfigError, match="no column of encoded images, only image, label: "):
         listed(path)
 
 
