@@ -12,6 +12,7 @@ from smallvit.cli.stand_in import asks_for_help, stand_in_for_heavy_libraries
 from smallvit.core.console import console, start_logging
 from smallvit.core.errors import SmallViTError
 from smallvit.core.launch import launched_number, refuse_several
+from smallvit.core.once import saying_once
 
 # Loaded when called: the help of the whole does not import torch.
 COMMANDS = {
@@ -52,6 +53,7 @@ def create_app() -> App:
     return app
 
 
+@saying_once()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 

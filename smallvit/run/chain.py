@@ -12,11 +12,12 @@ from smallvit.core import places
 from smallvit.core.config import to_plain
 from smallvit.core.errors import ConfigError
 from smallvit.core.launch import refuse_several
+from smallvit.core.once import saying_once
 from smallvit.core.run_folder import Run, find_runs, new_folder
 from smallvit.data.loader import Dataset
 from smallvit.models.registry import ModelConfig
 from smallvit.run.adopt import run_teacher
-from smallvit.run.data import check_out, load_dataset, require_labels, saying_once
+from smallvit.run.data import check_out, load_dataset, require_labels
 from smallvit.run.label import SCORE_MAPS, run_label
 from smallvit.run.recipe import (
     Arm,

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -11,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from smallvit.core import places
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.once import say_once
 from smallvit.core.run_folder import Run
 from smallvit.data import fetch, loader, official
 from smallvit.data.class_lists import some
@@ -22,17 +22,6 @@ from smallvit.data.store import Progress as PackProgress
 from smallvit.data.walk import is_written
 
 logger = logging.getLogger("smallvit")
-_said: ContextVar[set[str] | None] = ContextVar("said", default=None)
-
-
-@contextmanager
-def saying_once() -> Iterator[None]:
-    """Say of data that several stages open only once how it was read and what was left out."""
-    token = _said.set(set())
-    try:
-        yield
-    finally:
-        _said.reset(token)
 
 
 def load_dataset(config: DataConfig) -> Dataset:
@@ -47,29 +36,19 @@ def load_dataset(config: DataConfig) -> Dataset:
             fetch_progress=fetch_progress,
         )
     if dataset.kind:
-        _say(logging.INFO, dataset, describe(dataset))
+        say_once(logging.INFO, f"{dataset.name}: {describe(dataset)}")
     for line in dataset.left_out:
-        _say(logging.WARNING, dataset, line)
+        say_once(logging.WARNING, f"{dataset.name}: {line}")
     if dataset.broken:
         more = " ..." if len(dataset.broken) > 5 else ""
-        _say(
+        say_once(
             logging.WARNING,
-            dataset,
-            f"{len(dataset.broken)} files could not be decoded and are left out: "
+            f"{dataset.name}: {len(dataset.broken)} files could not be decoded and are left out: "
             f"{', '.join(dataset.broken[:5])}{more}",
         )
     for note in dataset.notes:
-        _say(logging.WARNING, dataset, note)
+        say_once(logging.WARNING, f"{dataset.name}: {note}")
     return dataset
-
-
-def _say(level: int, dataset: Dataset, text: str) -> None:
-    said = _said.get()
-    line = f"{dataset.name}: {text}"
-    if said is None or line not in said:
-        logger.log(level, "%s", line)
-    if said is not None:
-        said.add(line)
 
 
 def check_out(out: Path | None, config: DataConfig) -> None:
