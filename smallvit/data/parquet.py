@@ -188,7 +188,9 @@ def _parquet_modules() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ConfigError("reading parquet needs pyarrow: pip install 'smallvit[parquet]'") from None
+        raise ConfigError(
+            "reading parquet needs pyarrow: pip install 'smallvit[parquet]'"
+        ) from None
     return pyarrow, pyarrow.parquet
 
 
