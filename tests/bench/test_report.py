@@ -13,6 +13,7 @@ from smallvit.bench.leaderboard import Bin, Evidence, Leaderboard
 from smallvit.bench.published import published_references
 from smallvit.bench.report import render_json, render_markdown, render_table, write_leaderboard
 from smallvit.bench.rows import Entry, Row, build_rows
+from smallvit.evaluate.yardstick import measure_yardstick
 
 HOSTILE = "<script>alert(1)</script>|x"
 FIGURES = {
@@ -259,3 +260,27 @@ def test_calibration_alone_makes_no_second_table(entry):
     plain, _ = terminal_of([entry(metrics={"calibration/ece": 0.05, "cost/macs": 2.0})])
     assert "ECE" not in plain
     assert plain.count("scratch") == 1
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_every_file_has_the_commonest_class_and_mean_per_class_where_classes_are_uneven(
+    entry, tmp_path, uneven
+):
+    counts = (
+        [[60, 0, 0], [5, 15, 0], [5, 0, 15]] if uneven else [[30, 5, 0], [0, 30, 5], [0, 0, 30]]
+    )
+    yardstick = measure_yardstick(counts, ("cat", "dog", "owl"))
+    metrics = {"accuracy/mean_per_class": yardstick.mean_per_class}
+    files = write_leaderboard(
+        board([entry(correct=90, yardstick=yardstick, metrics=metrics)]), tmp_path
+    )
+    share = f"{100 * yardstick.commonest_share:.2f}"
+    assert f"| {share} |" in files["md"].read_text()
+    assert f"naming cat always: {share} %" in files["html"].read_text()
+    (line,) = csv.DictReader(files["csv"].read_text().splitlines())
+    assert float(line["commonest_share"]) == yardstick.commonest_share
+    assert json.loads(files["json"].read_text())["rows"][0]["commonest"] == "cat"
+    assert ("mean per class" in files["md"].read_text()) == uneven
+    table, _ = terminal_of([entry(correct=90, yardstick=yardstick, metrics=metrics)])
+    assert ("mean per" in table) == uneven
+    assert re.search(rf"one class +{share}", table)
