@@ -15,7 +15,7 @@ from smallvit.core.places import absolute
 from smallvit.core.run_folder import open_classifier
 from smallvit.data.loader import DataConfig
 from smallvit.run.label import SCORE_MAPS, run_label
-from smallvit.run.recipe import LabelConfig, Recipe, load_recipe
+from smallvit.run.recipe import LabelConfig, Recipe, load_recipe, open_unfinished
 
 
 def label_command(
@@ -79,7 +79,6 @@ def _resumed(folder: Path, which: DataOptions, settings: Mapping[str, Any]) -> R
     """Resolve the recipe that a run to continue brings."""
     if which.recipe is not None:
         raise ConfigError("--resume brings its own recipe: leave --recipe out")
+    open_unfinished(folder, "label")
     own = folder / "recipe.yaml"
-    if not own.is_file():
-        raise ConfigError(f"--resume {folder}: no run there")
     return load_recipe(str(own), settings, same_data=True)[0]

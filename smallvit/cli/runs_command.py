@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from smallvit.core import places
-from smallvit.core.errors import DataError
-from smallvit.core.run_folder import Run, find_runs
+from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.run_folder import Run, find_runs, what_is_at
 
 runs_command = App(name="runs", help="List and show runs.", result_action="return_value")
 
@@ -37,7 +37,7 @@ def show(run: Path, /) -> None:
         run: Run folder.
     """
     if not (run / "result.json").is_file():
-        raise DataError(f"no run at {run}: 'smallvit runs ls' shows those there are")
+        raise ConfigError(f"{run} {what_is_at(run)}")
     console, opened = Console(), Run(run)
     console.print_json(json.dumps({"result": opened.result, "env": opened.env}))
     for path in sorted(run.rglob("*")):

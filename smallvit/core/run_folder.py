@@ -74,37 +74,107 @@ def open_classifier(path: Path, option: str) -> "Run":
     """Open a finished run that can classify; ``option`` is what named it.
 
     Raises:
-        DataError: If there is none, or it did not finish.
-        ConfigError: If it is of a stage without a classifier.
+        DataError: If it did not finish.
+        ConfigError: If there is none, or it is of a stage without a classifier.
     """
-    run = open_run(path)
+    run = open_run(path, option=option)
     if run.result["stage"] not in ("teacher", "finetune"):
-        raise ConfigError(f"{option} {path} is a {run.result['stage']} run and cannot classify")
+        raise ConfigError(
+            f"{option} {path} is a {run.result['stage']} run and cannot classify: name a teacher "
+            "or fine-tuned run"
+        )
     return run
 
 
-def open_run(path: Path, *, stage: str | None = None) -> Run:
+def open_run(path: Path, *, stage: str | None = None, option: str = "") -> Run:
     """Open a finished run.
 
     Args:
         path: Its folder.
         stage: Stage that it must be of, or ``None`` for any.
+        option: What named it, for messages.
 
     Raises:
-        DataError: If there is none, or it did not finish.
-        ConfigError: If it is of another stage.
+        DataError: If it did not finish, or its result.json is broken.
+        ConfigError: If there is none, or it is of another stage.
     """
+    named = f"{option} {path}".strip()
     if not (path / "result.json").is_file():
-        raise DataError(f"no run at {path}: 'smallvit runs ls' shows those there are")
+        raise ConfigError(f"{named} {what_is_at(path)}")
     run = Run(path)
     result = run.result
     if not {"stage", "status"} <= result.keys():
         raise DataError(f"{path}/result.json is broken: repeat the run")
     if stage is not None and result["stage"] != stage:
-        raise ConfigError(f"{path} is a {result['stage']} run, a {stage} run is needed")
+        raise ConfigError(f"{named} is a {result['stage']} run, a {stage} run is needed")
     if result["status"] != "completed":
-        raise DataError(f"{path} is {result['status']}: finish it with --resume {path}")
+        raise DataError(f"{named} {_why_unfinished(path, result)}")
     return run
+
+
+def what_is_at(path: Path) -> str:
+    """Say what a path is that is no run, and what to name instead."""
+    run = path.parent.parent
+    if path.parent.name in ("checkpoints", "export") and (run / "result.json").is_file():
+        best = ", whose export holds its best weights" if path.parent.name == "checkpoints" else ""
+        return f"is a part of a run: name the run, {run}{best}"
+    if (path.parent / "result.json").is_file():
+        return f"is a part of a run: name the run, {path.parent}"
+    if dead := dead_link(path):
+        return dead
+    if path.is_file():
+        return (
+            "is a file, no run and no export: `smallvit convert` makes an export of the papers' "
+            "weights, and timm's save_for_hf one of any network of timm's"
+        )
+    if not path.exists():
+        return "is not there: 'smallvit runs ls' shows the runs that are"
+    if (path / "model.safetensors").is_file():
+        return "has model.safetensors but no config.json beside it, which timm needs: put it back"
+    found = [run for run in find_runs(path) if run.completed and run.result["stage"] != "label"]
+    if found:
+        return f"holds runs and is none: name one, such as the newest, {found[-1].path}"
+    return "is no run: 'smallvit runs ls' shows those that are"
+
+
+def dead_link(path: Path) -> str | None:
+    """Say which part of a path is a link to what is not there, and what to do; ``None`` if none."""
+    for part in (path, *path.parents):
+        if part.exists():
+            return None
+        if part.is_symlink():
+            link = "is" if part == path else f"is below {part},"
+            return (
+                f"{link} a link to {part.readlink()}, which is not there: put that back, or remove "
+                "the link"
+            )
+    return None
+
+
+def _why_unfinished(path: Path, result: dict[str, Any]) -> str:
+    """Say how far a run came, and what would finish it."""
+    remedy = f"finish it with smallvit {result['stage']} --resume {path}"
+    if result["status"] == "running":
+        if _is_held(path):
+            return "is at work: wait for its end"
+        return f"was cut short: {remedy}"
+    if result["status"] == "failed":
+        return f"failed ({result.get('error', 'see its train.log')}): mend that and {remedy}"
+    return f"is {result['status']}: {remedy}"
+
+
+def _is_held(path: Path) -> bool:
+    if not (path / LOCK).is_file():
+        return False
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
 
 
 def find_runs(root: Path) -> Iterator[Run]:
@@ -156,6 +226,8 @@ def check_target(out: Path | None, *, resume: Path | None, overwrite: bool) -> N
     if out is not None:
         _refuse_taken(out, overwrite=overwrite)
     path = nearest = out or places.runs_dir()
+    if dead := dead_link(path):
+        raise DataError(f"{path} {dead}, or choose another --out or SMALLVIT_RUNS_DIR")
     try:
         while not nearest.exists() and nearest != nearest.parent:
             nearest = nearest.parent
@@ -271,13 +343,18 @@ def _refuse_taken(path: Path, *, overwrite: bool) -> bool:
     """
     if not path.is_dir() or not any(path.iterdir()):
         return False
+    is_run = (path / "result.json").is_file()
+    if not is_run:
+        left = "so --overwrite leaves it alone" if overwrite else "and is not empty"
+        raise ConfigError(f"{path} is no run, {left}: choose another --out, or empty it yourself")
     if not overwrite:
+        try:
+            go_on = "" if Run(path).completed else f"continue it with --resume {path}, "
+        except DataError:  # broken: nothing to continue
+            go_on = ""
         raise ConfigError(
-            f"{path} exists: continue it with --resume {path}, replace it with --overwrite, or "
-            "choose another --out"
+            f"{path} holds a run: {go_on}replace it with --overwrite, or choose another --out"
         )
-    if not (path / "result.json").is_file():
-        raise ConfigError(f"{path} is no run, so --overwrite leaves it alone")
     with hold_folder(path):
         return True
 

@@ -12,7 +12,7 @@ import smallvit
 from smallvit.core import places
 from smallvit.core.config import Layer, Range, find_errors, merge, resolve, show, to_plain
 from smallvit.core.errors import ConfigError, DataError, suggest
-from smallvit.core.run_folder import Run
+from smallvit.core.run_folder import Run, what_is_at
 from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import DataConfig
 from smallvit.data.registry import DATASETS
@@ -402,19 +402,51 @@ def run_values(run: Run, stage: Stage) -> dict[str, Any]:
 def open_unfinished(folder: Path, stage: str) -> Run:
     """Return the run that ``--resume`` names.
 
+    A complete run whose export or maps are gone is gone on with too: that writes them again.
+
     Raises:
         ConfigError: If it is none, is complete or of another stage.
+        DataError: If it is broken.
     """
-    if not (folder / "recipe.yaml").is_file() or not (folder / "result.json").is_file():
-        raise ConfigError(f"--resume {folder}: no run there")
+    named = f"--resume {folder}"
+    if not (folder / "result.json").is_file():
+        raise ConfigError(f"{named}: no run there, it {what_is_at(folder)}")
     run = Run(folder)
     if not {"stage", "status"} <= run.result.keys():
         raise DataError(f"{folder}/result.json is broken: repeat the run")
-    if run.result["stage"] != stage:
-        raise ConfigError(f"--resume {folder}: that is a {run.result['stage']} run, not {stage}")
+    if not (folder / "recipe.yaml").is_file():
+        raise DataError(f"{named}: its recipe.yaml is gone: put it back, or repeat the run")
+    theirs = run.result["stage"]
+    if theirs != stage:
+        raise ConfigError(
+            f"{named}: that is a {theirs} run, not {stage}: smallvit {theirs} {named} continues it"
+        )
     if run.completed:
-        raise ConfigError(f"--resume {folder}: that run is complete; start a new one")
+        _refuse_complete(run, named)
     return run
+
+
+def _refuse_complete(run: Run, named: str) -> None:
+    """Refuse to go on with a run that is complete, unless what it made is gone.
+
+    Raises:
+        ConfigError: Saying what a longer run starts from.
+        DataError: If what it made is gone, and all that it could be made again from.
+    """
+    stage, path = run.result["stage"], run.path
+    again = stage == "label" or "adopted" in run.result
+    made = path / ("score_maps.safetensors" if stage == "label" else "export/model.safetensors")
+    if made.is_file():
+        longer = {
+            "label": f"its maps are {made}",
+            "teacher": "train a longer one anew, with more --epochs",
+        }.get(stage, f"--init {path} starts a new run from its weights")
+        raise ConfigError(f"{named}: that run is complete: {longer}")
+    if not again and not any((path / "checkpoints").glob("*.pt")):
+        raise DataError(
+            f"{named}: that run is complete, but its {made.relative_to(path).parts[0]} and its "
+            f"checkpoints are gone: repeat it with --recipe {path / 'recipe.yaml'}"
+        )
 
 
 def refuse_changes(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from smallvit.core import places
 from smallvit.core.errors import ConfigError
-from smallvit.core.run_folder import Run, find_runs, open_run
+from smallvit.core.run_folder import Run, open_run, what_is_at
 from smallvit.data.loader import Dataset
 from smallvit.inference.export import (
     WEIGHTS,
@@ -113,35 +113,13 @@ def find_start(start: str, option: str = INIT) -> Run | Path:
     if folder.name == "export" and (folder.parent / "result.json").is_file():
         folder = folder.parent
     if (folder / "result.json").is_file():
-        run = open_run(folder)
+        run = open_run(folder, option=option)
         if run.result["stage"] == "label":
             raise ConfigError(f"{option} {start} holds score maps, no network: name its teacher")
         return run
     if (folder / "config.json").is_file():
         return folder
-    raise ConfigError(f"{option} {start} {_what_it_is(path)}")
-
-
-def _what_it_is(path: Path) -> str:
-    """Say what a path is that is neither a run nor an export, and what to name instead."""
-    run = path.parent.parent
-    if path.parent.name == "checkpoints" and (run / "result.json").is_file():
-        return f"is a part of a run: name the run, {run}, whose export holds its best weights"
-    if path.is_symlink() and not path.exists():
-        return f"is a link to {path.readlink()}, which is not there: put that back, or link it anew"
-    if path.is_file():
-        return (
-            "is a file, no run and no export: `smallvit convert` makes an export of the papers' "
-            "weights, and timm's `save_for_hf` one of a timm network"
-        )
-    if not path.exists():
-        return "is not there: 'smallvit runs ls' shows the runs that are"
-    if (path / WEIGHTS).is_file():
-        return f"has {WEIGHTS} but no config.json beside it: put it back, timm needs it"
-    runs = [run for run in find_runs(path) if run.completed and run.result["stage"] != "label"]
-    if runs:
-        return f"holds runs and is none: name one, such as the newest, {runs[-1].path}"
-    return "is no run and no export: 'smallvit runs ls' shows the runs that are"
+    raise ConfigError(f"{option} {start} {what_is_at(path)}")
 
 
 def start_settings(start: str, settings: Mapping[str, Any]) -> dict[str, Any]:
