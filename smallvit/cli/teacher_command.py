@@ -53,9 +53,9 @@ def teacher_command(
 
     Args:
         start: Trained network to take instead of training one: run, export, ``timm:NAME``, or a
-            file of weights with --model. A classifier of other classes is fitted anew.
-        allow_leak: With --from, take a network that saw CIFAR-10 for CINIC-10 or the other way
-            round, and record it.
+            file of weights with --model. What has no class names, such as a pretrain run or timm's
+            weights, gets a classifier.
+        allow_leak: With --from, take a network that may have seen held-out images, and record it.
         which: Data.
         training: Model and length.
         where: Folders.

@@ -178,7 +178,13 @@ def _is_held(path: Path) -> bool:
 
 
 def find_runs(root: Path) -> Iterator[Run]:
-    """Yield every run below ``root``, oldest first; a broken result.json is passed over."""
+    """Yield every run below ``root``, oldest first; a broken result.json is passed over.
+
+    Raises:
+        DataError: If the folder is a link to nothing.
+    """
+    if dead := dead_link(root):
+        raise DataError(f"{root} {dead}, or set SMALLVIT_RUNS_DIR")
     found = []
     for path in root.rglob("result.json"):
         try:
@@ -284,7 +290,7 @@ def hold_folder(path: Path) -> Iterator[None]:
             partial.unlink()
     except Timeout:
         raise ConfigError(
-            f"{path} is in use by {owner or 'another process'}: wait for its end, or choose "
+            f"{path} is in use by {owner or 'another process'}: wait for its end; a new run takes "
             "another --out"
         ) from None
     except OSError as error:
@@ -341,6 +347,8 @@ def _refuse_taken(path: Path, *, overwrite: bool) -> bool:
     Raises:
         ConfigError: If there is something that may not be replaced, or a run at work.
     """
+    if path.is_file():
+        raise ConfigError(f"{path} is a file, and a run needs a folder: choose another --out")
     if not path.is_dir() or not any(path.iterdir()):
         return False
     is_run = (path / "result.json").is_file()

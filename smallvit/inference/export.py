@@ -234,11 +234,14 @@ def not_whole(folder: Path, error: Exception) -> str:
     """Say that a folder holds no whole export, and how to have it again."""
     run = folder.parent
     what = f"{folder} is no whole export ({type(error).__name__})"
-    if not (run / "result.json").is_file():
+    try:
+        result = json.loads((run / "result.json").read_text())
+        again = f"smallvit {result['stage']} --resume {run}"
+    except (OSError, ValueError, LookupError, TypeError):
         return f"{what}: write or copy it again"
-    if any((run / "checkpoints").glob("*.pt")):
-        return f"{what}: --resume {run} writes it again from the run's checkpoints"
-    return f"{what}: repeat its run"
+    if "adopted" in result or any((run / "checkpoints").glob("*.pt")):
+        return f"{what}: remove it, then {again} writes it again"
+    return f"{what}: repeat its run, with --recipe {run / 'recipe.yaml'}"
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

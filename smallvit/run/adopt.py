@@ -21,6 +21,7 @@ from smallvit.core.run_folder import (
     check_target,
     create_folder,
     new_folder,
+    what_is_at,
     write_json,
     write_recipe,
 )
@@ -240,6 +241,8 @@ def adopt_settings(start: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     kind, given = _kind(start), (settings.get("teacher") or {}).get("model") or {}
     if kind == "file":
+        if not Path(start).is_file():
+            raise ConfigError(f"{OPTION} {start} {what_is_at(Path(start))}")
         if "name" not in given:
             raise ConfigError(
                 f"{OPTION} {start} holds weights alone: give their network with --model NAME"
@@ -349,7 +352,8 @@ def _open_export(folder: Path, model: ModelConfig, dataset: Dataset) -> Adopted:
     if known and known != dataset.class_names:
         raise ConfigError(
             f"{OPTION} {folder} knows {len(known)} classes ({_listed(known)}), {dataset.name} has "
-            f"{dataset.num_classes} ({_listed(dataset.class_names)}): take a network of the same"
+            f"{dataset.num_classes} ({_listed(dataset.class_names)}): take a network of the "
+            "same, a pretrain run, which gets a classifier, or train one with smallvit teacher"
         )
     architecture = config["architecture"]
     if "model_args" in config:

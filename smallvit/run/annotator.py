@@ -8,11 +8,11 @@ from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run, open_classifier
 from smallvit.data.loader import Dataset
 from smallvit.engine.runtime import Runtime
-from smallvit.inference.export import read_export, weights_hash
+from smallvit.inference.export import exported_input, read_export, weights_hash
 from smallvit.run.classifier import score_classifier
 from smallvit.run.data import say_other_grey
 from smallvit.run.learned import Learned
-from smallvit.run.provenance import OTHER_LABELS, check_leak, join_extra_data, other_data
+from smallvit.run.provenance import check_leak, join_extra_data, other_data
 from smallvit.teachers.teacher import Teacher
 
 
@@ -65,15 +65,22 @@ def open_annotator(
     if theirs != dataset.class_names:
         raise ConfigError(
             f"--teacher {run.path} knows {len(theirs)} classes ({', '.join(theirs[:3])}, ...), "
-            f"{dataset.name} has {dataset.num_classes} ({', '.join(dataset.class_names[:3])}, ...)"
+            f"{dataset.name} has {dataset.num_classes} ({', '.join(dataset.class_names[:3])}, "
+            "...): train one of these with smallvit teacher"
         )
     say_other_grey(run, dataset, "--teacher")
     seen = other_data(run, dataset, "--teacher", allow_leak=allow_leak)
-    if seen.extra_data != "none" and not seen.extra_data.startswith(OTHER_LABELS):
+    if seen.foreign:
         raise ConfigError(
             f"--teacher {run.path} was trained on other images ({run.env['dataset']['name']}) "
-            f"than {dataset.name} at {dataset.image_size} px: train one, or adopt "
-            "it with smallvit teacher --from"
+            f"than {dataset.name}: train one, or adopt it with smallvit teacher --from {run.path}"
+        )
+    size = exported_input(run.path / "export").image_size
+    if size != dataset.image_size:
+        raise ConfigError(
+            f"--teacher {run.path} was trained on images of {size} px, these have "
+            f"{dataset.image_size}: set data.image_size {size}, train one, or adopt it with "
+            f"smallvit teacher --from {run.path} --data.image-size {dataset.image_size}"
         )
     extra_data = check_leak(
         join_extra_data(seen.extra_data, run.result.get("extra_data", "none")),

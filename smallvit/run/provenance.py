@@ -31,10 +31,12 @@ class Seen:
         extra_data: ``"none"``, the name of other data than the new run's, or what other labels of
             the same images it had.
         learned: The images that it and all it builds on learned, as far as is known.
+        foreign: Whether it learned images or classes itself that the new run's data has not.
     """
 
     extra_data: str
     learned: Learned = NOTHING
+    foreign: bool = False
 
 
 def check_leak(extra_data: str, dataset_name: str, *, allow: bool, option: str) -> str:
@@ -91,14 +93,19 @@ def other_data(run: Run, dataset: Dataset, option: str, *, allow_leak: bool = Fa
     same = env["dataset"]["fingerprint"] == dataset.fingerprint
     record = find_record(run, dataset)
     beside = "none"
-    if not same and (record is None or _knows_others(record, run, dataset)):
+    if record is None:
+        foreign = name != dataset.name
+    else:
+        foreign = not same and _knows_others(record, run, dataset)
+    if foreign:
         beside = check_leak(name, dataset.name, allow=allow_leak, option=named)
     if record is None:
-        return Seen(extra_data=_untold(run, dataset, named, beside, allow_leak=allow_leak))
+        untold = _untold(run, dataset, named, beside, allow_leak=allow_leak)
+        return Seen(extra_data=untold, foreign=foreign)
     held = _find_held_out(record, run, dataset)
     if held is None or _is_recorded(held, run, dataset):
         labels = _other_labels(record, run, dataset, option) if beside == "none" else beside
-        return Seen(extra_data=labels, learned=record.learned)
+        return Seen(extra_data=labels, learned=record.learned, foreign=foreign)
     if held.refused and not allow_leak:
         remedy = "use its data.split_seed and fractions" if same else "train it again on this data"
         raise ConfigError(
@@ -113,7 +120,9 @@ def other_data(run: Run, dataset: Dataset, option: str, *, allow_leak: bool = Fa
         dataset.name,
     )
     mark = ALLOWED if held.refused or beside.endswith(ALLOWED) else ""
-    return Seen(extra_data=f"{name} (with {held.images}){mark}", learned=record.learned)
+    return Seen(
+        extra_data=f"{name} (with {held.images}){mark}", learned=record.learned, foreign=foreign
+    )
 
 
 def count_held_out(hashes: np.ndarray, dataset: Dataset) -> dict[str, int]:

@@ -436,7 +436,7 @@ def _refuse_complete(run: Run, named: str) -> None:
     stage, path = run.result["stage"], run.path
     again = stage == "label" or "adopted" in run.result
     made = path / ("score_maps.safetensors" if stage == "label" else "export/model.safetensors")
-    if made.is_file():
+    if made.is_file() and (stage == "label" or (path / "export" / "config.json").is_file()):
         longer = {
             "label": f"its maps are {made}",
             "teacher": "train a longer one anew, with more --epochs",

@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.core.errors import ConfigError
-from smallvit.core.run_folder import Run
+from smallvit.core.run_folder import Run, dead_link
 from smallvit.data.loader import Dataset
 from smallvit.engine.runtime import Runtime
 from smallvit.finetune.online import OnlineTeacher
@@ -73,9 +74,7 @@ def open_token_labels(
         return _open_online(config, student, dataset, runtime)
     if config.score_maps is None:
         raise ConfigError("token labeling needs --score-maps FILE or --teacher RUN")
-    path = config.score_maps
-    if path.is_dir():  # the run of `smallvit label`
-        path = path / SCORE_MAPS
+    path = _find_maps(config.score_maps)
     maps, header = open_score_maps(path, dataset)
     extra_data, learned = header.extra_data, NOTHING
     upstream: dict[str, dict[str, float]] = {}
@@ -99,6 +98,28 @@ def open_token_labels(
         upstream=upstream,
         learned=learned,
     )
+
+
+def _find_maps(path: Path) -> Path:
+    """Return the file of score maps that was named by itself or by its run.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    named, file = f"--score-maps {path}", path / SCORE_MAPS if path.is_dir() else path
+    if file.is_file():
+        return file
+    stage = Run(path).result.get("stage") if (path / "result.json").is_file() else None
+    if stage in ("teacher", "finetune"):
+        raise ConfigError(
+            f"{named} is a {stage} run: `smallvit label --teacher {path}` writes its maps"
+        )
+    if stage == "label":
+        raise ConfigError(
+            f"{named} has no {SCORE_MAPS}: smallvit label --resume {path} writes them"
+        )
+    what = "holds no score maps" if path.exists() else "is not there"
+    raise ConfigError(f"{named} {dead_link(path) or what}: smallvit label writes them")
 
 
 def _open_online(

@@ -169,14 +169,16 @@ def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
     """
     if not path.is_file():
         raise DataError(f"no score maps at {path}: write them with smallvit label")
-    again = "write it again with smallvit label"
+    again = _again(path)
     try:
         tensors, metadata = read_tensors(path)
     except DataError as error:
-        raise DataError(f"{error}: no whole file of score maps, {again}") from error
+        raise DataError(f"{error}: {again}") from error
     version = metadata.get("version")
     if version is not None and version != FORMAT_VERSION:
-        raise DataError(f"{path} has format {version}; this version reads {FORMAT_VERSION}")
+        raise DataError(
+            f"{path} has format {version}, this version reads {FORMAT_VERSION}: {again}"
+        )
     try:
         header = resolve(ScoreMapHeader, [Layer(source=str(path), values=metadata)])
         _check_shapes(path, tensors, header)
@@ -198,6 +200,13 @@ def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
     return maps, header
 
 
+def _again(path: Path) -> str:
+    """Say how a broken file is written again; in the folder of its run, by going on with that."""
+    if (path.parent / "result.json").is_file():
+        return f"remove it, then smallvit label --resume {path.parent} writes it again"
+    return "write it again with smallvit label"
+
+
 def _check_shapes(path: Path, tensors: dict[str, Tensor], header: ScoreMapHeader) -> None:
     """Refuse tensors whose shapes or types do not go together, or not with the header."""
     prob, index, rest = (tensors[name] for name in ("prob", "index", "rest"))
@@ -217,7 +226,7 @@ def _check_shapes(path: Path, tensors: dict[str, Tensor], header: ScoreMapHeader
         )
         raise DataError(
             f"{path} holds tensors that do not fit a {height}x{width} grid and "
-            f"{len(header.class_names)} classes ({shapes}): write it again with smallvit label"
+            f"{len(header.class_names)} classes ({shapes}): {_again(path)}"
         )
 
 
@@ -273,8 +282,8 @@ def check_score_maps(
     for what, (theirs, ours) in differences.items():
         if theirs != ours:
             raise DataError(
-                f"{path} was written for other {what} ({theirs}, here {ours}): write maps of this "
-                "data and split with smallvit label"
+                f"{path} was written for other {what} ({theirs}, here {ours}): leave --score-maps "
+                "out to have a teacher and maps of this data made, or name such maps"
             )
     if teacher_hash is not None and header.teacher_hash != teacher_hash:
         raise DataError(

@@ -255,7 +255,7 @@ def test_options_of_training_are_refused(option, pictures, tmp_path, capsys):
 
 MISTAKES = {
     "no run": (["--from", "runs/none"], 2, "runs/none is not there"),
-    "no file": (["--from", "none.pt", "--model", "test_vit"], 3, "No such file"),
+    "no file": (["--from", "none.pt", "--model", "test_vit"], 2, "none.pt is not there"),
     "cut short": (["--from", "short.safetensors", "--model", "test_vit"], 3, "it is cut short"),
     "part of a run": (
         ["--from", "made/checkpoints/best.pt"],

@@ -218,13 +218,13 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_a_truncated_file_is_refused(path, share):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(DataError, match="no whole file of score maps"):
+    with pytest.raises(DataError, match="write it again with smallvit label"):
         read_score_maps(path)
 
 
 def test_a_file_of_something_else_is_refused(path):
     path.write_text("accuracy: 100 %")
-    with pytest.raises(DataError, match="no whole file of score maps"):
+    with pytest.raises(DataError, match="write it again with smallvit label"):
         read_score_maps(path)
 
 
@@ -306,7 +306,7 @@ def test_a_missing_tensor_is_refused(maps, path, name):
     tensors = tensors_of(maps)
     del tensors[name]
     write_tensors(path, tensors, asdict(HEADER))
-    with pytest.raises(DataError, match="no whole file of score maps"):
+    with pytest.raises(DataError, match="write it again with smallvit label"):
         read_score_maps(path)
 
 
