@@ -271,7 +271,8 @@ def _kind(start: str) -> Kind:
     path = Path(start)
     of_export = path.name == WEIGHTS and (path.parent / "config.json").is_file()
     of_run = path.parent.name == "checkpoints" and (path.parents[1] / "result.json").is_file()
-    weights = path.is_file() or path.suffix in (".safetensors", ".pt", ".pth")
+    weights = path.suffix in (".safetensors", ".pt", ".pth")
+    weights |= path.is_file() and path.suffix not in (".json", ".yaml")
     return "file" if weights and not of_export and not of_run else "folder"
 
 

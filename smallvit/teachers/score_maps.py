@@ -164,11 +164,11 @@ def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
     """Read a file of score maps.
 
     Raises:
-        DataError: If it is missing, cut short, altered, of another format, or holds no
-            distributions.
+        ConfigError: If it is not there.
+        DataError: If it is cut short, altered, of another format, or holds no distributions.
     """
     if not path.is_file():
-        raise DataError(f"no score maps at {path}: write them with smallvit label")
+        raise ConfigError(f"no score maps at {path}: write them with smallvit label")
     again = _again(path)
     try:
         tensors, metadata = read_tensors(path)
@@ -241,7 +241,8 @@ def open_score_maps(
         teacher_hash: SHA-256 of the weights that must have written it; ``None`` takes any.
 
     Raises:
-        DataError: If it is missing, broken, of other data or of another teacher.
+        ConfigError: If it is not there.
+        DataError: If it is broken, of other data or of another teacher.
     """
     maps, header = read_score_maps(path)
     check_score_maps(

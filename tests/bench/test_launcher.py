@@ -231,9 +231,9 @@ def test_what_a_process_finds_wrong_is_one_line(plan):
     (cell,) = of_suite.cells
     recipe = merge(to_plain(of_suite.nodes[cell].recipe), {"finetune": {"init": "/nowhere"}})
     outcome = make_run(job_of(of_suite, cell, recipe=recipe))
-    assert outcome == Outcome(exit_code=3, error=outcome.error)
+    assert outcome == Outcome(exit_code=2, error=outcome.error)
     assert outcome.error is not None
-    assert "no run at /nowhere" in outcome.error
+    assert "--init /nowhere is not there" in outcome.error
     assert not outcome.stopped
 
 

@@ -352,7 +352,7 @@ def test_score_maps_are_drawn_and_those_of_another_split_refused(tiny, capsys, t
     capsys.readouterr()
     assert main([*show, *given, "--data.split-seed", "1"]) == 3
     assert "was written for other training split" in capsys.readouterr().err
-    assert main([*show, "--score-maps", "none.safetensors"]) == 3
+    assert main([*show, "--score-maps", "none.safetensors"]) == 2
     assert "no score maps at" in capsys.readouterr().err
 
 

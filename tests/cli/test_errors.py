@@ -31,8 +31,12 @@ CASES = {
     ),
     "two data": (["pretrain", "--dataset", "digits", "--data", "x"], 2, "exclude each"),
     "nothing to resume": (["pretrain", "--resume", "runs/none"], 2, "no run there"),
-    "no run to score": (["eval", "runs/none"], 3, "no run at runs/none"),
-    "no teacher": (["label", "--teacher", "runs/none", "--dataset", "digits"], 3, "no run at"),
+    "no run to score": (["eval", "runs/none"], 2, "runs/none is not there"),
+    "no teacher": (
+        ["label", "--teacher", "runs/none", "--dataset", "digits"],
+        2,
+        "--teacher runs/none is not there",
+    ),
     "offline": (["pretrain", "--dataset", "cifar100", "--offline"], 3, "cifar-100-python.tar.gz"),
     "maps without labels": (
         ["finetune", "--dataset", "digits", "--score-maps", "x"],
@@ -41,8 +45,8 @@ CASES = {
     ),
     "missing maps": (
         ["finetune", "--dataset", "digits", "--token-label", "--score-maps", "x"],
-        3,
-        "no score maps at",
+        2,
+        "x is not there: smallvit label writes them",
     ),
     "token labels of nothing": (["finetune", "--token-label"], 2, "or run smallvit pretrain"),
     "a file as folder": (["pretrain", "--data", __file__], 3, "is another kind of file"),

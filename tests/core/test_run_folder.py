@@ -53,11 +53,13 @@ def test_a_finished_run_of_the_stage_is_opened(tmp_path):
 
 
 def test_a_run_that_is_absent_of_another_stage_or_unfinished_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no run at .*nowhere"):
+    with pytest.raises(ConfigError, match=r"nowhere is not there: 'smallvit runs ls' shows"):
         open_run(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="is a finetune run, a pretrain run is needed"):
         open_run(make_run(tmp_path / "one"), stage="pretrain")
-    with pytest.raises(DataError, match="is interrupted: finish it with --resume"):
+    with pytest.raises(
+        DataError, match="is interrupted: finish it with smallvit finetune --resume"
+    ):
         open_run(make_run(tmp_path / "two", status="interrupted"))
 
 
@@ -74,7 +76,7 @@ def test_a_new_folder_never_names_one_that_exists(tmp_path, monkeypatch):
 
 def test_an_existing_run_is_replaced_only_when_told(tmp_path):
     path = make_run(tmp_path / "run")
-    with pytest.raises(ConfigError, match="exists: continue it with --resume"):
+    with pytest.raises(ConfigError, match="holds a run: replace it with --overwrite"):
         create_folder(path, overwrite=False)
     create_folder(path, overwrite=True)
     assert [file.name for file in path.iterdir()] == ["run.lock"]  # until the run ends

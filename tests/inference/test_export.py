@@ -109,7 +109,7 @@ def test_a_folder_that_is_no_export_is_an_error_of_the_data(config, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(DataError, match="is no whole export"):
         read_export(tmp_path)
-    with pytest.raises(DataError, match="is no export"):
+    with pytest.raises(DataError, match="is no whole export"):
         exported_model(tmp_path)
 
 

@@ -210,7 +210,7 @@ def test_opening_checks_the_data_and_where_one_is_named_the_teacher(path):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no score maps at"):
+    with pytest.raises(ConfigError, match="no score maps at"):
         read_score_maps(tmp_path / "none.safetensors")
 
 
