@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from smallvit.core.errors import DataError
+from smallvit.core.errors import ConfigError, DataError
 from smallvit.data.loader import Dataset, Split
 from smallvit.teachers.score_maps import (
     ScoreMapHeader,
