@@ -4,7 +4,7 @@ The hashes are of the images' content: they stay true when the folder that a run
 gets more images, loses some, moves or goes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -144,8 +144,9 @@ def find_record(run: Run, dataset: Dataset | None = None) -> Record | None:
     """
     if (run.path / FILE).is_file():
         return read_record(run.path)
-    same = dataset is not None and is_same_data(run, dataset)
-    theirs = dataset if same else _load_here(run)
+    theirs = dataset
+    if dataset is None or not is_same_data(run, dataset, but=("labelled",)):
+        theirs = _load_here(run)
     if theirs is None:
         return None
     splits = _splits_of(theirs)
@@ -184,12 +185,12 @@ def read_record(folder: Path) -> Record:
         ) from error
 
 
-def is_same_data(run: Run, dataset: Dataset) -> bool:
-    """Tell whether a data set is a run's own, with the same splits."""
+def is_same_data(run: Run, dataset: Dataset, *, but: Sequence[str] = ()) -> bool:
+    """Tell whether a data set is a run's own, with the same splits ``but`` for some."""
     env = run.env
-    return (
-        env["dataset"]["fingerprint"] == dataset.fingerprint
-        and env["split_hashes"] == dataset.split_hashes
+    theirs, ours = env["split_hashes"], dataset.split_hashes
+    return env["dataset"]["fingerprint"] == dataset.fingerprint and all(
+        theirs.get(split) == ours[split] for split in ours if split not in but
     )
 
 
