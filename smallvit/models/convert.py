@@ -43,7 +43,7 @@ from smallvit.models.registry import ALIASES, create_exported, unknown_model
 from smallvit.models.t2t_vit import OTHERS, SIZES
 from smallvit.models.tokens import AbstractBackbone
 
-MOST_LISTED = 5  # misfits of one message
+MOST_LISTED = 20  # misfits of one message
 
 Weights = dict[str, Tensor]
 

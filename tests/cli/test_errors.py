@@ -1,6 +1,7 @@
 """Bad input: one line, the value, the remedy, the exit code, before any work."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,7 +157,8 @@ def test_weights_of_another_patch_are_resampled_and_that_is_said(tiny, tmp_path,
 def test_an_exported_folder_is_a_start_of_unknown_origin(tiny, tmp_path, capsys):
     run, again = tmp_path / "pretrain", tmp_path / "again"
     assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
-    start = ["finetune", "--recipe", tiny, "--init", str(run / "export"), "--epochs", "0.1"]
+    shutil.copytree(run / "export", tmp_path / "export")
+    start = ["finetune", "--recipe", tiny, "--init", str(tmp_path / "export"), "--epochs", "0.1"]
     assert main([*start, "--out", str(again)]) == 0
     assert "extra_data is unknown" in " ".join(capsys.readouterr().err.split())
     result = json.loads((again / "result.json").read_text())
@@ -196,7 +198,9 @@ def test_a_start_that_saw_the_test_images_is_refused(tiny, tmp_path, capsys):
     assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
     finetune = ["finetune", "--recipe", tiny, "--init", str(run), "--data.split-seed", "1"]
     assert main(finetune) == 2
-    assert "may have seen this val split" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "was pretrained without labels on" in said
+    assert "use its data.split_seed and fractions, or pass --allow-leak" in said
 
 
 def test_a_dry_run_writes_nothing(tiny, tmp_path):

@@ -230,7 +230,7 @@ def test_a_file_of_something_else_is_refused(path):
 
 def test_another_format_is_refused(maps, path):
     write_score_maps(path, maps, replace(HEADER, version=2))
-    with pytest.raises(DataError, match="has format 2; this version reads 1"):
+    with pytest.raises(DataError, match="has format 2, this version reads 1: write it again"):
         read_score_maps(path)
 
 
