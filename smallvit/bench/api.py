@@ -34,8 +34,8 @@ def bench(
         **settings: What to measure, by the names of ``BenchConfig``.
 
     Raises:
-        ConfigError: If there is no run among them, or a setting is unknown or out of range.
-        DataError: If a folder holds no finished run, or none can be scored.
+        ConfigError: If one is not there, there is no run among them, or a setting is unknown or out of range.
+        DataError: If a run did not finish, or none can be scored.
     """
     config = resolve(BenchConfig, [Layer(source="arguments", values=settings)])
     opened = finetuned_runs() if runs is None else [open_run(path) for path in _paths(runs)]

@@ -364,7 +364,7 @@ def test_what_is_no_run_is_refused_in_one_line(runs, home):
         unchecked(3)
     with pytest.raises(ConfigError, match=r"not dict \(\{'run': 1\}\): give what sv.finetune"):
         unchecked([runs[0], {"run": 1}])
-    with pytest.raises(DataError, match="no run at nowhere"):
+    with pytest.raises(ConfigError, match="nowhere is not there"):
         sv.bench("nowhere")
     with pytest.raises(DataError, match="no finished fine-tuned run under"):
         sv.bench()

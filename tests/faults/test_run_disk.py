@@ -210,5 +210,5 @@ def test_a_run_that_is_not_there_is_not_resumed(command, capsys, tmp_path):
     del command
     assert main(["finetune", "--resume", str(tmp_path / "nowhere")]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line == f"smallvit: --resume {tmp_path / 'nowhere'}: no run there"
+    assert line.startswith(f"smallvit: --resume {tmp_path / 'nowhere'}: no run there")
     assert not (tmp_path / "nowhere").exists()
