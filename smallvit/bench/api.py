@@ -34,7 +34,8 @@ def bench(
         **settings: What to measure, by the names of ``BenchConfig``.
 
     Raises:
-        ConfigError: If one is not there, there is no run among them, or a setting is unknown or out of range.
+        ConfigError: If one is not there, there is no run among them, or a setting is unknown or
+            out of range.
         DataError: If a run did not finish, or none can be scored.
     """
     config = resolve(BenchConfig, [Layer(source="arguments", values=settings)])
