@@ -166,7 +166,9 @@ def test_a_folder_that_is_taken_names_what_can_be_done_with_it(tiny, run, pictur
     (run / "result.json").write_text("{")
     assert "replace it with --overwrite" in refused(capsys, 2, *words, run)
     assert main([*map(str, words), str(run), "--overwrite"]) == 0
-    line = refused(capsys, 2, *words, pictures)
+    (run.parent / "notes").mkdir()
+    (run.parent / "notes" / "thesis.tex").write_text("x")
+    line = refused(capsys, 2, *words, run.parent / "notes")
     assert "is no run, and is not empty: choose another --out" in line
     assert "is a file, and a run needs a folder" in refused(capsys, 2, *words, tiny)
 
