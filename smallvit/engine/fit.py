@@ -29,6 +29,7 @@ from smallvit.core.rows import own_rows
 from smallvit.engine.by_rows import share_out
 from smallvit.engine.checkpoint import BEST, LAST, load_checkpoint, load_newest, save_checkpoint
 from smallvit.engine.ema import WeightAverage
+from smallvit.engine.forecast import foresee, say_forecast
 from smallvit.engine.log import LogConfig, TrainLog
 from smallvit.engine.means import StepMeans
 from smallvit.engine.optim import OptimConfig, ScheduleConfig, create_optimizer, set_schedule
@@ -108,6 +109,7 @@ def fit(
     watch: Callable[[int, dict[str, float]], None] | None = None,
     resume: bool = False,
     stop_after: int | None = None,
+    foreseen: bool = False,
 ) -> FitResult:
     """Train an objective and leave it with the weights of the last step, or their running average.
 
@@ -121,9 +123,12 @@ def fit(
             it may raise to stop the run.
         resume: Continue from the newest checkpoint in the run folder.
         stop_after: Stop after this many steps of the run (a dry run).
+        foreseen: Say before the first step how long the run will take and how much memory, and
+            take no more images at once than fit.
 
     Raises:
-        ConfigError: If a batch that must stay whole is to be cut.
+        ConfigError: If a batch that must stay whole is to be cut, or does not fit.
+        OutOfMemoryError: If not even two images at once fit.
         DivergedError: If the loss or a gradient was not finite; that update was not applied.
         InterruptedRunError: After SIGTERM or SIGINT, once the state is saved.
         ProcessLostError: If another process ended; the state before the step at hand is saved.
@@ -136,6 +141,11 @@ def fit(
         training.resume(plan.folder / "checkpoints")
     metrics_path = folder / "metrics.jsonl" if folder else None
     end = plan.total_steps if stop_after is None else min(stop_after, plan.total_steps)
+    scored = 0 if evaluate is None else 1
+    late = False  # whether the forecast is made of the first steps themselves
+    if foreseen:
+        evaluations = scored * evaluations_after(result.step, plan=plan, end=plan.total_steps)
+        late = foresee(training, batches, evaluations=evaluations) is None
     means = training.means
     sitting = time.monotonic()
     earlier_s = result.wall_s
@@ -176,7 +186,7 @@ def fit(
             plan.title,
             plan.total_steps,
             result.step,
-            pauses_after=partial(_evaluations_after, plan=plan, end=end),
+            pauses_after=partial(evaluations_after, plan=plan, end=end),
             speaks=processes.is_first(),
         ) as log,
     ):
@@ -204,6 +214,12 @@ def fit(
                 line = means.of_line()
                 line |= {"epoch": result.step / plan.epoch_steps, **training.describe()}
                 report(log, line, eval_now=eval_now, save_now=save_now)
+                if late and log.step_s is not None and not last:
+                    late = False
+                    evaluations = scored * evaluations_after(result.step, plan=plan, end=end)
+                    say_forecast(
+                        plan.title, plan.runtime.device, log.step_s, end - result.step, evaluations
+                    )
                 means.start_clock()
             elif processes.count() == 1 and log.is_due:
                 unwritten = _write(log, result.step, None, means.tell())
@@ -284,10 +300,7 @@ class Training:
             self.optimizer, plan.optim, plan.schedule, step=step, total_steps=plan.total_steps
         )
         objective.train()
-        if self.buffers:
-            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-                self.kept, self.buffers
-            )
+        self._note_buffers()
         while True:
             failure: Exception | None = None
             metrics: dict[str, torch.Tensor] = {}
@@ -397,12 +410,50 @@ class Training:
         if best and not processes.on_first(partial(_holds_best, checkpoints / BEST, best)):
             self.result.best = {}
 
+    def drop_gradients(self) -> None:
+        """Give back the memory of the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _undo(self) -> None:
         """Undo what the forward passes of a step changed; the weights are as they were."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.drop_gradients()
         if self.buffers:
             torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
                 self.buffers, self.kept
+            )
+
+    @contextmanager
+    def left_alone(self) -> Iterator[None]:
+        """Undo what forward and backward passes inside change."""
+        self.objective.train()
+        self._note_buffers()
+        try:
+            yield
+        finally:
+            self._undo()
+
+    def use_less_memory(self, micro_batch: int, why: str) -> None:
+        """Take fewer images at once from here on, and say so.
+
+        Args:
+            micro_batch: How many.
+            why: What was found.
+        """
+        self.result.micro_batch = micro_batch
+        logger.warning(
+            "%s: %s: as with --micro-batch %d, %d go at once; the step stays the same but for "
+            "rounding%s",
+            self.plan.title,
+            why,
+            micro_batch,
+            micro_batch,
+            " and batch norms" if self._has_batch_norm() else "",
+        )
+
+    def _note_buffers(self) -> None:
+        if self.buffers:
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                self.kept, self.buffers
             )
 
     def _use_less_memory(self, failure: Exception) -> None:
@@ -517,7 +568,7 @@ def _ends_period(step: int, plan: FitPlan) -> bool:
     return math.floor((step + 1) / period + 1e-9) > math.floor(step / period + 1e-9)
 
 
-def _evaluations_after(step: int, *, plan: FitPlan, end: int) -> int:
+def evaluations_after(step: int, *, plan: FitPlan, end: int) -> int:
     """Count the evaluations that are still to come after ``step`` steps."""
     period = plan.schedule.eval_epochs * plan.epoch_steps
     whole = math.floor(end / period + 1e-9) - math.floor(step / period + 1e-9)

@@ -194,13 +194,20 @@ class TrainLog:
         left_s = self._left_s()
         return elapsed if left_s is None else f"{elapsed}, {format_duration(left_s)} left"
 
-    def _left_s(self) -> float | None:
-        """Return the seconds left, or ``None`` where that is not known yet or nothing is left."""
+    @property
+    def step_s(self) -> float | None:
+        """Seconds of a step, once one after the first is done."""
         timed = self.step - self.first_step - 1
-        if self._warm is None or timed < 1 or self.step == self.total_steps:
+        if self._warm is None or timed < 1:
             return None
         paused_s = self._paused_s - self._cold_pause_s
-        step_s = max(self._step_began - self._warm - paused_s, 0.0) / timed
+        return max(self._step_began - self._warm - paused_s, 0.0) / timed
+
+    def _left_s(self) -> float | None:
+        """Return the seconds left, or ``None`` where that is not known yet or nothing is left."""
+        step_s = self.step_s
+        if step_s is None or self.step == self.total_steps:
+            return None
         pause_s = self._paused_s / max(self._pauses, 1)
         return step_s * (self.total_steps - self.step) + pause_s * self.pauses_after(self.step)
 

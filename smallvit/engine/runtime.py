@@ -21,6 +21,7 @@ logger = logging.getLogger("smallvit")
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Compile = Literal["auto", "on", "off"]
+KEPT_BYTES = 32 << 20  # the largest that glibc takes
 COMPILED = ("embed", "encode", "encode_visible")  # passes of a network
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -97,7 +98,7 @@ def open_runtime(config: RuntimeConfig) -> Runtime:
     if on_cuda:
         torch.cuda.set_device(device)
     else:
-        _keep_freed_memory()
+        keep_freed_memory()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read with the first product
     torch.use_deterministic_algorithms(config.deterministic)
@@ -169,16 +170,19 @@ def _can_compile(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (7, 0)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory(up_to: int = KEPT_BYTES) -> None:
     """Let glibc keep freed buffers up to 1 GiB for the next step.
 
     By default it returns those of a few MB to the system, which clears them again page by page at
     the next step: half of the time of stage 1's views on two cores. Other C libraries are left
     as they are.
+
+    Args:
+        up_to: Bytes of the largest buffer that is kept.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: its largest value
+        libc.mallopt(-3, up_to)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
     except (OSError, AttributeError):
         return

@@ -17,8 +17,9 @@ from smallvit.data.views import LabelledBatches, ViewBatches
 from smallvit.engine.checkpoint import take_best
 from smallvit.engine.curves import draw_curves
 from smallvit.engine.fit import FitResult
+from smallvit.engine.forecast import Forecast
 from smallvit.engine.optim import ScheduleConfig, warmup_steps
-from smallvit.engine.runtime import Runtime
+from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.finetune.objective import FinetuneObjective
 from smallvit.inference.export import usage, write_export
 from smallvit.models.registry import ModelConfig, model_arguments
@@ -40,7 +41,7 @@ from smallvit.run.recipe import (
 )
 from smallvit.run.start import Start, start_from
 from smallvit.run.token_labels import TokenLabels, open_token_labels
-from smallvit.run.training import Call, Job, opened, prepare_backbone, train
+from smallvit.run.training import Call, Job, foresee_job, opened, prepare_backbone, train
 
 logger = logging.getLogger("smallvit")
 DRAWN_IMAGES = 8
@@ -88,6 +89,26 @@ def run_stage(
         if resume is not None and (resume / "env.json").is_file():
             check_same(Run(resume), dataset, f"--resume {resume}")
         return train(_prepare(recipe, stage, dataset, runtime), runtime, values, call)
+
+
+def foresee_stage(recipe: Recipe, stage: Stage) -> Forecast | None:
+    """Say how long a stage will take on this machine, without a step and without a file.
+
+    Args:
+        recipe: Resolved settings.
+        stage: ``pretrain``, ``teacher`` or ``finetune``.
+
+    Returns:
+        ``None`` where only the steps tell: on a CUDA device and in several processes.
+
+    Raises:
+        SmallViTError: If settings or data are at fault, or the memory is too little.
+    """
+    runtime = open_runtime(recipe.runtime)
+    if runtime.device.type != "cpu":
+        return None
+    dataset = load_dataset(recipe.data)
+    return foresee_job(_prepare(recipe, stage, dataset, runtime), runtime)
 
 
 def _prepare(recipe: Recipe, stage: Stage, dataset: Dataset, runtime: Runtime) -> Job:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -26,7 +27,15 @@ from smallvit.core.run_folder import (
 )
 from smallvit.data.loader import Dataset, Order
 from smallvit.engine.checkpoint import check_room, has_checkpoint
-from smallvit.engine.fit import FitPlan, FitResult, check_micro_batch, fit
+from smallvit.engine.fit import (
+    FitPlan,
+    FitResult,
+    Training,
+    check_micro_batch,
+    evaluations_after,
+    fit,
+)
+from smallvit.engine.forecast import Forecast, foresee
 from smallvit.engine.log import LogConfig, read_metrics
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.engine.process_group import process_group
@@ -153,8 +162,7 @@ def train(job: Job, runtime: Runtime, values: dict[str, Any], call: Call) -> Run
     plan = _plan(job, runtime, values)
     check_micro_batch(job.objective, plan)
     if call.dry_run:
-        fit(job.objective, job.batches, plan, evaluate=job.evaluate, stop_after=1)
-        logger.info("dry run of %s: settings, data, model and one step are fine", job.stage)
+        _try_step(job, plan)
         return None
     folder = Path(processes.on_first(partial(_open_folder, job, values, call)))
     plan = dataclasses.replace(plan, folder=folder)
@@ -171,10 +179,23 @@ def train(job: Job, runtime: Runtime, values: dict[str, Any], call: Call) -> Run
             evaluate=job.evaluate,
             watch=job.create_watch(folder / "metrics.jsonl"),
             resume=again,
+            foreseen=True,
         )
         record |= processes.on_first(partial(job.finish, folder, result)) | _outcome(job, result)
     processes.any_of(False)  # the others wait until result.json is written
     return Run(folder)
+
+
+def foresee_job(job: Job, runtime: Runtime) -> Forecast | None:
+    """Say how long a stage will take and how much memory; ``None`` where only its steps tell.
+
+    Raises:
+        ConfigError: If a batch that must stay whole does not fit the memory.
+        OutOfMemoryError: If not even two images at once do.
+    """
+    plan = _plan(job, runtime, {})
+    evaluations = evaluations_after(0, plan=plan, end=plan.total_steps)
+    return foresee(Training(job.objective, plan), job.batches, evaluations=evaluations)
 
 
 def prepare_backbone(
@@ -191,6 +212,43 @@ def prepare_backbone(
                 f"runtime.grad_checkpointing is not supported by {config.name}: leave it out"
             ) from error
     return backbone.to(runtime.device)
+
+
+class _TimedBatches:
+    """Batches that note when each was asked for."""
+
+    def __init__(self, batches: Callable[[int], Any]) -> None:
+        self.batches = batches
+        self.block_steps = getattr(batches, "block_steps", 1)
+        self.asked: list[float] = []
+
+    def __call__(self, step: int) -> Any:
+        self.asked.append(time.monotonic())
+        return self.batches(step)
+
+
+def _try_step(job: Job, plan: FitPlan) -> None:
+    """Take a step and an evaluation, write nothing, and say how long the run would take."""
+    batches, evaluation_s = _TimedBatches(job.batches), 0.0
+
+    def evaluate() -> dict[str, float]:
+        nonlocal evaluation_s
+        start = time.monotonic()
+        scores = job.evaluate()
+        evaluation_s = time.monotonic() - start
+        return scores
+
+    # A CUDA device compiles in the first step, and is waited for at each line of the log.
+    steps = 1 if plan.runtime.device.type == "cpu" else min(4, plan.total_steps)
+    plan = dataclasses.replace(plan, log=LogConfig(every_steps=1))
+    result = fit(job.objective, batches, plan, evaluate=evaluate, stop_after=steps, foreseen=True)
+    whole = Forecast(
+        steps=plan.total_steps,
+        evaluations=evaluations_after(0, plan=plan, end=plan.total_steps),
+        step_s=batches.asked[-1] - batches.asked[-2] if steps > 1 else result.train_s,
+        evaluation_s=evaluation_s,
+    )
+    logger.info("dry run of %s: settings, data, model and one step are fine; %s", job.stage, whole)
 
 
 def describe_environment(

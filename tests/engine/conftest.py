@@ -20,7 +20,7 @@ def told(monkeypatch, caplog) -> Callable[[], list[str]]:
     """Return the lines that people were told, in order."""
     logger = logging.getLogger("smallvit")
     monkeypatch.setattr(logger, "propagate", True)
-    monkeypatch.setattr(logger, "level", logging.INFO)
+    caplog.set_level(logging.INFO, "smallvit")
     return lambda: [r.getMessage() for r in caplog.records if "step " in r.getMessage()]
 
 

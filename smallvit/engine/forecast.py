@@ -1,0 +1,263 @@
+"""How long a run will take and how much memory, measured on some images of its next step."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from smallvit.core import memory, processes, rng
+from smallvit.core.console import format_duration
+from smallvit.core.errors import ConfigError, OutOfMemoryError
+from smallvit.core.memory import format_bytes
+from smallvit.core.rows import Rows, mirrored_part, seeing
+from smallvit.engine.runtime import keep_freed_memory
+
+if TYPE_CHECKING:  # which reads this
+    from smallvit.engine.fit import Training
+
+logger = logging.getLogger("smallvit")
+FEWEST = 4  # images of the first pass, which warms up
+LONG_PASS_S = 1.0  # after a pass as long as that no larger one is tried
+WORTH_SAYING_S = 10.0  # of a run
+ROOM = 0.8  # part of the memory that is planned with: other programs take some meanwhile
+RETURNED_BYTES = 128 << 10  # of a buffer that is given back at once while memory is measured
+MOST_KEPT_BYTES = 1 << 30  # of freed memory, as runtime.py tells glibc
+MOMENTS = 2  # numbers that an optimizer keeps a weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a run is expected to take.
+
+    Attributes:
+        steps: Steps that are left.
+        evaluations: Evaluations that are left.
+        step_s: Seconds of a step.
+        most_bytes: Most memory of the process, with as many images at once as fit; ``None`` where
+            the system does not say.
+        evaluation_s: Seconds of an evaluation, where one was timed.
+    """
+
+    steps: int
+    evaluations: int
+    step_s: float
+    most_bytes: int | None = None
+    evaluation_s: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """All that is known of the time."""
+        return self.steps * self.step_s + self.evaluations * (self.evaluation_s or 0.0)
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        evaluations = f"{self.evaluations} evaluation{'s' if self.evaluations != 1 else ''}"
+        joined = f"{evaluations} on top" if self.evaluation_s is None else f"and {evaluations}"
+        said = (
+            f"about {format_duration(self.seconds)} for {self.steps:,} step"
+            f"{'s' if self.steps != 1 else ''} of {_short(self.step_s)}"
+        )
+        if self.evaluations:
+            said += f", {joined}" if self.evaluation_s is None else f" {joined}"
+        if self.most_bytes is not None:
+            said += f"; {format_bytes(self.most_bytes)} of memory"
+        return said
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """One forward and backward pass.
+
+    Attributes:
+        images: How many at once.
+        seconds: What it took.
+        before: Memory of the process before it.
+        peak: The most meanwhile.
+    """
+
+    images: int
+    seconds: float
+    before: int | None
+    peak: int | None
+
+    @property
+    def own_bytes(self) -> int:
+        """Return the memory that it took."""
+        return 0 if self.peak is None or self.before is None else max(0, self.peak - self.before)
+
+
+def foresee(
+    training: "Training", batches: Callable[[int], Any], *, evaluations: int
+) -> Forecast | None:
+    """Measure what the next step will take, and let it have no more images at once than fit.
+
+    The step's batch is made, and some of its images go through the network and back: more and more,
+    until a pass is long or has them all. Nothing of that is left in weights, buffers, gradients or
+    generators, so that the run is the same as without.
+
+    Args:
+        training: About to take its next step, of this process alone on a CPU.
+        batches: Returns the batch of a step.
+        evaluations: How many are to come.
+
+    Returns:
+        ``None`` where nothing can be measured before the first step: on a CUDA device, whose
+        networks are compiled for one size, and in several processes.
+
+    Raises:
+        ConfigError: If a batch that must stay whole does not fit.
+        OutOfMemoryError: If not even two images at once do.
+    """
+    plan, result = training.plan, training.result
+    if plan.runtime.device.type != "cpu" or processes.count() > 1:
+        return None
+    steps = plan.total_steps - result.step
+    if not steps:
+        return None
+    with torch.random.fork_rng(devices=[]), training.left_alone():
+        memory.start_peak()
+        began = time.monotonic()
+        batch = batches(result.step)
+        # Some make the batches of a few steps together.
+        batch_s = (time.monotonic() - began) / getattr(batches, "block_steps", 1)
+        made_peak = memory.peak_bytes()
+        whole = min(len(batch), result.micro_batch or len(batch))
+        size = min(FEWEST, whole)
+        passes = [_try(training, batch, size)]  # which is slower than those to come
+        while steps * (batch_s + _step_s(passes[-1], len(batch))) >= WORTH_SAYING_S:
+            passes.append(_try(training, batch, size))
+            long = passes[-1].seconds > LONG_PASS_S and len(passes) > 2
+            if size == whole or long or _is_near_full(passes[-1]):
+                break
+            size = min(2 * size, whole)
+        kept_bytes = passes[-1].own_bytes
+        keep_freed_memory(RETURNED_BYTES)
+        try:
+            exact = [_try(training, batch, max(1, passes[-1].images // n)) for n in (2, 1)]
+        finally:
+            keep_freed_memory()
+    most = _plan_memory(training, exact, kept_bytes, whole, made_peak)
+    forecast = Forecast(
+        steps=steps,
+        evaluations=evaluations,
+        step_s=batch_s + _step_s(passes[-1], len(batch)),
+        most_bytes=most,
+    )
+    if forecast.seconds >= WORTH_SAYING_S:
+        logger.info("%s: %s", plan.title, forecast)
+    return forecast
+
+
+def say_forecast(
+    title: str, device: torch.device, step_s: float, steps: int, evaluations: int
+) -> None:
+    """Say how long a run will take by its first steps, where that was not known before them.
+
+    Args:
+        title: What is trained.
+        device: Where; a CUDA device says the most memory that its tensors took.
+        step_s: Seconds of a step.
+        steps: Steps to come.
+        evaluations: Evaluations to come.
+    """
+    most = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    forecast = Forecast(steps=steps, evaluations=evaluations, step_s=step_s, most_bytes=most)
+    if forecast.seconds >= WORTH_SAYING_S:
+        logger.info("%s: %s", title, forecast)
+
+
+def _try(training: "Training", batch: Any, size: int) -> _Pass:
+    """Take some images of a batch through the network and back."""
+    parts = min(max(1, round(len(batch) / size)), (len(batch) + 1) // 2)
+    index = torch.tensor(mirrored_part(len(batch), 0, parts))
+    seen = None if parts == 1 else Rows(index=index, total=len(batch))
+    training.drop_gradients()
+    memory.start_peak()
+    before, began = memory.resident_bytes(), time.monotonic()
+    torch.manual_seed(rng.step_seed(training.plan.seed, training.result.step))
+    with seeing(seen):
+        with training.plan.runtime.autocast():
+            output = training.objective(batch if seen is None else batch.take(index))
+        output.loss.backward()
+    seconds = time.monotonic() - began
+    return _Pass(images=len(index), seconds=seconds, before=before, peak=memory.peak_bytes())
+
+
+def _step_s(last: _Pass, images: int) -> float:
+    return last.seconds * images / last.images
+
+
+def _is_near_full(last: _Pass) -> bool:
+    """Tell whether twice as many images might be too many to try."""
+    free = memory.free_bytes()
+    return free is not None and 2 * last.own_bytes > free / 2
+
+
+def _plan_memory(
+    training: "Training", passes: list[_Pass], kept_bytes: int, whole: int, made_peak: int | None
+) -> int | None:
+    """Choose how many images go through the network at once; return the most memory then.
+
+    Args:
+        training: About to take its step.
+        passes: Of few and of more images, with freed memory given back at once.
+        kept_bytes: What the latter took with freed memory kept, as in training.
+        whole: Most images at once.
+        made_peak: Most memory of the process while the batch was made.
+    """
+    free, resident = memory.free_bytes(), memory.resident_bytes()
+    less, last = passes
+    if free is None or resident is None or made_peak is None or not last.own_bytes:
+        return None
+    assert last.before is not None
+    base = last.before
+    image_bytes = last.own_bytes / last.images
+    if less.images < last.images:
+        added = max(0, last.own_bytes - less.own_bytes) / (last.images - less.images)
+        image_bytes = min(added, image_bytes)
+    fixed = last.own_bytes - image_bytes * last.images
+    kept = max(0, kept_bytes - last.own_bytes) / last.images
+    weights = sum(p.nbytes for p in training.parameters)
+    moments = MOMENTS * weights if not training.optimizer.state else 0
+
+    def needed(images: int) -> int:
+        used = base + fixed + image_bytes * images + min(kept * images, MOST_KEPT_BYTES)
+        return int(max(made_peak, used) + moments)
+
+    there = free + resident
+    if needed(whole) <= ROOM * there:
+        return needed(whole)
+    fits = whole
+    while fits > 2 and needed(fits) > ROOM * there:
+        fits = -(-fits // 2)
+    said = (
+        f"{whole} images at once need about {format_bytes(needed(whole))} of memory, and there are "
+        f"{format_bytes(there)}"
+    )
+    if needed(fits) > there:
+        raise OutOfMemoryError(
+            f"{training.plan.title}: {said}; 2 still need {format_bytes(needed(2))}: use a smaller "
+            "model or image size, or --grad-checkpointing"
+        )
+    if training.objective.compares_images:
+        if needed(whole) <= there:
+            return needed(whole)
+        raise ConfigError(
+            f"{training.plan.title}: {said}; this method compares the images of a batch with each "
+            f"other, so that it cannot be cut: --batch-size {fits} would fit, or use "
+            "--grad-checkpointing"
+        )
+    training.use_less_memory(fits, said)
+    return needed(fits)
+
+
+def _short(time_s: float) -> str:
+    """Write the time of a step: ``0.04 s``, ``12 s``, ``1 min 40 s``."""
+    if time_s < 9.95:
+        digits = max(1, 1 - math.floor(math.log10(max(time_s, 1e-3))))
+        return f"{time_s:.{digits}f} s"
+    return format_duration(time_s)
