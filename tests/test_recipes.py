@@ -24,7 +24,9 @@ from smallvit.run.stage import run_stage
 
 RECIPES = list(shipped())
 # Recipes of a method differ from their generic one in stage 1 alone, as a test below says.
-OF_METHODS = [name for name in RECIPES if name.startswith("generic/") and "-" in name]
+OF_METHODS = [
+    name for name in RECIPES if name.startswith("generic/") and "-" in name and "-cpu" not in name
+]
 STAGE_1 = [*OF_METHODS, *(name for name in RECIPES if "/gani-" in name)]
 # Recipes of stage 2 alone, and how to make their networks small.
 STAGE_2 = [name for name in RECIPES if "pretrain" not in read_layer(find_recipe(name)).values]
@@ -88,6 +90,17 @@ def maps_of(recipe: Recipe) -> Path:
     maps = run_label(with_values(recipe, {"label": {"teacher": str(run.path)}}))
     assert maps is not None
     return maps.path / SCORE_MAPS
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_for_a_gpu_names_one_for_a_cpu(name):
+    recipe, _ = load_recipe(name, {})
+    for_gpu = "GPU" in recipe.description or recipe.finetune.schedule.epochs >= 60
+    assert (recipe.cpu_recipe is not None) == (for_gpu and name != "digits/vit_tiny")
+    if recipe.cpu_recipe is not None:
+        there, _ = load_recipe(recipe.cpu_recipe, {})
+        assert there.cpu_recipe is None
+        assert there.data.image_size in (None, recipe.data.image_size) or "/" in name
 
 
 def test_there_are_recipes():

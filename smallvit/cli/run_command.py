@@ -1,19 +1,24 @@
 """``smallvit run``."""
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from smallvit.cli.method_options import PretrainOptions
 from smallvit.cli.options import DataOptions, given, overrides
 from smallvit.cli.training import apply_offline, say_recipe
 from smallvit.core.errors import ConfigError
 from smallvit.data.loader import DataConfig
+from smallvit.engine.runtime import say_precision
 from smallvit.models.registry import ModelConfig
-from smallvit.run.chain import run_recipe
+from smallvit.run.chain import run_recipe, say_plan
 from smallvit.run.recipe import (
     FinetuneConfig,
     LabelConfig,
     TeacherConfig,
     load_recipe,
+    say_fit,
 )
 
 
@@ -22,6 +27,7 @@ def run_command(
     /,
     *,
     out: Path | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
     which: DataOptions = DataOptions(),
     data: DataConfig = DataConfig(),
     model: ModelConfig = ModelConfig(),
@@ -38,6 +44,7 @@ def run_command(
     Args:
         name: Shipped recipe (``smallvit recipes ls``) or file.
         out: Folder of all its runs; by default a new one under the runs folder.
+        dry_run: Say how long each stage would take, and write nothing.
         which: Data.
         data: Data settings.
         model: Model settings.
@@ -53,5 +60,10 @@ def run_command(
     apply_offline(which.offline)
     recipe, label_name = load_recipe(name, overrides())
     say_recipe(label_name)
+    say_fit(recipe, label_name)
+    say_precision(recipe.runtime)
+    if dry_run:
+        say_plan(recipe)
+        return
     folder, runs = run_recipe(recipe, out=out, argv=given.argv)
     bench_runs(runs, folder / "leaderboard", title=f"{label_name}: what each stage brought")

@@ -15,6 +15,7 @@ from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.engine.runtime import say_precision
 from smallvit.models.registry import ModelConfig
 from smallvit.run.recipe import open_unfinished
 from smallvit.run.segment import SegmentConfig, load_segment_recipe, run_segment
@@ -108,8 +109,11 @@ def segment_command(
             f"--recipe {file} is no file: none are shipped for segment, give one such as the "
             "recipe.yaml of an earlier run"
         )
+    recipe = load_segment_recipe(file, settings)
+    if training.resume is None:
+        say_precision(recipe.runtime)
     run = run_segment(
-        load_segment_recipe(file, settings),
+        recipe,
         out=where.out,
         overwrite=where.overwrite,
         resume=training.resume,

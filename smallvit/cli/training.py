@@ -9,8 +9,9 @@ from smallvit.core import places
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run
+from smallvit.engine.runtime import say_precision
 from smallvit.run.adopt import run_teacher
-from smallvit.run.recipe import Recipe, Stage, load_recipe, open_unfinished
+from smallvit.run.recipe import Recipe, Stage, load_recipe, open_unfinished, say_fit
 from smallvit.run.stage import run_stage
 
 NEXT = {
@@ -49,6 +50,8 @@ def load_for(stage: Stage, which: DataOptions, training: TrainOptions) -> Recipe
         return load_recipe(own, settings, same_data=True)[0]
     recipe, name = load_recipe(which.recipe, settings)
     say_recipe(name)
+    say_fit(recipe, name)
+    say_precision(recipe.runtime)
     return recipe
 
 

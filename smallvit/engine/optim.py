@@ -1,5 +1,6 @@
 """Optimizer and schedule: AdamW or SGD with warm-up, cosine decay and a moving weight decay."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -16,6 +17,8 @@ from smallvit.models.tokens import AbstractBackbone
 
 # Learned positions and tokens are not weights of a product; decay would only shrink them.
 UNDECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token", "relative_position_bias_table")
+MOST_WARMUP = 0.25  # of a run: its rate is to be near the peak for most of it
+logger = logging.getLogger("smallvit")
 OptimizerName = Literal["adamw", "sgd"]
 GradClipMode = Literal["global", "parameter"]
 Decay = Literal["products", "matrices", "all"]
@@ -71,7 +74,7 @@ class ScheduleConfig:
     Attributes:
         epochs: Passes over the training images, that is samples seen over images; a fraction is
             allowed.
-        warmup_epochs: Passes of linear warm-up, at most half of the run.
+        warmup_epochs: Passes of linear warm-up, at most a quarter of the run.
         min_lr: Learning rate at the end of the cosine.
         eval_epochs: Passes between evaluations on validation; the last step is always evaluated.
     """
@@ -171,8 +174,19 @@ def clip_gradients_(
 
 
 def warmup_steps(schedule: ScheduleConfig, total_steps: int) -> float:
-    """Return the steps of the warm-up; a run shorter than twice that warms up for its half."""
-    return min(schedule.warmup_epochs / schedule.epochs, 0.5) * total_steps
+    """Return the steps of the warm-up, at most a quarter of a run."""
+    return min(schedule.warmup_epochs / schedule.epochs, MOST_WARMUP) * total_steps
+
+
+def say_cut_warmup(schedule: ScheduleConfig) -> None:
+    """Say where a run is too short for its warm-up."""
+    most = MOST_WARMUP * schedule.epochs
+    if schedule.warmup_epochs > most:
+        logger.info(
+            "schedule.warmup_epochs %g is cut to %g: a warm-up takes a quarter of a run at most",
+            schedule.warmup_epochs,
+            most,
+        )
 
 
 def set_schedule(

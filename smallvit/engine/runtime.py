@@ -82,6 +82,11 @@ class Runtime:
         )
 
 
+def uses_cuda(config: RuntimeConfig) -> bool:
+    """Tell whether a run with these settings computes on a CUDA device."""
+    return config.device != "cpu" and torch.cuda.is_available()
+
+
 def open_runtime(config: RuntimeConfig) -> Runtime:
     """Resolve ``auto`` for this machine.
 
@@ -134,12 +139,13 @@ def compiled_networks(objective: nn.Module) -> Iterator[None]:
                 delattr(network, name)
 
 
-def say_faster_precision(config: RuntimeConfig, device: torch.device) -> None:
-    """Say once that this CPU multiplies in bfloat16, where nobody chose a precision."""
+def say_precision(config: RuntimeConfig) -> None:
+    """Say where a command starts that this CPU multiplies in bfloat16 too, if nobody chose."""
     has_bf16 = torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
-    if device.type == "cpu" and config.precision == "auto" and has_bf16:
+    if not uses_cuda(config) and config.precision == "auto" and has_bf16:
         logger.info(
-            "this processor multiplies in bfloat16, up to four times as fast: --precision bf16"
+            "products are computed in float32; this processor multiplies in bfloat16 as well, with "
+            "fewer digits (--precision bf16)"
         )
 
 

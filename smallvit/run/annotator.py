@@ -1,12 +1,16 @@
 """Opening the teacher that labels patches: who it is, what it saw, and whether it is any good."""
 
+import logging
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from smallvit.core.console import format_duration
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run, open_classifier
 from smallvit.data.loader import Dataset
+from smallvit.engine.forecast import WORTH_SAYING_S
 from smallvit.engine.runtime import Runtime
 from smallvit.inference.export import exported_input, read_export, weights_hash
 from smallvit.run.classifier import score_classifier
@@ -14,6 +18,8 @@ from smallvit.run.data import say_other_grey
 from smallvit.run.learned import Learned
 from smallvit.run.provenance import check_leak, join_extra_data, other_data
 from smallvit.teachers.teacher import Teacher
+
+logger = logging.getLogger("smallvit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +102,9 @@ def open_annotator(
     backbone = read_export(run.path / "export").to(runtime.device)
     teacher = Teacher(backbone, temperature=temperature, flip=flip)
     val = dataset.splits["val"]
+    began = time.monotonic()
     scores = score_classifier(backbone, dataset, "val", runtime)
+    val_s = time.monotonic() - began
     if not math.isfinite(scores["nll"]):
         raise DataError(f"--teacher {run.path} answers with NaN or infinite values: train it again")
     counts = val.labels[val.index].bincount()
@@ -106,6 +114,14 @@ def open_annotator(
             f"--teacher {run.path} names the right class of {scores['top1']:.2%} of the validation "
             f"images, no more than chance (naming one class always: {chance:.2%}): train it longer "
             "or take another one"
+        )
+    # What it is to label is scored first and then labelled, twice where mirrored as well.
+    passes = len(dataset.splits["labelled"]) * (3 if flip else 2) / max(len(val), 1)
+    if passes * val_s >= WORTH_SAYING_S:
+        logger.info(
+            "label: about %s for %d images",
+            format_duration(passes * val_s),
+            len(dataset.splits["labelled"]),
         )
     train = score_classifier(backbone, dataset, "labelled", runtime)
     return Annotator(

@@ -10,7 +10,7 @@ from smallvit.core.run_folder import Run
 from smallvit.run.adopt import run_teacher
 from smallvit.run.chain import add_token_labels
 from smallvit.run.label import run_label
-from smallvit.run.recipe import Recipe, Stage, load_recipe, with_values
+from smallvit.run.recipe import Recipe, Stage, load_recipe, say_fit, with_values
 from smallvit.run.stage import run_stage
 from smallvit.run.start import TIMM, start_settings
 
@@ -136,7 +136,9 @@ def _resolve(
         overrides = merge(overrides, {stage: {"init": start}})
         if init != "scratch" and recipe is None:
             overrides = merge(start_settings(start, overrides), overrides)
-    return load_recipe(recipe, overrides, source="arguments", same_data=same_data)[0]
+    found, name = load_recipe(recipe, overrides, source="arguments", same_data=same_data)
+    say_fit(found, name)
+    return found
 
 
 def _place(stage: Stage, key: str, value: Any) -> str:

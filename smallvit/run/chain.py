@@ -2,7 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 from smallvit.core import places
 from smallvit.core.config import to_plain
+from smallvit.core.console import format_duration
 from smallvit.core.errors import ConfigError
 from smallvit.core.launch import refuse_several
 from smallvit.core.once import saying_once
 from smallvit.core.run_folder import Run, find_runs, new_folder
 from smallvit.data.loader import Dataset
+from smallvit.engine.forecast import Forecast
 from smallvit.models.registry import ModelConfig
 from smallvit.run.adopt import run_teacher
 from smallvit.run.data import check_out, load_dataset, require_labels
@@ -28,9 +31,10 @@ from smallvit.run.recipe import (
     stage_values,
     with_values,
 )
-from smallvit.run.stage import run_stage
+from smallvit.run.stage import foresee_stage, run_stage
 
 logger = logging.getLogger("smallvit")
+WORTH_PLANNING_S = 60.0
 ARM_NAMES: dict[Arm, str] = {
     "scratch": "scratch",
     "ssl": "SSL start",
@@ -63,6 +67,7 @@ def run_recipe(
     require_labels(dataset, "`smallvit run`")  # before stage 1 takes hours
     label = f"run-{recipe.model.name}-s{recipe.seed}"
     folder = places.absolute(out or new_folder(places.runs_dir(), dataset.name, label))
+    say_plan(recipe, folder)
     pretrained = teacher = maps = None
     if {"ssl", "both"} & set(recipe.arms):
         pretrained = complete_stage(recipe, "pretrain", folder / "pretrain", argv).path
@@ -83,6 +88,59 @@ def run_recipe(
         )
         runs.append(complete_stage(armed, "finetune", folder / f"finetune-{arm}", argv))
     return folder, runs
+
+
+def say_plan(recipe: Recipe, folder: Path | None = None) -> None:
+    """Say how long the stages of a recipe will take on this machine, and all of them together.
+
+    Nothing is said of less than a minute, and on a CUDA device, where only the steps tell.
+
+    Args:
+        recipe: Resolved settings.
+        folder: Of its runs; those that are complete there are left out.
+
+    Raises:
+        SmallViTError: If a stage cannot be trained with these settings, data or memory.
+    """
+    arms = set(recipe.arms)
+    stages: list[tuple[str, Stage]] = []
+    if {"ssl", "both"} & arms:
+        stages.append(("pretrain", "pretrain"))
+    if {"token-labels", "both"} & arms and recipe.finetune.token_label.source != "ema":
+        stages.append(("teacher", "teacher"))
+    for arm in recipe.arms:
+        stages.append((f"finetune-{arm}", "finetune"))
+    left = [each for each in stages if folder is None or not Run(folder / each[0]).completed]
+    plain = arm_recipe(recipe, pretrained=None, token_label=False, teacher=None, score_maps=None)
+    forecasts: dict[Stage, Forecast] = {}
+    named: dict[Stage, None] = {stage: None for _, stage in left}
+    for stage in named:
+        if stage == "teacher" and recipe.teacher.adopt is not None:
+            continue
+        with _quiet():
+            forecast = foresee_stage(plain, stage)
+        if forecast is None:
+            return
+        forecasts[stage] = forecast
+    whole = sum(forecasts[stage].seconds for _, stage in left if stage in forecasts)
+    if whole < WORTH_PLANNING_S:
+        return
+    for stage, forecast in forecasts.items():
+        number = sum(each == stage for _, each in left)
+        logger.info("plan: %s%s: %s", f"{number} x " if number > 1 else "", stage, forecast)
+    if len(left) > 1:
+        logger.info("plan: about %s for all steps together", format_duration(whole))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave to each stage what it says when it starts."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def arm_recipe(

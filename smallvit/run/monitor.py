@@ -142,10 +142,18 @@ class Monitor:
 
     def announce(self) -> None:
         """Say once what the numbers are measured on."""
-        facts = self.facts
-        logger.info("monitor: %s", ", ".join(f"{name} {value}" for name, value in facts.items()))
-        if self.dataset.labelled:
-            self._warn_of_small_bank()
+        if not self.dataset.labelled:
+            logger.info("evaluations: spread of the features of %d images", len(self.watched))
+            return
+        logger.info(
+            "evaluations: %d validation images, by their %d nearest neighbors of %d labelled "
+            "training images%s",
+            len(self.watched),
+            min(self.config.knn_neighbours, len(self.bank)),
+            len(self.bank),
+            " and by a linear probe on these" if self.config.linear_probe else "",
+        )
+        self._warn_of_small_bank()
 
     @property
     def facts(self) -> dict[str, Any]:

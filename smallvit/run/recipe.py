@@ -1,5 +1,6 @@
 """Recipes: the typed settings of all stages, where they come from, and how they are found."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from smallvit.data.loader import DataConfig
 from smallvit.data.registry import DATASETS
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig, check_schedule
-from smallvit.engine.runtime import RuntimeConfig
+from smallvit.engine.runtime import RuntimeConfig, uses_cuda
 from smallvit.finetune.objective import SupervisedConfig
 from smallvit.finetune.token_labeling import TokenLabelConfig
 from smallvit.models.registry import ModelConfig, create_backbone
@@ -27,6 +28,7 @@ from smallvit.pretrain.registry import MethodConfig, get_method
 from smallvit.run.data import find_image_size
 from smallvit.run.monitor import MonitorConfig
 
+logger = logging.getLogger("smallvit")
 Stage = Literal["pretrain", "teacher", "label", "finetune"]
 Arm = Literal["scratch", "ssl", "token-labels", "both"]
 STAGES: tuple[Stage, ...] = ("pretrain", "teacher", "label", "finetune")
@@ -159,6 +161,8 @@ class Recipe:
         description: What it is for, in one line.
         paper: What it follows.
         expected: What was measured with it, in one line; null until it was.
+        cpu_recipe: Shipped recipe that does on a CPU what this one is for on a GPU; null where this
+            one is for both.
         seed: Seed of everything but the splits.
         data: Images and splits.
         model: The student of both stages.
@@ -174,6 +178,7 @@ class Recipe:
     description: str = ""
     paper: str | None = None
     expected: str | None = None
+    cpu_recipe: str | None = None
     seed: Annotated[int, Range(ge=0, lt=1 << 63)] = 0
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -351,6 +356,16 @@ def load_recipe(
     if _is_shipped(path):
         label = path.resolve().relative_to(recipes_root().resolve()).with_suffix("").as_posix()
     return resolve(Recipe, [layer, over]), label
+
+
+def say_fit(recipe: Recipe, name: str) -> None:
+    """Say where a recipe that is made for a GPU is used without one, and which is for a CPU."""
+    if recipe.cpu_recipe is not None and not uses_cuda(recipe.runtime):
+        logger.warning(
+            "%s is made for a GPU, and none is used here: %s is the recipe for a CPU",
+            name,
+            recipe.cpu_recipe,
+        )
 
 
 def _for_named_model(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

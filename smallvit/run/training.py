@@ -37,9 +37,9 @@ from smallvit.engine.fit import (
 )
 from smallvit.engine.forecast import Forecast, foresee
 from smallvit.engine.log import LogConfig, read_metrics
-from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.engine.optim import OptimConfig, ScheduleConfig, say_cut_warmup
 from smallvit.engine.process_group import process_group
-from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime, say_faster_precision
+from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
 from smallvit.models.registry import ModelConfig, create_backbone
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.run.learned import NOTHING, Learned, Learns, write_learned
@@ -135,7 +135,6 @@ def opened(config: RuntimeConfig, call: Call) -> Iterator[Runtime]:
         if not call.dry_run:
             check = partial(check_target, call.out, resume=call.resume, overwrite=call.overwrite)
             processes.on_first(check)
-        say_faster_precision(config, runtime.device)
         yield runtime
 
 
@@ -161,6 +160,7 @@ def train(job: Job, runtime: Runtime, values: dict[str, Any], call: Call) -> Run
         )
     plan = _plan(job, runtime, values)
     check_micro_batch(job.objective, plan)
+    say_cut_warmup(job.schedule)
     if call.dry_run:
         _try_step(job, plan)
         return None

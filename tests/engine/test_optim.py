@@ -1,3 +1,4 @@
+import logging
 import warnings
 from typing import Any
 
@@ -12,6 +13,7 @@ from smallvit.engine.optim import (
     check_schedule,
     clip_gradients_,
     create_optimizer,
+    say_cut_warmup,
     set_schedule,
 )
 from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
@@ -90,8 +92,8 @@ def test_weight_decay_without_an_end_is_constant(optimizer):
         assert decays(optimizer) == pytest.approx([0.0, 0.04])
 
 
-@pytest.mark.parametrize(("total", "peak"), [(1, 0.5), (2, 1), (5, 2.5), (20, 10)])
-def test_a_run_shorter_than_its_warm_up_warms_up_for_half(optimizer, total, peak):
+@pytest.mark.parametrize(("total", "peak"), [(1, 0.25), (2, 0.5), (6, 1.5), (20, 5)])
+def test_a_run_shorter_than_its_warm_up_warms_up_for_a_quarter(optimizer, total, peak):
     schedule = ScheduleConfig(epochs=1.0, warmup_epochs=5.0)
     rates = [lr_at(optimizer, step, total, schedule) for step in range(total)]
     rising = [step for step in range(total) if step < peak]
@@ -427,3 +429,11 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
 )
 def test_settings_of_the_optimizer_itself_are_taken(settings):
     check_schedule(OptimConfig(**settings), TRANSFER_SCHEDULE)
+
+
+@pytest.mark.parametrize(("warmup", "said"), [(30.0, True), (1.25, False)])
+def test_what_is_cut_of_a_warm_up_is_said(warmup, said, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("smallvit"), "propagate", True)
+    caplog.set_level(logging.INFO, "smallvit")
+    say_cut_warmup(ScheduleConfig(epochs=5.0, warmup_epochs=warmup))
+    assert ("schedule.warmup_epochs 30 is cut to 1.25" in caplog.text) is said

@@ -10,7 +10,7 @@ from smallvit.engine.runtime import (
     RuntimeConfig,
     compiled_networks,
     open_runtime,
-    say_faster_precision,
+    say_precision,
 )
 
 
@@ -80,7 +80,7 @@ def test_a_compiled_run_is_the_plain_one(dino, view_batch, plan, monkeypatch, wi
 def test_a_cpu_with_bfloat16_says_so_where_nobody_chose(precision, said, monkeypatch, caplog):
     logger = logging.getLogger("smallvit")
     monkeypatch.setattr(logger, "propagate", True)
-    monkeypatch.setattr(logger, "level", logging.INFO)
+    caplog.set_level(logging.INFO, "smallvit")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    say_faster_precision(RuntimeConfig(precision=precision), torch.device("cpu"))
+    say_precision(RuntimeConfig(device="cpu", precision=precision))
     assert ("--precision bf16" in caplog.text) is said

@@ -1,0 +1,71 @@
+"""What a command says of its length and memory before it starts."""
+
+import pytest
+import torch
+
+from smallvit.cli.app import main
+from smallvit.engine import forecast
+from smallvit.run import chain
+
+
+@pytest.fixture(autouse=True)
+def _every_run_is_long(monkeypatch) -> None:
+    monkeypatch.setattr(forecast, "WORTH_SAYING_S", 0.0)
+    monkeypatch.setattr(chain, "WORTH_PLANNING_S", 0.0)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "teacher", "finetune"])
+def test_a_dry_run_says_how_long_the_run_would_take(stage, tiny, tmp_path, capsys):
+    start = ["--init", "scratch"] if stage == "finetune" else []
+    assert main([stage, "--recipe", tiny, "--dry-run", *start]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    (before,) = [i for i, line in enumerate(lines) if line.startswith(f"{stage}: about ")]
+    (after,) = [i for i, line in enumerate(lines) if line.startswith(f"dry run of {stage}: ")]
+    assert before < after
+    assert " one step are fine; about " in lines[after]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_of_all_stages_says_the_length_of_each_and_writes_nothing(tiny, tmp_path, capsys):
+    assert main(["run", tiny, "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    for stage in ("pretrain", "teacher", "4 x finetune"):
+        assert f"plan: {stage}: about " in said
+    assert "for all steps together" in said
+    assert "step 1/" not in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_teacher_that_nobody_asked_for_says_how_long_it_takes(tiny, tmp_path, capsys):
+    words = ["--token-label", "--init", "scratch", "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert main(["finetune", "--recipe", tiny, *words]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    at = {
+        name: next(i for i, line in enumerate(lines) if name in line)
+        for name in (
+            "training one",
+            "teacher: about ",
+            "teacher  step ",
+            "label: about ",
+            "score maps of",
+        )
+    }
+    assert list(at.values()) == sorted(at.values())
+
+
+def test_a_recipe_for_a_gpu_says_so_on_a_cpu_and_names_the_one_for_it(tmp_path, capsys):
+    from smallvit.run.recipe import load_recipe, say_fit
+
+    recipe, name = load_recipe("generic/64px", {"runtime": {"device": "cpu"}})
+    assert main(["recipes", "check", recipe.cpu_recipe]) == 0
+    say_fit(recipe, name)
+    assert "generic/64px is made for a GPU" in capsys.readouterr().err
+
+
+def test_precision_is_said_once_where_it_can_be_chosen(tiny, tmp_path, capsys, monkeypatch):
+    """By neither a stage that another command starts nor a run that goes on."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    out = ["--out", str(tmp_path / "all")]
+    arms = ["--pretrain.schedule.epochs", "0.2", "--finetune.schedule.epochs", "0.5"]
+    assert main(["run", tiny, *arms, *out]) == 0
+    assert capsys.readouterr().err.count("--precision bf16") == 1
