@@ -10,7 +10,7 @@ from smallvit.core.console import format_duration
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run, open_classifier
 from smallvit.data.loader import Dataset
-from smallvit.engine.forecast import WORTH_SAYING_S
+from smallvit.engine import forecast
 from smallvit.engine.runtime import Runtime
 from smallvit.inference.export import exported_input, read_export, weights_hash
 from smallvit.run.classifier import score_classifier
@@ -117,7 +117,7 @@ def open_annotator(
         )
     # What it is to label is scored first and then labelled, twice where mirrored as well.
     passes = len(dataset.splits["labelled"]) * (3 if flip else 2) / max(len(val), 1)
-    if passes * val_s >= WORTH_SAYING_S:
+    if passes * val_s >= forecast.WORTH_SAYING_S:
         logger.info(
             "label: about %s for %d images",
             format_duration(passes * val_s),
