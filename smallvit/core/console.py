@@ -66,7 +66,7 @@ def start_logging() -> None:
     Raises:
         ConfigError: If that level is unknown.
     """
-    level = os.environ.get("SMALLVIT_LOG_LEVEL", "INFO").upper()
+    level = (os.environ.get("SMALLVIT_LOG_LEVEL") or "INFO").upper()
     if level not in LEVELS:
         raise ConfigError(f"SMALLVIT_LOG_LEVEL is {level!r}{suggest(level, LEVELS)}")
     for handler in list(logger.handlers):

@@ -47,7 +47,7 @@ def replacing(path: Path, remedy: str, *, keep: Path | None = None) -> Iterator[
         if cause is None:
             raise
         if cause.errno == errno.ENOENT:
-            remedy = "its folder was moved or removed; --resume the run where it is now"
+            remedy = "its folder is gone: repeat the command, or --resume the run where it is now"
         raise DataError(f"cannot write {path} ({cause.strerror}): {remedy}") from error
 
 

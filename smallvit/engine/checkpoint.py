@@ -16,10 +16,10 @@ from smallvit.core.whole_file import replacing
 
 logger = logging.getLogger("smallvit")
 FORMAT_VERSION = 1
-BEST = "best.pt"
 LAST = "last.pt"
 BEST = "best.pt"  # with the highest score on validation
 PREVIOUS = "previous.pt"  # the last but one, as long as the run is not finished
+AGAIN = "put a copy of it back, or train the run again (--overwrite takes its folder)"
 BROKEN = "broken.pt"  # a last.pt that could not be read
 
 
@@ -72,10 +72,10 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], Path]:
         state = load_checkpoint(previous)
     except DataError as error:
         if not previous.exists():
-            raise fault from error
+            raise DataError(f"{fault}: {AGAIN}") from error
         raise DataError(
             f"no checkpoint in {folder} is whole ({LAST} and {PREVIOUS} are both missing or "
-            "broken): put one back, or start anew without --resume"
+            f"broken): {AGAIN}"
         ) from error
     with suppress(OSError):  # else the next checkpoint would move it over the whole one
         last.replace(folder / BROKEN)
@@ -169,13 +169,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # a broken pickle stream raises nearly anything
-        raise DataError(
-            f"{path} is no whole checkpoint ({type(error).__name__}): remove it, or start anew "
-            "without --resume"
-        ) from error
+        raise DataError(f"{path} is no whole checkpoint ({type(error).__name__})") from error
     if version != FORMAT_VERSION:
         newer = isinstance(version, int) and version > FORMAT_VERSION
-        remedy = "update smallvit" if newer else "start anew without --resume"
+        remedy = "update smallvit" if newer else AGAIN
         raise ConfigError(
             f"{path} has format {version!r}; this version reads {FORMAT_VERSION}: {remedy}"
         )

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 import signal
 import threading
 import time
@@ -232,7 +233,7 @@ def fit(
                     number,
                     f"stopped by {signal.Signals(number).name} after step {result.step} of "
                     f"{plan.total_steps}, state saved"
-                    + (f": continue with --resume {plan.folder}" if plan.folder else ""),
+                    + (f": continue with {_resumption(plan)}" if plan.folder else ""),
                 )
     if training.average is not None:
         training.average.take_over()
@@ -470,7 +471,11 @@ class Training:
                 f"{self._own_size()} images a process are too many"
             ) from failure
         size = min(self.result.micro_batch or self._own_size(), self._own_size())
-        _refuse_cut(self.objective, self.plan, f"{size} are too many for the memory")
+        _refuse_cut(
+            self.objective,
+            self.plan,
+            f"{size} are too many for the memory: lower --batch-size, or use --grad-checkpointing",
+        )
         if size <= 2:
             raise OutOfMemoryError(
                 "out of memory with 2 images at once: use a smaller model or image size, or "
@@ -494,6 +499,11 @@ class Training:
         return any(isinstance(module, _BatchNorm) for module in self.objective.modules())
 
 
+def _resumption(plan: FitPlan) -> str:
+    """Return the command that continues a stage, whichever command began it."""
+    return f"smallvit {plan.title} --resume {shlex.quote(str(plan.folder))}"
+
+
 def check_micro_batch(objective: AbstractObjective[Any], plan: FitPlan) -> None:
     """Refuse micro-batches of a method that compares images.
 
@@ -502,14 +512,18 @@ def check_micro_batch(objective: AbstractObjective[Any], plan: FitPlan) -> None:
     """
     most = plan.runtime.micro_batch
     if most is not None and most < -(-plan.optim.batch_size // processes.count()):
-        _refuse_cut(objective, plan, f"runtime.micro_batch {most} would cut them")
+        _refuse_cut(
+            objective,
+            plan,
+            f"runtime.micro_batch {most} would cut them: leave --micro-batch out, or set "
+            f"--batch-size {most}",
+        )
 
 
 def _refuse_cut(objective: AbstractObjective[Any], plan: FitPlan, why: str) -> None:
     if objective.compares_images:
         raise ConfigError(
-            f"{plan.title}: this method compares the images of a batch with each other, and {why}: "
-            "lower --batch-size, or use --grad-checkpointing"
+            f"{plan.title}: this method compares the images of a batch with each other, and {why}"
         )
 
 

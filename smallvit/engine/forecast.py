@@ -40,6 +40,7 @@ class Forecast:
         most_bytes: Most memory of the process, with as many images at once as fit; ``None`` where
             the system does not say.
         evaluation_s: Seconds of an evaluation, where one was timed.
+        micro_batch: Most images at once that fit; ``None`` is all of a step's.
     """
 
     steps: int
@@ -47,6 +48,7 @@ class Forecast:
     step_s: float
     most_bytes: int | None = None
     evaluation_s: float | None = None
+    micro_batch: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -146,6 +148,7 @@ def foresee(
         evaluations=evaluations,
         step_s=batch_s + _step_s(passes[-1], len(batch)),
         most_bytes=most,
+        micro_batch=result.micro_batch,
     )
     if forecast.seconds >= WORTH_SAYING_S:
         logger.info("%s: %s", plan.title, forecast)

@@ -6,6 +6,7 @@ Shapes in this file:
 
 import logging
 import math
+import shlex
 import signal
 import time
 from collections.abc import Sequence
@@ -233,7 +234,8 @@ def _label(
                 raise InterruptedRunError(
                     received[0],
                     f"stopped by {signal.Signals(received[0]).name} after image {parts.done} of "
-                    f"{len(labelled)}, maps saved: continue with --resume {parts.folder.parent}",
+                    f"{len(labelled)}, maps saved: continue with smallvit label --resume "
+                    f"{shlex.quote(str(parts.folder.parent))}",
                 )
 
 

@@ -13,7 +13,7 @@ from smallvit.core.config import Layer, Range, merge, resolve, to_plain
 from smallvit.core.errors import DataError
 from smallvit.core.run_folder import Run, open_run
 from smallvit.data.loader import Order
-from smallvit.engine.checkpoint import BEST, load_scored, take_best
+from smallvit.engine.checkpoint import AGAIN, BEST, load_scored, take_best
 from smallvit.engine.curves import draw_curves
 from smallvit.engine.fit import FitResult
 from smallvit.engine.log import LogConfig
@@ -195,7 +195,10 @@ def score_segmentation(
     data = _load(recipe, runtime)
     check_same(run, data.dataset, str(path))
     objective = _create_objective(recipe, data, runtime)
-    objective.load_state_dict(load_scored(path / "checkpoints" / BEST))
+    try:
+        objective.load_state_dict(load_scored(path / "checkpoints" / BEST))
+    except DataError as error:
+        raise DataError(f"{error}: {AGAIN}") from error
     confusion = _confusion(objective.eval(), data, split, runtime)
     ious = zip(data.class_names, class_ious(confusion).tolist(), strict=True)
     return {

@@ -156,7 +156,7 @@ def train(job: Job, runtime: Runtime, values: dict[str, Any], call: Call) -> Run
     if processes.count() > 1 and job.optim.batch_size < 2 * processes.count():
         raise ConfigError(
             f"--batch-size {job.optim.batch_size} is too small for {processes.count()} processes: "
-            "each needs two images of a step"
+            f"each needs two images of a step, so set --batch-size {2 * processes.count()} or more"
         )
     plan = _plan(job, runtime, values)
     check_micro_batch(job.objective, plan)
@@ -164,10 +164,14 @@ def train(job: Job, runtime: Runtime, values: dict[str, Any], call: Call) -> Run
     if call.dry_run:
         _try_step(job, plan)
         return None
-    folder = Path(processes.on_first(partial(_open_folder, job, values, call)))
-    plan = dataclasses.replace(plan, folder=folder)
-    logger.info("%s of %s -> %s", job.stage, job.dataset.name, folder)
     resumed = call.resume is not None
+    # A refusal leaves no folder behind, so that the same command works with what it names.
+    forecast = None if resumed else _foresee(job, plan)
+    if forecast is not None:
+        runtime = dataclasses.replace(runtime, micro_batch=forecast.micro_batch)
+    folder = Path(processes.on_first(partial(_open_folder, job, values, call)))
+    plan = dataclasses.replace(plan, folder=folder, runtime=runtime)
+    logger.info("%s of %s -> %s", job.stage, job.dataset.name, folder)
     first = processes.is_first()
     with recorded(folder, _facts(job), resumed) if first else nullcontext({}) as record:
         again = processes.on_first(partial(_start, job, runtime, call, folder))
@@ -179,7 +183,7 @@ def train(job: Job, runtime: Runtime, values: dict[str, Any], call: Call) -> Run
             evaluate=job.evaluate,
             watch=job.create_watch(folder / "metrics.jsonl"),
             resume=again,
-            foreseen=True,
+            foreseen=forecast is None,
         )
         record |= processes.on_first(partial(job.finish, folder, result)) | _outcome(job, result)
     processes.any_of(False)  # the others wait until result.json is written
@@ -193,9 +197,7 @@ def foresee_job(job: Job, runtime: Runtime) -> Forecast | None:
         ConfigError: If a batch that must stay whole does not fit the memory.
         OutOfMemoryError: If not even two images at once do.
     """
-    plan = _plan(job, runtime, {})
-    evaluations = evaluations_after(0, plan=plan, end=plan.total_steps)
-    return foresee(Training(job.objective, plan), job.batches, evaluations=evaluations)
+    return _foresee(job, _plan(job, runtime, {}))
 
 
 def prepare_backbone(
@@ -212,6 +214,11 @@ def prepare_backbone(
                 f"runtime.grad_checkpointing is not supported by {config.name}: leave it out"
             ) from error
     return backbone.to(runtime.device)
+
+
+def _foresee(job: Job, plan: FitPlan) -> Forecast | None:
+    evaluations = evaluations_after(0, plan=plan, end=plan.total_steps)
+    return foresee(Training(job.objective, plan), job.batches, evaluations=evaluations)
 
 
 class _TimedBatches:
@@ -319,7 +326,7 @@ def _start(job: Job, runtime: Runtime, call: Call, folder: Path) -> bool:
         if any("val/" in key for row in read_metrics(folder / "metrics.jsonl") for key in row):
             raise DataError(
                 f"{checkpoints} holds no checkpoint, and the run had saved some: put one back, or "
-                "start anew with --overwrite"
+                f"train the run again, without --resume and with --out {folder} --overwrite"
             )
         logger.warning("%s holds no checkpoint: it starts at step 0", folder)
     checkpoints.mkdir(exist_ok=True)

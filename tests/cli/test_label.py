@@ -139,7 +139,7 @@ def test_a_stopped_label_goes_on_to_the_same_file(
         assert label(teacher, broken) == code
     line = last_line(capsys)
     assert "after image 48 of 72" in line
-    assert line.endswith(f"continue with --resume {broken}")
+    assert line.endswith(f"continue with smallvit label --resume {broken}")
     assert json.loads((broken / "result.json").read_text())["status"] == "interrupted"
     assert not (broken / "score_maps.safetensors").exists()
     assert main(["label", "--resume", str(broken)]) == 0

@@ -1,9 +1,12 @@
 """What a command says of its length and memory before it starts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from smallvit.cli.app import main
+from smallvit.core import memory
 from smallvit.engine import forecast
 from smallvit.run import chain
 
@@ -51,6 +54,29 @@ def test_a_teacher_that_nobody_asked_for_says_how_long_it_takes(tiny, tmp_path, 
         )
     }
     assert list(at.values()) == sorted(at.values())
+
+
+def test_memory_that_is_not_there_is_refused_with_what_works_then(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    """The batch size that is named, with the same folder; nothing is left of the first try."""
+    tried = forecast._try
+
+    def noted(training, batch, size):
+        result = tried(training, batch, size)
+        return replace(result, before=10**9, peak=10**9 + 10**8 * result.images)
+
+    monkeypatch.setattr(forecast, "_try", noted)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 10**9)
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 10**9)
+    words = ["pretrain", "--recipe", tiny, "--method", "simclr", "--out", str(tmp_path / "run")]
+    assert main([*words, "--epochs", "0.1"]) == 2
+    said = capsys.readouterr().err
+    assert "32 images at once need about 4.2 GB of memory, and there are 2.0 GB" in said
+    fits = said.partition("--batch-size ")[2].partition(" ")[0]
+    assert fits == "4"
+    assert not (tmp_path / "run").exists()
+    assert main([*words, "--batch-size", fits, "--epochs", "0.01"]) == 0
 
 
 def test_a_recipe_for_a_gpu_says_so_on_a_cpu_and_names_the_one_for_it(tmp_path, capsys):

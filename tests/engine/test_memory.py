@@ -67,7 +67,9 @@ def test_batches_that_are_compared_are_not_cut(finetune, labelled_batch, plan, m
     with pytest.raises(ConfigError, match=r"compares the images .* 4 are too many .*--batch-size"):
         fit(objective, labelled_batch, plan)
     asked = replace(plan, runtime=replace(plan.runtime, micro_batch=2))
-    with pytest.raises(ConfigError, match=r"runtime.micro_batch 2 would cut them"):
+    with pytest.raises(
+        ConfigError, match=r"runtime.micro_batch 2 would cut them: leave --micro-batch out"
+    ):
         fit(objective, labelled_batch, asked)
 
 

@@ -175,7 +175,7 @@ def test_without_a_whole_checkpoint_nothing_is_started_from_scratch(stopped, cap
     assert main(["finetune", "--resume", str(stopped)]) == 3
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith(f"smallvit: no checkpoint in {folder} is whole")
-    assert "start anew without --resume" in line
+    assert "train the run again (--overwrite takes its folder)" in line
     assert (stopped / "metrics.jsonl").read_text() == before
 
 
@@ -209,7 +209,9 @@ def test_a_broken_checkpoint_never_takes_the_place_of_the_whole_one(tmp_path):
     assert load_checkpoint(tmp_path / "previous.pt")["result"]["step"] == 1
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(2, "update smallvit"), (0, "start anew")])
+@pytest.mark.parametrize(
+    ("version", "remedy"), [(2, "update smallvit"), (0, "train the run again")]
+)
 def test_a_checkpoint_of_another_format_is_refused_and_left_alone(
     stopped, capsys, monkeypatch, version, remedy
 ):
