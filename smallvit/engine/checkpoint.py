@@ -19,7 +19,8 @@ FORMAT_VERSION = 1
 LAST = "last.pt"
 BEST = "best.pt"  # with the highest score on validation
 PREVIOUS = "previous.pt"  # the last but one, as long as the run is not finished
-AGAIN = "put a copy of it back, or train the run again (--overwrite takes its folder)"
+TRAIN = "train the run again (--overwrite takes its folder)"
+AGAIN = f"put a copy of it back, or {TRAIN}"
 BROKEN = "broken.pt"  # a last.pt that could not be read
 
 
@@ -172,7 +173,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is no whole checkpoint ({type(error).__name__})") from error
     if version != FORMAT_VERSION:
         newer = isinstance(version, int) and version > FORMAT_VERSION
-        remedy = "update smallvit" if newer else AGAIN
+        remedy = "update smallvit" if newer else TRAIN
         raise ConfigError(
             f"{path} has format {version!r}; this version reads {FORMAT_VERSION}: {remedy}"
         )
