@@ -20,6 +20,7 @@ from smallvit.engine.optim import ScheduleConfig
 pytestmark = pytest.mark.exact
 
 TORCH = ".".join(torch.__version__.split(".")[:2])
+ALIKE = ("2.14", "2.15")  # versions of torch that make the same fresh weights: 1e-6 apart in loss
 GOLDEN = Path(__file__).parents[1] / "golden"
 STAGES = {"pretrain": ("dino", "view_batch"), "finetune": ("finetune", "labelled_batch")}
 
@@ -36,6 +37,6 @@ def test_losses_are_those_on_record(stage, plan, request):
         record = {"torch": TORCH, "train/loss": [round(v, 6) for v in losses]}
         path.write_text(json.dumps(record, indent=1) + "\n")
     record = json.loads(path.read_text())
-    if record["torch"] != TORCH:
+    if record["torch"] != TORCH and not {record["torch"], TORCH} <= set(ALIKE):
         pytest.skip(f"recorded with torch {record['torch']}; fresh weights differ in {TORCH}")
     assert losses == pytest.approx(record["train/loss"], rel=1e-3)
