@@ -38,7 +38,12 @@ class Run:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe."""
+        """The resolved recipe, with what its version did without naming it."""
+        return name_version(self.written_recipe)
+
+    @property
+    def written_recipe(self) -> dict[str, Any]:
+        """The resolved recipe as it was written."""
         return self._read("recipe.yaml")
 
     @property
@@ -68,6 +73,12 @@ class Run:
         if not isinstance(value, dict):
             raise DataError(f"{path} is broken, it holds no mapping: repeat the run")
         return value
+
+
+def name_version(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's recipe with the version of its cut, which the first one did not name."""
+    data = recipe.get("data", {})
+    return {**recipe, "data": {"split_version": 1, **data}} if isinstance(data, dict) else recipe
 
 
 def open_classifier(path: Path, option: str) -> "Run":

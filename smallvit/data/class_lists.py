@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -40,6 +41,18 @@ def order_classes(names: Iterable[str]) -> tuple[str, ...]:
     if all(re.fullmatch(r"[+-]?[0-9]{1,4000}", name) for name in ordered):
         ordered.sort(key=int)
     return tuple(ordered)
+
+
+def in_class_order(listing: Listing) -> Listing:
+    """Number the classes of a listing in the order of ``order_classes``."""
+    names = order_classes(listing.class_names)
+    if names == listing.class_names:
+        return listing
+    number = np.asarray([names.index(name) for name in listing.class_names])
+    splits = {
+        name: replace(split, labels=number[split.labels]) for name, split in listing.splits.items()
+    }
+    return Listing(class_names=names, splits=splits)
 
 
 def check_enough_classes(where: str, class_names: Sequence[str]) -> None:

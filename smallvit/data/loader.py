@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -24,15 +24,26 @@ from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.rows import own_rows
 from smallvit.data import fetch, hub, official, own, registry
+from smallvit.data.class_lists import in_class_order, some
 from smallvit.data.grey import GreyRange, GreyScale, check_range
 from smallvit.data.layout import parse_layout
 from smallvit.data.sources import Listing, Source
-from smallvit.data.splits import Cut, StoredCut, cut_splits, load_cut, split_hash, store_cut
+from smallvit.data.splits import (
+    Cut,
+    StoredCut,
+    cut_by_position,
+    cut_splits,
+    find_seed,
+    load_cut,
+    split_hash,
+    store_cut,
+)
 from smallvit.data.store import (
     Overlap,
     PackedStore,
     Progress,
     cache_errors,
+    content_order,
     file_stem,
     open_store,
     stored_if_possible,
@@ -70,6 +81,8 @@ class DataConfig:
         layout: What the folders of your own images are, where their names do not tell: classes
             (each is a class), unlabelled, or the folders of the splits as in
             train=training_set,test=test_set, of which those not named are not read.
+        split_version: 2 cuts, orders and fingerprints by content; 1 by the places of the images,
+            as runs did that do not name a version, and scales grey files one by one as they did.
     """
 
     dataset: str | None = None
@@ -84,6 +97,7 @@ class DataConfig:
     hflip: bool | None = None
     grey_range: tuple[float, float] | None = None
     layout: str | None = None
+    split_version: Literal[1, 2] = 2
 
     def __post_init__(self) -> None:
         if self.dataset is not None and self.path is not None:
@@ -155,7 +169,7 @@ class Dataset:
         std: Per-channel standard deviation of the training split, in [0, 1].
         hflip: Whether mirrored images keep their class.
         fingerprint: Hash of class names, labels and pixels.
-        split_hashes: Hash of the indices of each split.
+        split_hashes: Hash of the contents of each split, in its order.
         broken: Files that could not be decoded and were left out.
         store_path: Folder of the packed arrays.
         autoaugment: Which of AutoAugment's published policies suits it.
@@ -164,6 +178,7 @@ class Dataset:
         grey: How grey values of more than 8 bits became 8 bits; ``None`` where there are none.
         kind: How the user's own images were read, in a few words.
         left_out: What was passed over or left out, a line each.
+        cut_notes: What a user should know of the cut, one line each.
     """
 
     name: str
@@ -183,6 +198,7 @@ class Dataset:
     grey: GreyScale | None = None
     kind: str = ""
     left_out: tuple[str, ...] = ()
+    cut_notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -196,16 +212,17 @@ class Dataset:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of grey values and of repeated images, one line each."""
+        """What a user should know of grey values, repeats and the cut, one line each."""
         grey = () if self.grey is None else self.grey.notes
         if not self.labelled:
             return grey
-        return grey + tuple(
+        repeated = (
             _describe(overlap, len(self.splits[overlap.split].labels))
             for overlap in self.overlaps
             # Repeats within a split and a class mislead nobody.
             if overlap.split != overlap.other or overlap.conflicting
         )
+        return (*grey, *repeated, *self.cut_notes)
 
     @property
     def grey_range(self) -> GreyRange | Literal["file"] | None:
@@ -278,18 +295,32 @@ def open_source(
     """
     named = {key: getattr(config, key) for key in ("image_column", "label_column", "layout")}
     if config.path is not None:
-        return own.open_path(config.path, **named)
+        sure = config.split_version > 1
+        return _canonical(own.open_path(config.path, sure=sure, **named), config)
     if config.dataset is None:
         raise ConfigError(
             "no data named: give --dataset NAME (known: "
             f"{', '.join(sorted(registry.DATASETS))}) or --data PATH"
         )
     if config.dataset.startswith("hf:"):
-        return hub.open_hub(config.dataset, data_dir=data_dir, offline=offline, **named)
+        source = hub.open_hub(config.dataset, data_dir=data_dir, offline=offline, **named)
+        return _canonical(source, config)
     spec = registry.get_dataset_spec(config.dataset)
     if not fetch.is_present(spec, data_dir):
         fetch.fetch_dataset(spec, data_dir, offline=offline, progress=progress)
     return official.open_named(spec, data_dir=data_dir)
+
+
+def _canonical(source: Source, config: DataConfig) -> Source:
+    """Give images one order of classes and of samples, in whatever form and order they come."""
+    if config.split_version == 1:
+        return source
+    return replace(
+        source,
+        key=f"{source.key}/ordered classes",
+        list_images=lambda: in_class_order(source.list_images()),
+        by_content=True,
+    )
 
 
 def usual_size(listing: Listing) -> int:
@@ -385,7 +416,7 @@ def prepare_dataset(
         source,
         image_size=size,
         cache_dir=cache_dir,
-        grey_range=config.grey_range or "auto",
+        grey_range=config.grey_range or ("file" if config.split_version == 1 else "auto"),
         progress=progress,
     )
     _check_classes(store)
@@ -398,6 +429,9 @@ def prepare_dataset(
 
     def part(array: str, index: np.ndarray) -> Split:
         images, labels = packed[array]
+        if source.by_content:
+            keys = (each[array][index] for each in (store.contents, store.labels, store.hashes))
+            index = index[content_order(*keys)]
         return Split(images=images, labels=labels, index=torch.from_numpy(index))
 
     cut, labelled = stored.cut, bool(store.manifest.class_names)
@@ -407,7 +441,7 @@ def prepare_dataset(
             splits[name] = part(name, np.arange(len(store.labels[name])))
         else:
             splits[name] = part("train", index)
-    return Dataset(
+    dataset = Dataset(
         name=source.name,
         class_names=store.manifest.class_names,
         image_size=size,
@@ -424,6 +458,16 @@ def prepare_dataset(
         store_path=store.path,
         kind=source.kind,
         left_out=source.notes,
+    )
+    if config.split_version == 1:
+        return dataset
+    return replace(
+        dataset,
+        fingerprint=store.manifest.unordered,
+        split_hashes={
+            name: split_hash(dataset.content_hashes(name).view(np.int64)) for name in splits
+        },
+        cut_notes=_note_gaps(config, store, dataset),
     )
 
 
@@ -454,6 +498,28 @@ def _describe(overlap: Overlap, num_images: int) -> str:
     return f"{facts}; the splits stay as they come; {first}"
 
 
+def _note_gaps(config: DataConfig, store: PackedStore, dataset: Dataset) -> tuple[str, ...]:
+    """Name the classes that a cut left without an image in validation or test."""
+    if not dataset.labelled:
+        return ()
+    gaps = []
+    for name in ("val", "test"):
+        counts = class_counts(dataset.splits[name], dataset.num_classes)
+        absent = [dataset.class_names[i] for i, count in enumerate(counts) if count == 0]
+        if absent:
+            gaps.append(f"no {name} image of {some(absent)}")
+    if not gaps:
+        return ()
+    labels, contents = store.labels["train"], store.contents["train"]
+    fractions = _fractions(config, store)
+    seed = find_seed(labels, contents, class_names=dataset.class_names, **fractions)
+    other = "" if seed is None else f", or cut with data.split_seed {seed}"
+    return (
+        f"{'; '.join(gaps)}: images are assigned one by one, and these classes are small: add "
+        f"images of them, give the splits as folders or in a table{other}",
+    )
+
+
 def _check_classes(store: PackedStore) -> None:
     manifest = store.manifest
     if not manifest.class_names:
@@ -468,28 +534,43 @@ def _check_classes(store: PackedStore) -> None:
             )
 
 
+class _Fractions(TypedDict):
+    val_fraction: float
+    test_fraction: float
+
+
+def _fractions(config: DataConfig, store: PackedStore) -> _Fractions:
+    """Return the parts to cut; none of a split that the dataset brings."""
+    return {
+        "val_fraction": 0.0 if "val" in store.labels else config.val_fraction,
+        "test_fraction": 0.0 if "test" in store.labels else config.test_fraction,
+    }
+
+
 def _cut(config: DataConfig, store: PackedStore) -> StoredCut:
-    val_fraction = 0.0 if "val" in store.labels else config.val_fraction
-    test_fraction = 0.0 if "test" in store.labels else config.test_fraction
-    parts = (val_fraction, test_fraction, config.label_fraction, config.split_seed)
+    fractions = _fractions(config, store)
+    parts: tuple[float, ...] = (fractions["val_fraction"], fractions["test_fraction"])
+    parts = (*parts, config.label_fraction, config.split_seed)
+    if config.split_version > 1:
+        parts = (config.split_version, *parts)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
     stored = load_cut(store.path, key)
     if stored is not None:
         return stored
-    labels = store.labels["train"]
-    if store.manifest.class_names:
-        cut = cut_splits(
-            labels,
-            class_names=store.manifest.class_names,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            label_fraction=config.label_fraction,
-            seed=config.split_seed,
-            hashes=store.hashes["train"],
-        )
-    else:
+    labels, class_names = store.labels["train"], store.manifest.class_names
+    if not class_names:
         none = np.arange(0)
         cut = Cut(train=np.arange(len(labels)), labelled=none, val=none, test=none)
+    else:
+        by_content = config.split_version > 1
+        cut = (cut_splits if by_content else cut_by_position)(
+            labels,
+            (store.contents if by_content else store.hashes)["train"],
+            class_names=class_names,
+            **fractions,
+            label_fraction=config.label_fraction,
+            seed=config.split_seed,
+        )
     mean, std = _channel_stats(torch.from_numpy(store.images["train"]), torch.from_numpy(cut.train))
     stored = StoredCut(cut=cut, mean=mean, std=std)
     with stored_if_possible(f"the split of {store.manifest.name}"):

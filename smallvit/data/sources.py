@@ -64,6 +64,8 @@ class Source:
         autoaugment: Which of AutoAugment's published policies suits it.
         kind: How the images were read, in a few words; empty for a dataset known by name.
         notes: What was passed over or left out, a line each.
+        by_content: Whether its images are put in the order of their contents; those of a known
+            dataset keep their published order, which other archives are aligned to.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Source:
     autoaugment: AutoAugmentPolicy = "imagenet"
     kind: str = ""
     notes: tuple[str, ...] = ()
+    by_content: bool = False
 
 
 def find_files(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[FoundFile]:

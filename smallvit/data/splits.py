@@ -1,8 +1,13 @@
-"""Cutting splits: stratified, seeded, stored.
+"""Cutting splits: by content, seeded, stored.
 
-Each class is put in a seeded order once; a test split takes its head, validation the next part,
-and training the rest, whose label fractions are prefixes: the images of 5 % are among those of
-10 %. Images of the same content go together, so that no test image was trained on.
+Each image is assigned by itself: a number in [0, 1), drawn from the seed and the hash of its
+content, falls into the share of test, of validation or of training. So images that are added,
+renamed, listed in another order or packed at another size move no other image, and the same
+pixels are always on one side. The price: classes get their share of each split in expectation only,
+and a small class may get none of validation or test.
+
+Label fractions are stratified: of each class those training images that come first in the order of
+that number, so that the images of 5 % are among those of 10 %.
 """
 
 import hashlib
@@ -20,6 +25,10 @@ from smallvit.core import rng
 from smallvit.core.errors import DataError
 
 logger = logging.getLogger("smallvit")
+TEST, VAL, TRAIN = range(3)  # in the order in which they take their shares
+# Seeds that are tried for one that would do, and numbers that are drawn for that.
+MOST_SEEDS = 200
+MOST_NUMBERS = 20_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,27 +65,167 @@ class StoredCut:
 
 def cut_splits(
     labels: np.ndarray,
+    contents: np.ndarray,
     *,
     class_names: Sequence[str],
     val_fraction: float,
     test_fraction: float,
     label_fraction: float,
     seed: int,
-    hashes: np.ndarray | None = None,
 ) -> Cut:
-    """Cut test, validation and training indices out of one array of labels.
-
-    Of images with the same hash the first alone takes part in the order, under its own class; the
-    others go where it goes. Fractions are those of the different images.
+    """Cut test, validation and training indices out of one array of images.
 
     Args:
         labels: Class index of each image.
+        contents: Content hash of each image.
+        class_names: In the order of the labels.
+        val_fraction: Part of what is left after the test split, in [0, 1); 0 cuts none.
+        test_fraction: Part of all images, in [0, 1); 0 cuts none.
+        label_fraction: Part of the different training images of each class whose labels may be
+            used, in (0, 1]; each class has at least one.
+        seed: Seed of the numbers.
+
+    Returns:
+        Disjoint ``train``, ``val`` and ``test``, every class in ``train``.
+
+    Raises:
+        DataError: If a class is left without a training image, or a split without any.
+    """
+    bounds = test_fraction, test_fraction + (1 - test_fraction) * val_fraction
+    number = _numbers(seed, contents)
+    side = np.digitize(number, bounds)  # 0 test, 1 validation, 2 training
+    fault = _find_fault(side, labels, class_names, bounds)
+    if fault:
+        would = find_seed(
+            labels,
+            contents,
+            class_names=class_names,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            every_class=False,
+        )
+        raise DataError(
+            f"{fault}: add images, give the splits as folders or in a table"
+            + (f", or cut with data.split_seed {would}" if would is not None else "")
+        )
+    train = np.flatnonzero(side == TRAIN)
+    return Cut(
+        train=train,
+        labelled=_labelled(train, labels, contents, number, label_fraction),
+        val=np.flatnonzero(side == VAL),
+        test=np.flatnonzero(side == TEST),
+    )
+
+
+def find_seed(
+    labels: np.ndarray,
+    contents: np.ndarray,
+    *,
+    class_names: Sequence[str],
+    val_fraction: float,
+    test_fraction: float,
+    every_class: bool = True,
+) -> int | None:
+    """Return the first seed whose cut can be used; ``None`` where none of the first ones can.
+
+    Args:
+        labels: Class index of each image.
+        contents: Content hash of each image.
+        class_names: In the order of the labels.
+        val_fraction: As of ``cut_splits``.
+        test_fraction: As of ``cut_splits``.
+        every_class: Whether validation and test have to have images of every class too.
+    """
+    bounds = test_fraction, test_fraction + (1 - test_fraction) * val_fraction
+    for seed in range(min(MOST_SEEDS, 1 + MOST_NUMBERS // len(labels))):
+        side = np.digitize(_numbers(seed, contents), bounds)
+        cut = [s for s, fraction in ((VAL, val_fraction), (TEST, test_fraction)) if fraction]
+        if _find_fault(side, labels, class_names, bounds) or (
+            every_class and any(len(np.unique(labels[side == s])) < len(class_names) for s in cut)
+        ):
+            continue
+        return seed
+    return None
+
+
+def _numbers(seed: int, contents: np.ndarray) -> np.ndarray:
+    """Draw a number in [0, 1) for each image, from the seed and its content alone."""
+    index = torch.from_numpy(contents.view(np.int64))
+    coarse, fine = rng.uniform(seed, "cut", torch.zeros_like(index), index, 2).double().unbind(1)
+    return (coarse + fine * 2.0**-24).numpy()
+
+
+def _find_fault(
+    side: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    bounds: tuple[float, float],
+) -> str:
+    """Say what makes a cut useless; nothing where it is not."""
+    present = np.bincount(labels[side == TRAIN], minlength=len(class_names)) > 0
+    if not present.all():
+        first = int(np.flatnonzero(~present)[0])
+        count = int((labels == first).sum())
+        whose = f"class {class_names[first]!r}" if len(class_names) > 1 else "the data"
+        return (
+            f"{whose} has {count} image{'' if count == 1 else 's'}, and the cut leaves none of "
+            "them to train on"
+        )
+    sizes = {"test": bounds[0], "val": bounds[1] - bounds[0]}
+    for name, wanted in sizes.items():
+        if wanted > 0 and not (side == (TEST if name == "test" else VAL)).any():
+            return f"none of the {len(labels)} images falls into the {name} split"
+    return ""
+
+
+def _labelled(
+    train: np.ndarray,
+    labels: np.ndarray,
+    contents: np.ndarray,
+    number: np.ndarray,
+    fraction: float,
+) -> np.ndarray:
+    """Take a part of each class in the order of the numbers, so that smaller parts are in larger.
+
+    Of a content that is taken all images are: the fraction is that of the different ones.
+    """
+    if fraction == 1:
+        return train
+    taken = []
+    for label in np.unique(labels[train]):
+        members = train[labels[train] == label]
+        _, first = np.unique(contents[members], return_index=True)
+        members = members[first]
+        order = np.lexsort((contents[members], number[members]))
+        taken.append(contents[members[order[: _part(len(members), fraction)]]])
+    return train[np.isin(contents[train], np.concatenate(taken))]
+
+
+def cut_by_position(
+    labels: np.ndarray,
+    hashes: np.ndarray,
+    *,
+    class_names: Sequence[str],
+    val_fraction: float,
+    test_fraction: float,
+    label_fraction: float,
+    seed: int,
+) -> Cut:
+    """Cut as runs of version 1 did: each class in a seeded order of its places in the array.
+
+    A test split takes the head of that order, validation the next part, and training the rest,
+    whose label fractions are prefixes. Of images with the same hash the first alone takes part in
+    the order, under its own class; the others go where it goes. Fractions are those of the
+    different images.
+
+    Args:
+        labels: Class index of each image.
+        hashes: Hash of each image's packed pixels.
         class_names: In the order of the labels.
         val_fraction: Part of what is left after the test split, in [0, 1); 0 cuts none.
         test_fraction: Part of all images, in [0, 1); 0 cuts none.
         label_fraction: Part of the training images whose labels may be used, in (0, 1].
         seed: Seed of the order.
-        hashes: Hash of each image's content; ``None`` takes all images for different.
 
     Returns:
         Disjoint ``train``, ``val`` and ``test``, every class in each that is cut at all.
@@ -85,10 +234,8 @@ def cut_splits(
         DataError: If a class has too few images to be in every split.
     """
     order = rng.permutation(seed, "split", 0, len(labels)).numpy()
-    first, group = np.arange(len(labels)), np.arange(len(labels))
-    if hashes is not None:
-        _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
-        order = order[np.isin(order, first)]
+    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    order = order[np.isin(order, first)]
     parts: dict[str, list[np.ndarray]] = {"train": [], "labelled": [], "val": [], "test": []}
     for label, class_name in enumerate(class_names):
         members = order[labels[order] == label]

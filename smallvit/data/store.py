@@ -79,8 +79,7 @@ class Manifest:
         overlaps: Repeated images within each split and across splits, where there are any.
         fingerprint: SHA-256 of the class names and of the labels and image hashes of all splits;
             the hashes stand for the pixels, so that it can be checked without reading those.
-        content: SHA-256 of the class names and of which contents have which labels in each split,
-            in whatever order they come and whatever side they are packed at.
+        unordered: The same of the images of each split in whatever order they are listed.
         grey: How grey values of more than 8 bits became 8 bits; ``None`` where there are none.
     """
 
@@ -92,7 +91,7 @@ class Manifest:
     broken: tuple[str, ...]
     overlaps: tuple[Overlap, ...]
     fingerprint: str
-    content: str
+    unordered: str
     grey: GreyScale | None
 
 
@@ -309,7 +308,7 @@ def _read(folder: Path) -> PackedStore:
             )
     if _fingerprint(manifest.class_names, labels, hashes) != manifest.fingerprint:
         raise ValueError("labels or hashes do not fit the manifest's fingerprint")
-    if fingerprint_content(manifest.class_names, labels, contents) != manifest.content:
+    if _fingerprint_unordered(manifest.class_names, labels, contents, hashes) != manifest.unordered:
         raise ValueError("labels or content hashes do not fit the manifest")
     return PackedStore(
         path=folder,
@@ -347,24 +346,26 @@ def _fingerprint(
     return digest.hexdigest()
 
 
-def fingerprint_content(
+def content_order(contents: np.ndarray, labels: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Return the order of images by content, then label, then packed pixels.
+
+    Images that are alike in all three stay as they come: nothing tells them apart.
+    """
+    return np.lexsort((hashes, labels, contents))
+
+
+def _fingerprint_unordered(
     class_names: Sequence[str],
     labels: Mapping[str, np.ndarray],
     contents: Mapping[str, np.ndarray],
+    hashes: Mapping[str, np.ndarray],
 ) -> str:
-    """Hash which contents have which labels in each split, in whatever order they come.
-
-    Args:
-        class_names: In the order of the labels.
-        labels: Class indices by split.
-        contents: Content hashes by split.
-    """
     digest = hashlib.sha256(json.dumps(list(class_names)).encode())
     for split in sorted(labels):
-        order = np.lexsort((labels[split], contents[split]))
+        order = content_order(contents[split], labels[split], hashes[split])
         digest.update(f"{split}/{len(order)}/".encode())
-        digest.update(contents[split][order].data)
-        digest.update(labels[split][order].data)
+        for array in (contents, labels, hashes):
+            digest.update(array[split][order].data)
     return digest.hexdigest()
 
 
@@ -416,7 +417,7 @@ def _pack(
             broken=tuple(name for split in packed.values() for name in split.broken),
             overlaps=find_overlaps(hashes, labels, names),
             fingerprint=_fingerprint(listing.class_names, labels, hashes),
-            content=fingerprint_content(listing.class_names, labels, contents),
+            unordered=_fingerprint_unordered(listing.class_names, labels, contents, hashes),
             grey=grey,
         )
         with _synced(partial / "manifest.json") as file:

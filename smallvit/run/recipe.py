@@ -13,7 +13,7 @@ import smallvit
 from smallvit.core import places
 from smallvit.core.config import Layer, Range, find_errors, merge, resolve, show, to_plain
 from smallvit.core.errors import ConfigError, DataError, suggest
-from smallvit.core.run_folder import Run, what_is_at
+from smallvit.core.run_folder import Run, name_version, what_is_at
 from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import DataConfig
 from smallvit.data.registry import DATASETS
@@ -276,6 +276,8 @@ def read_layer(path: Path) -> Layer:
         raise ConfigError(f"{path}: no valid YAML: {problem}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, got {show(values)}")
+    if path.name == "recipe.yaml" and (path.parent / "result.json").is_file():
+        values = name_version(values)  # a run's
     try:
         return Layer(source=str(path), values=_absolute(values, path.parent))
     except ConfigError as error:

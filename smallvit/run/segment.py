@@ -151,7 +151,7 @@ def run_segment(
             # As the run has them: keys that its version did not know have their defaults.
             run = open_unfinished(resume, STAGE)
             refuse_changes(resume, merge(to_plain(SegmentRecipe()), run.recipe), values)
-            values = run.recipe
+            values = run.written_recipe
         data = processes.ahead(partial(_load, recipe, runtime))
         if resume is not None and (resume / "env.json").is_file():
             check_same(Run(resume), data.dataset, f"--resume {resume}")

@@ -84,7 +84,7 @@ def run_stage(
             # As the run has them: an older version wrote no keys that it did not know.
             run = open_unfinished(resume, stage)
             refuse_changes(resume, run_values(run, stage), values)
-            values = run.recipe
+            values = run.written_recipe
         dataset = processes.ahead(partial(load_dataset, recipe.data)).to(runtime.device)
         if resume is not None and (resume / "env.json").is_file():
             check_same(Run(resume), dataset, f"--resume {resume}")

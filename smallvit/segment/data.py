@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -26,8 +26,16 @@ from smallvit.core.errors import ConfigError, DataError
 from smallvit.data.content import content_hash
 from smallvit.data.images import IMAGE_SUFFIXES, open_image, over_white
 from smallvit.data.loader import USUAL_SIZES, Dataset, Split
-from smallvit.data.splits import Cut, StoredCut, cut_splits, load_cut, split_hash, store_cut
-from smallvit.data.store import cache_errors, file_stem, hash_images
+from smallvit.data.splits import (
+    Cut,
+    StoredCut,
+    cut_by_position,
+    cut_splits,
+    load_cut,
+    split_hash,
+    store_cut,
+)
+from smallvit.data.store import cache_errors, content_order, file_stem, hash_images
 
 SPLITS = ("train", "val", "test")
 IGNORED = 255  # index of pixels that count for nothing
@@ -53,6 +61,8 @@ class SegmentDataConfig:
             folder.
         split_seed: Seed of the cut, apart from the training seed.
         hflip: Whether images are mirrored in training.
+        split_version: 2 cuts, orders and fingerprints by content; 1 by the names of the images, as
+            runs did that do not name a version.
     """
 
     path: Path | None = None
@@ -61,6 +71,7 @@ class SegmentDataConfig:
     test_fraction: Annotated[float, Range(gt=0, lt=0.9)] = 0.2
     split_seed: Annotated[int, Range(ge=0)] = 0
     hflip: bool = True
+    split_version: Literal[1, 2] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,27 +133,30 @@ def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentD
     images, masks, seen, contents = _read_all(flat, size)
     num_train = len(pairs["train"])
     class_names = _name_classes(config.path, flat, seen, num_train)
-    hashes = hash_images(images)
+    hashes, mask_hashes = hash_images(images), hash_images(masks)
     counts = {name: len(split) for name, split in pairs.items()}
-    digest = hashlib.sha256(repr((class_names, counts)).encode() + hashes.tobytes())
-    digest.update(hash_images(masks).tobytes())
-    fingerprint = digest.hexdigest()
+    listed = _fingerprint(class_names, counts, hashes, mask_hashes)
     name = config.path.absolute().name
-    folder = cache_dir / "segment" / f"{file_stem(name)}-{fingerprint[:16]}"
+    folder = cache_dir / "segment" / f"{file_stem(name)}-{listed[:16]}"
     with cache_errors(cache_dir):
         folder.mkdir(parents=True, exist_ok=True)
         for kind, values in (("hashes", hashes), ("content", contents)):
             partial = folder / f"{kind}.{os.getpid()}.part.npy"
             np.save(partial, values)
             partial.replace(folder / f"train.{kind}.npy")  # where Dataset looks for them
-        stored = _cut(config, folder, images[:num_train], hashes[:num_train], counts)
-    places = {"train": stored.cut.train, "labelled": stored.cut.train}
+        keys = hashes if config.split_version == 1 else contents
+        stored = _cut(config, folder, images[:num_train], keys[:num_train], counts)
+    places = {"train": stored.cut.train, "val": stored.cut.val, "test": stored.cut.test}
     first = num_train
     for part in ("val", "test"):
-        places[part] = getattr(stored.cut, part)
         if part in counts:
             places[part] = np.arange(first, first + counts[part])
             first += counts[part]
+    if config.split_version > 1:
+        places = {
+            part: index[content_order(contents[index], mask_hashes[index], hashes[index])]
+            for part, index in places.items()
+        }
     for part in SPLITS:
         if (masks[places[part]] == IGNORED).all():
             raise DataError(
@@ -161,25 +175,39 @@ def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentD
                 config.path,
                 part,
             )
+    places["labelled"] = places["train"]
     packed, labels = torch.from_numpy(images), torch.zeros(len(images), dtype=torch.int64)
-    splits = {
-        part: Split(images=packed, labels=labels, index=torch.from_numpy(index))
-        for part, index in places.items()
-    }
+    fingerprint, known = listed, places
+    if config.split_version > 1:
+        part = np.repeat(np.arange(len(counts)), list(counts.values()))
+        order = np.lexsort((hashes, mask_hashes, contents, part))
+        in_order = (each[order] for each in (hashes, mask_hashes, contents))
+        fingerprint = _fingerprint(class_names, counts, *in_order)
+        known = {part: contents[index].view(np.int64) for part, index in places.items()}
     dataset = Dataset(
         name=name,
         class_names=(),
         image_size=size,
-        splits=splits,
+        splits={
+            part: Split(images=packed, labels=labels, index=torch.from_numpy(index))
+            for part, index in places.items()
+        },
         mean=stored.mean,
         std=stored.std,
         hflip=config.hflip,
         fingerprint=fingerprint,
-        split_hashes={part: split_hash(split.index) for part, split in splits.items()},
+        split_hashes={part: split_hash(values) for part, values in known.items()},
         broken=(),
         store_path=folder,
     )
     return SegmentData(dataset=dataset, masks=torch.from_numpy(masks), class_names=class_names)
+
+
+def _fingerprint(class_names: tuple[str, ...], counts: dict[str, int], *hashes: np.ndarray) -> str:
+    digest = hashlib.sha256(repr((class_names, counts)).encode())
+    for each in hashes:
+        digest.update(each.tobytes())
+    return digest.hexdigest()
 
 
 def list_pairs(folder: Path) -> dict[str, list[Pair]]:
@@ -369,27 +397,32 @@ def _cut(
     config: SegmentDataConfig,
     folder: Path,
     images: np.ndarray,
-    hashes: np.ndarray,
+    keys: np.ndarray,
     counts: dict[str, int],
 ) -> StoredCut:
-    """Cut what the folders do not bring out of the training images, once."""
+    """Cut what the folders do not bring out of the training images, once.
+
+    ``keys`` are the hashes that the version of the cut goes by.
+    """
     val_fraction = 0.0 if "val" in counts else config.val_fraction
     test_fraction = 0.0 if "test" in counts else config.test_fraction
-    parts = (val_fraction, test_fraction, config.split_seed)
+    parts: tuple[float, ...] = (val_fraction, test_fraction, config.split_seed)
+    if config.split_version > 1:
+        parts = (config.split_version, *parts)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
     stored = load_cut(folder, key)
     if stored is not None:
         return stored
     cut = Cut(**dict.fromkeys(("train", "labelled", "val", "test"), np.arange(len(images))))
     if val_fraction or test_fraction:
-        cut = cut_splits(
+        cut = (cut_by_position if config.split_version == 1 else cut_splits)(
             np.zeros(len(images), dtype=np.int64),
+            keys,
             class_names=("train",),
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             label_fraction=1.0,
             seed=config.split_seed,
-            hashes=hashes,
         )
         for part in ("val", "test"):
             if part not in counts and len(getattr(cut, part)) == 0:

@@ -8,6 +8,7 @@ from smallvit.cli.app import main
 from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
 
 LATER = (
+    "data.split_version",
     "model.window_size",
     "model.weight_init",
     "runtime.grad_checkpointing",
@@ -22,6 +23,7 @@ LATER = (
         for key in ("decay", "grad_clip_mode")
     ),
 )
+FIRST_CUT = ("--data.split-version", "1")  # of a recipe that names none in a run folder
 
 
 def make_old(run) -> dict:
@@ -46,7 +48,7 @@ def make_old(run) -> dict:
 
 def test_a_run_without_later_settings_goes_on_twice_and_is_scored(tiny, tmp_path, capsys):
     run = tmp_path / "old"
-    assert main(["finetune", "--recipe", tiny, "--out", str(run)]) == 0
+    assert main(["finetune", "--recipe", tiny, *FIRST_CUT, "--out", str(run)]) == 0
     recipe = make_old(run)
     assert main(["finetune", "--resume", str(run), "--model.weight-init", "mimetic"]) == 2
     assert "model.weight_init: trunc_normal -> mimetic" in capsys.readouterr().err
@@ -60,13 +62,13 @@ def test_a_run_without_later_settings_goes_on_twice_and_is_scored(tiny, tmp_path
 
 def test_a_finished_run_without_later_settings_is_still_found(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SMALLVIT_RUNS_DIR", str(tmp_path / "runs"))
-    assert main(["pretrain", "--recipe", tiny]) == 0
+    assert main(["pretrain", "--recipe", tiny, *FIRST_CUT]) == 0
     (run,) = (path.parent for path in (tmp_path / "runs").rglob("result.json"))
     make_old(run)
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps(result | {"status": "completed"}))
     capsys.readouterr()
-    assert main(["finetune", "--recipe", tiny, "--token-label"]) == 0
+    assert main(["finetune", "--recipe", tiny, *FIRST_CUT, "--token-label"]) == 0
     assert "passing over" not in capsys.readouterr().err
     runs = [json.loads(p.read_text()) for p in (tmp_path / "runs").rglob("result.json")]
     assert {r["init"] for r in runs if r["stage"] == "finetune"} == {"pretrain"}
@@ -76,7 +78,8 @@ def test_a_pretrain_run_of_before_there_were_methods_goes_on_and_starts_others(
     tiny, tmp_path, capsys
 ):
     run = tmp_path / "old"
-    assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
+    start = ["pretrain", "--recipe", tiny, *FIRST_CUT, "--epochs", "0.1"]
+    assert main([*start, "--out", str(run)]) == 0
     recipe = make_old(run)
     assert "name" not in recipe["pretrain"]["method"]
     assert main(["pretrain", "--resume", str(run), "--method", "mae"]) == 2
@@ -89,3 +92,34 @@ def test_a_pretrain_run_of_before_there_were_methods_goes_on_and_starts_others(
         result = json.loads((tmp_path / stage / "result.json").read_text())
         assert result["init"] == "pretrain"
         assert result["upstream"]["pretrain"]["samples_seen"] > 0
+
+
+def split_facts(run) -> tuple:
+    env = json.loads((run / "env.json").read_text())
+    return env["dataset"]["fingerprint"], env["dataset"]["counts"], env["split_hashes"]
+
+
+def test_an_old_run_keeps_its_cut_and_hands_it_on(tiny, tmp_path):
+    run, short = tmp_path / "old", ["--epochs", "0.05", "--batch-size", "16"]
+    assert main(["pretrain", "--recipe", tiny, *FIRST_CUT, *short, "--out", str(run)]) == 0
+    make_old(run)
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    # Counts of the first release for the digits of this seed.
+    assert split_facts(run)[1] == {"train": 1295, "labelled": 259, "val": 143, "test": 359}
+    for name, options in {
+        "started": ["--init", str(run)],
+        "named": ["--init", str(run), "--dataset", "digits"],
+        "again": ["--recipe", str(run / "recipe.yaml"), "--model.weight-init", "trunc_normal"],
+    }.items():
+        assert main(["finetune", *options, *short, "--out", str(tmp_path / name)]) == 0
+        assert split_facts(tmp_path / name) == split_facts(run)
+        recipe = yaml.safe_load((tmp_path / name / "recipe.yaml").read_text())
+        assert recipe["data"]["split_version"] == 1
+
+
+def test_a_new_run_is_cut_by_content_and_says_so_in_its_recipe(tiny, tmp_path):
+    run = tmp_path / "new"
+    assert main(["pretrain", "--recipe", tiny, "--epochs", "0.05", "--out", str(run)]) == 0
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert recipe["data"]["split_version"] == 2
+    assert split_facts(run)[1] == {"train": 1306, "labelled": 263, "val": 147, "test": 344}

@@ -213,9 +213,11 @@ def test_splits_that_the_data_brings_are_kept(tmp_path):
 
 
 def test_a_missing_validation_split_is_cut_from_train(tmp_path):
-    source = make_source(train=noise(10), test=noise(10, 1))
+    source = make_source(train=noise(40), test=noise(10, 1))
     dataset = load(tmp_path, source, val_fraction=0.2)
-    assert [len(dataset.splits[name]) for name in ("train", "val", "test")] == [8, 2, 10]
+    sizes = [len(dataset.splits[name]) for name in ("train", "val", "test")]
+    assert sizes[0] + sizes[1] == 40
+    assert sizes[1:] == [5, 10]
     assert dataset.splits["val"].images is dataset.splits["train"].images
 
 
@@ -225,9 +227,32 @@ def test_a_class_without_images_in_a_split_is_refused(tmp_path):
         load(tmp_path, source)
 
 
-def test_a_class_too_small_to_be_split_is_refused_by_name(tmp_path):
-    with pytest.raises(DataError, match="class 'a' has 2 different images, too few for every"):
-        load(tmp_path, make_source(train=noise(4)))
+def test_images_too_few_to_be_split_are_refused_with_a_seed_that_would_do(tmp_path):
+    source = make_source(train=noise(4))
+    with pytest.raises(DataError, match=r"or cut with data\.split_seed \d+$") as caught:
+        load(tmp_path, source)
+    seed = int(str(caught.value).split()[-1])
+    assert all(load(tmp_path, source, split_seed=seed).splits.values())
+
+
+def test_classes_that_the_cut_left_out_are_told_in_one_line_with_a_seed_that_would_do(tmp_path):
+    source = make_source(classes=tuple("abcde"), labels=lambda i: i % 5, train=noise(40))
+    dataset = load(tmp_path, source)
+    absent = {
+        name: [
+            dataset.class_names[label]
+            for label, count in enumerate(class_counts(dataset.splits[name], 5))
+            if count == 0
+        ]
+        for name in ("val", "test")
+    }
+    (note,) = dataset.notes
+    assert note.startswith(f"no val image of {', '.join(absent['val'])}")
+    assert absent["val"]
+    other = load(tmp_path, source, split_seed=int(note.split()[-1]))
+    assert other.notes == ()
+    for name in ("train", "val", "test"):
+        assert min(class_counts(other.splits[name], 5)) > 0
 
 
 def test_images_without_labels_are_all_for_training(tmp_path):
@@ -295,7 +320,7 @@ def test_repeats_in_one_class_need_no_note(tmp_path):
 
 @pytest.mark.parametrize(("size", "usual"), [(9, 8), (30, 28), (33, 32), (300, 256)])
 def test_images_are_packed_at_the_usual_size_nearest_to_theirs(tmp_path, size, usual):
-    source = make_source(image_size=None, train=noise(8, side=size))
+    source = make_source(image_size=None, train=noise(24, side=size))
     assert usual_size(source.list_images()) == usual
     assert load(tmp_path, source).image_size == usual
     assert load(tmp_path, source, image_size=16).image_size == 16
@@ -303,7 +328,7 @@ def test_images_are_packed_at_the_usual_size_nearest_to_theirs(tmp_path, size, u
 
 def test_a_size_found_once_is_remembered_and_a_broken_note_of_it_mended(tmp_path):
     calls = []
-    source = make_source(image_size=None, train=noise(8, side=30))
+    source = make_source(image_size=None, train=noise(24, side=30))
     listing = source.list_images()
 
     def list_images() -> Listing:
@@ -425,10 +450,10 @@ def test_no_data_named_lists_what_there_is(tmp_path):
 
 
 def test_a_folder_of_the_users_is_opened_and_packed(tmp_path):
-    config = DataConfig(path=make_folder(tmp_path / "mine", num=20))
+    config = DataConfig(path=make_folder(tmp_path / "mine", num=30))
     dataset = load_dataset(config, data_dir=tmp_path, cache_dir=tmp_path, offline=True)
     assert (dataset.name, dataset.class_names, dataset.image_size) == ("mine", ("a", "b"), 8)
-    assert sum(len(dataset.splits[name]) for name in ("train", "val", "test")) == 20
+    assert sum(len(dataset.splits[name]) for name in ("train", "val", "test")) == 30
 
 
 def test_columns_are_handed_to_the_reader_of_a_table(tmp_path):
@@ -476,3 +501,93 @@ def test_an_absent_dataset_of_the_hub_is_explained_offline(tmp_path):
     config = DataConfig(dataset=f"hf:owner/name@{'0' * 40}")
     with pytest.raises(DataError, match="owner/name"):
         open_source(config, data_dir=tmp_path, offline=True)
+
+
+def write_forms(top: Path, labels: list[str], pixels: np.ndarray) -> dict[str, Path]:
+    """Write the same images and labels in several forms, in other orders and under other names."""
+    forms = {name: top / name / "data" for name in ("folders", "renamed")}
+    rows = []
+    for i, (label, image) in enumerate(zip(labels, pixels, strict=True)):
+        for form, name in (("folders", f"{i:03}.png"), ("renamed", f"{997 * i % 1000:03}.bmp")):
+            path = forms[form] / label / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+        rows.append(f"{forms['folders'] / label / f'{i:03}.png'},{label}")
+    for name, order in (("rows", rows), ("backwards", rows[::-1])):
+        forms[name] = top / f"{name}.csv"
+        forms[name].write_text("\n".join(["image_path,label", *order]))
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    content = [
+        (forms["folders"] / label / f"{i:03}.png").read_bytes() for i, label in enumerate(labels)
+    ]
+    order = np.random.default_rng(1).permutation(len(labels))
+    column = [{"bytes": content[i], "path": None} for i in order]
+    tables = {
+        "text": pa.table({"image": column, "label": [labels[i] for i in order]}),
+        "numbers": pa.table({"image": column, "label": [int(labels[i]) for i in order]}),
+    }
+    names = sorted(set(labels))  # as text, which other tools number by
+    feature = {"label": {"names": names, "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    numbered = pa.table({"image": column, "label": [names.index(labels[i]) for i in order]})
+    tables["named"] = numbered.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": feature}})}
+    )
+    for name, table in tables.items():
+        forms[name] = top / f"{name}.parquet"
+        pq.write_table(table, forms[name])
+    return forms
+
+
+def test_one_data_set_has_one_order_cut_and_fingerprint_in_whatever_form(tmp_path):
+    labels = [("2", "10", "1")[i % 3] for i in range(90)]
+    pixels = noise(90)
+    pixels[81] = pixels[0]  # one repeated in its class
+    pixels[82] = pixels[3]  # and one under another
+    seen = {}
+    for form, path in write_forms(tmp_path, labels, pixels).items():
+        config = DataConfig(path=path, label_fraction=0.5)
+        data = load_dataset(config, data_dir=tmp_path, cache_dir=tmp_path / "cache", offline=True)
+        assert data.class_names == ("1", "2", "10"), form
+        order = {
+            name: (
+                split.take(torch.arange(len(split))).tolist(),
+                split.labels[split.index].tolist(),
+            )
+            for name, split in data.splits.items()
+        }
+        seen[form] = data.fingerprint, data.split_hashes, data.mean, data.std, order
+    assert all(facts == seen["folders"] for facts in seen.values())
+
+
+def test_adding_images_and_another_size_move_no_other_image(tmp_path):
+    def sides(config: DataConfig) -> dict[int, str]:
+        data = load_dataset(config, data_dir=tmp_path, cache_dir=tmp_path / "cache", offline=True)
+        return {
+            content: name
+            for name in ("train", "val", "test")
+            for content in data.content_hashes(name).tolist()
+        }
+
+    path = make_folder(tmp_path / "mine", num=60)
+    before = sides(DataConfig(path=path))
+    for i, image in enumerate(noise(12, seed=1)):
+        Image.fromarray(image).save(path / "ab"[i % 2] / f"{i:02}-new.png")
+    after = sides(DataConfig(path=path))
+    assert len(before) == 60
+    assert len(after) == 72
+    assert before.items() <= after.items()
+    assert sides(DataConfig(path=path, image_size=16)) == after
+
+
+def test_the_first_cut_keeps_the_order_of_files_and_of_classes_as_text(tmp_path):
+    forms = write_forms(tmp_path, [("2", "10")[i % 2] for i in range(40)], noise(40))
+    config = DataConfig(path=forms["folders"], split_version=1)
+    data = load_dataset(config, data_dir=tmp_path, cache_dir=tmp_path / "cache", offline=True)
+    assert data.class_names == ("10", "2")
+    assert all((split.index.diff() > 0).all() for split in data.splits.values())
+
+
+def test_a_known_dataset_keeps_the_published_order_of_its_images(tmp_path):
+    config = DataConfig(dataset="digits")
+    data = load_dataset(config, data_dir=tmp_path, cache_dir=tmp_path, offline=True)
+    assert all((split.index.diff() > 0).all() for split in data.splits.values())

@@ -1,25 +1,38 @@
 import itertools
 import json
 import logging
+import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from smallvit.core.errors import DataError
-from smallvit.data.splits import Cut, StoredCut, cut_splits, load_cut, split_hash, store_cut
+from smallvit.data.splits import (
+    Cut,
+    StoredCut,
+    cut_by_position,
+    cut_splits,
+    find_seed,
+    load_cut,
+    split_hash,
+    store_cut,
+)
 
-LABELS = np.asarray([i % 4 for i in range(200)] + [0] * 20)
+CLASSES = 4
+LABELS = np.asarray([i % CLASSES for i in range(2000)] + [0] * 200)
+CONTENTS = np.random.default_rng(0).integers(0, 1 << 64, len(LABELS), dtype=np.uint64)
 NAMES = ("ant", "bee", "cat", "dog")
-FRACTIONS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+FRACTIONS = (0.001, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
-def cut(labels: np.ndarray = LABELS, **changes) -> Cut:
+def cut(labels: np.ndarray = LABELS, contents: np.ndarray = CONTENTS, **changes) -> Cut:
     arguments = {"val_fraction": 0.1, "test_fraction": 0.2, "label_fraction": 1.0, "seed": 0}
-    return cut_splits(labels, class_names=NAMES, **(arguments | changes))
+    return cut_splits(labels, contents, class_names=NAMES, **(arguments | changes))
 
 
-def sides(found: Cut, num: int) -> np.ndarray:
+def sides(found: Cut, num: int = len(LABELS)) -> np.ndarray:
     side = np.full(num, -1)
     for number, name in enumerate(("train", "val", "test")):
         side[vars(found)[name]] = number
@@ -30,32 +43,49 @@ def stored(**changes) -> StoredCut:
     return StoredCut(cut=cut(**changes), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 
 
-def test_class_counts_of_each_part_are_the_rounded_fractions():
-    # Class 0 has 70 images: 14 for testing, 6 of the other 56 for validation; the others have 50.
-    found = cut()
-    counts = {name: np.bincount(LABELS[index]).tolist() for name, index in vars(found).items()}
-    assert counts["test"] == [14, 10, 10, 10]
-    assert counts["val"] == [6, 4, 4, 4]
-    assert counts["train"] == [50, 36, 36, 36] == counts["labelled"]
-
-
-@pytest.mark.parametrize("hashes", [None, np.arange(24, dtype=np.uint64)[::-1].copy()])
-def test_the_cut_of_a_seed_never_changes(hashes):
-    # Indices of the first release: results under a split seed must stay comparable.
-    labels = np.asarray([i % 3 for i in range(24)])
+def test_the_cut_of_a_seed_never_changes():
+    # Results under a split seed must stay comparable.
+    contents = np.arange(24, dtype=np.uint64) + np.uint64((1 << 64) - 12)  # on both sides of 0
     found = cut_splits(
-        labels,
+        np.asarray([i % 3 for i in range(24)]),
+        contents,
         class_names="abc",
         val_fraction=0.2,
         test_fraction=0.25,
         label_fraction=0.5,
         seed=7,
-        hashes=hashes,
+    )
+    assert found.train.tolist() == [0, 1, 2, 3, 4, 5, 6, 9, 10, 11, 16, 17, 18, 19, 22]
+    assert found.labelled.tolist() == [3, 4, 6, 11, 16, 17, 22]
+    assert found.val.tolist() == [13, 14]
+    assert found.test.tolist() == [7, 8, 12, 15, 20, 21, 23]
+
+
+def test_the_first_cut_of_a_seed_never_changes():
+    # Indices of the first release, which runs that name no version have.
+    found = cut_by_position(
+        np.asarray([i % 3 for i in range(24)]),
+        np.arange(24, dtype=np.uint64)[::-1].copy(),
+        class_names="abc",
+        val_fraction=0.2,
+        test_fraction=0.25,
+        label_fraction=0.5,
+        seed=7,
     )
     assert found.train.tolist() == [0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 14, 18, 22, 23]
     assert found.labelled.tolist() == [1, 4, 12, 14, 18, 23]
     assert found.val.tolist() == [16, 20, 21]
     assert found.test.tolist() == [6, 10, 11, 15, 17, 19]
+
+
+def test_copies_followed_the_first_in_the_first_cut():
+    contents = np.concatenate([np.arange(220), [3, 3, 60]]).astype(np.uint64)
+    labels = np.concatenate([LABELS[:220], [3, 1, 0]])  # the second copy has another class
+    options = {"val_fraction": 0.1, "test_fraction": 0.2, "label_fraction": 1.0, "seed": 0}
+    plain = cut_by_position(labels[:220], contents[:220], class_names=NAMES, **options)
+    side = sides(cut_by_position(labels, contents, class_names=NAMES, **options), 223)
+    before = sides(plain, 220)
+    assert side.tolist() == [*before, before[3], before[3], before[60]]
 
 
 def test_parts_are_sorted_disjoint_and_cover_everything():
@@ -66,53 +96,69 @@ def test_parts_are_sorted_disjoint_and_cover_everything():
         assert np.array_equal(index, np.sort(index))
 
 
+def test_every_class_gets_its_shares_up_to_chance():
+    side = sides(cut())
+    for label in range(CLASSES):
+        counts = np.bincount(side[label == LABELS], minlength=3)
+        for count, share in zip(counts, (0.72, 0.08, 0.2), strict=True):
+            wanted, spread = counts.sum() * share, np.sqrt(counts.sum() * share * (1 - share))
+            assert abs(count - wanted) < 3 * spread
+
+
+def test_added_images_and_another_order_move_no_image():
+    side = sides(cut())
+    order = np.random.default_rng(1).permutation(len(LABELS))
+    assert np.array_equal(sides(cut(LABELS[order], CONTENTS[order])), side[order])
+    fewer = order[:600]
+    assert np.array_equal(sides(cut(LABELS[fewer], CONTENTS[fewer]), 600), side[fewer])
+
+
+def test_another_label_moves_no_image():
+    labels = (LABELS + 1) % CLASSES
+    assert np.array_equal(sides(cut(labels)), sides(cut()))
+
+
 def test_images_of_the_same_content_are_on_one_side():
-    hashes = np.random.default_rng(0).integers(0, 90, len(LABELS), dtype=np.uint64)
-    found = cut(hashes=hashes, label_fraction=0.5)
-    side = sides(found, len(LABELS))
+    contents = CONTENTS[np.random.default_rng(0).integers(0, 900, len(LABELS))]
+    found = cut(contents=contents, label_fraction=0.5)
+    side = sides(found)
     assert (side >= 0).all()
-    for value in np.unique(hashes):
-        members = np.flatnonzero(hashes == value)
+    for value in np.unique(contents):
+        members = np.flatnonzero(contents == value)
         assert len(set(side[members].tolist())) == 1
         assert np.isin(members, found.labelled).sum() in (0, len(members))
 
 
-def test_copies_follow_the_first_and_move_nothing():
-    hashes = np.concatenate([np.arange(220), [3, 3, 60]]).astype(np.uint64)
-    labels = np.concatenate([LABELS, [3, 1, 0]])  # the second copy has another class
-    side, plain = sides(cut(labels, hashes=hashes), 223), sides(cut(), 220)
-    assert side.tolist() == [*plain, plain[3], plain[3], plain[60]]
-
-
-def test_counts_are_those_of_the_different_images():
-    labels = np.repeat([0, 1, 2, 3], 10)
-    labels = np.concatenate([labels, np.zeros(30, dtype=np.int64)])
-    hashes = np.concatenate([np.arange(40), np.zeros(30)]).astype(np.uint64)  # 30 copies of one
-    found = cut(labels, hashes=hashes)
-    first = {name: index[index < 40] for name, index in vars(found).items()}
-    assert np.bincount(labels[first["test"]]).tolist() == [2, 2, 2, 2]
-    assert np.bincount(labels[first["val"]]).tolist() == [1, 1, 1, 1]
-
-
-def test_labelled_images_are_training_images():
+def test_labelled_images_are_the_rounded_fraction_of_each_class():
     found = cut(label_fraction=0.25)
     assert set(found.labelled) < set(found.train)
-    assert np.bincount(LABELS[found.labelled]).tolist() == [12, 9, 9, 9]
+    wanted = [round(count * 0.25) for count in np.bincount(LABELS[found.train])]
+    assert np.bincount(LABELS[found.labelled]).tolist() == wanted
+
+
+def test_a_labelled_fraction_is_that_of_the_different_images():
+    many = np.concatenate([CONTENTS, np.full(500, CONTENTS[cut().train[0]])])
+    labels = np.concatenate([LABELS, np.full(500, LABELS[cut().train[0]])])
+    found = cut(labels, many, label_fraction=0.1)
+    assert set(found.labelled[found.labelled < len(LABELS)]) == set(
+        cut(label_fraction=0.1).labelled
+    )
 
 
 @pytest.mark.parametrize("fraction", FRACTIONS)
-def test_label_fractions_are_stratified_and_the_same_twice(fraction):
+def test_label_fractions_are_stratified_and_the_same_in_any_order(fraction):
     found = cut(label_fraction=fraction)
-    per_class = np.bincount(LABELS[found.labelled], minlength=4)
+    per_class = np.bincount(LABELS[found.labelled], minlength=CLASSES)
     wanted = np.bincount(LABELS[found.train]) * fraction
     assert (np.abs(per_class - np.maximum(wanted, 1)) <= 0.5).all()
-    assert split_hash(found.labelled) == split_hash(cut(label_fraction=fraction).labelled)
+    again = cut(LABELS[::-1], CONTENTS[::-1].copy(), label_fraction=fraction)
+    assert set(len(LABELS) - 1 - again.labelled) == set(found.labelled)
 
 
 def test_label_fractions_are_nested():
     parts = [set(cut(label_fraction=f).labelled) for f in FRACTIONS]
     assert all(small < large for small, large in itertools.pairwise(parts))
-    assert len(parts[0]) == 4  # at least one a class
+    assert len(parts[0]) == CLASSES  # at least one a class
     assert parts[-1] == set(cut().train)
 
 
@@ -136,18 +182,49 @@ def test_same_seed_cuts_alike_and_another_otherwise():
     assert not np.array_equal(cut().test, cut(seed=1).test)
 
 
-def test_a_class_too_small_for_every_split_is_refused_by_name():
-    labels = np.asarray([0] * 10 + [1] * 2)
-    with pytest.raises(DataError, match="class 'bee' has 2 different images, too few for every"):
-        cut(labels)
+def seed_named(error: DataError) -> int:
+    found = re.search(r"data\.split_seed (\d+)$", str(error))
+    assert found is not None, error
+    return int(found[1])
 
 
-def test_copies_do_not_make_a_class_large_enough():
-    labels = np.asarray([0] * 10 + [1] * 12 + [2] * 10 + [3] * 10)
-    hashes = np.arange(42, dtype=np.uint64)
-    hashes[10:22] = 10
-    with pytest.raises(DataError, match="class 'bee' has 1 different images, too few"):
-        cut(labels, hashes=hashes)
+def test_a_class_that_the_cut_leaves_nothing_to_train_on_is_named_with_a_seed_that_does():
+    for content in np.flatnonzero(sides(cut()) > 0)[:20]:
+        labels = np.asarray([0] * 40 + [1])
+        contents = np.concatenate([CONTENTS[:40], CONTENTS[[content]]])
+        arguments = {"val_fraction": 0.1, "test_fraction": 0.2, "label_fraction": 1.0}
+        call = partial(cut_splits, labels, contents, class_names=NAMES[:2], **arguments)
+        with pytest.raises(
+            DataError, match="class 'bee' has 1 image, and the cut leaves"
+        ) as caught:
+            call(seed=0)
+        found = call(seed=seed_named(caught.value))
+        assert 40 in found.train
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_an_empty_split_is_refused_with_a_seed_that_fills_it(split):
+    some = np.flatnonzero(sides(cut()) != {"val": 1, "test": 2}[split])[:30]
+    with pytest.raises(DataError, match=f"none of the 30 images falls into the {split} split") as e:
+        cut(LABELS[some], CONTENTS[some])
+    found = cut(LABELS[some], CONTENTS[some], seed=seed_named(e.value))
+    assert len(found.val) > 0
+    assert len(found.test) > 0
+
+
+def test_no_seed_is_named_where_none_would_do():
+    with pytest.raises(DataError, match=r"in a table$"):
+        cut(LABELS[:4], np.full(4, 7, dtype=np.uint64))
+
+
+def test_a_seed_that_gives_every_class_of_each_split_is_found():
+    labels, contents = LABELS[:40], CONTENTS[:40]
+    fractions = {"val_fraction": 0.1, "test_fraction": 0.2}
+    seed = find_seed(labels, contents, class_names=NAMES, **fractions)
+    assert seed is not None
+    found = cut(labels, contents, seed=seed)
+    for index in (found.train, found.val, found.test):
+        assert set(labels[index]) == set(range(CLASSES))
 
 
 def test_a_stored_cut_is_loaded_as_it_was(tmp_path):

@@ -76,4 +76,6 @@ def test_evaluation_sees_every_image_once_unaugmented(shapes, tmp_path):
     data = load_segment_data(SegmentDataConfig(path=folder), cache_dir=tmp_path / "cache")
     seen = list(eval_batches(data, data.dataset.splits["val"], 2))
     assert [len(batch.masks) for batch in seen] == [2, 2, 1]
-    assert torch.equal(torch.cat([batch.masks for batch in seen]), data.masks[3:8].long())
+    index = data.dataset.splits["val"].index
+    assert torch.equal(torch.cat([batch.masks for batch in seen]), data.masks[index].long())
+    assert set(index.tolist()) == set(range(3, 8))
