@@ -98,8 +98,8 @@ def _check_packed(
         found = ", ".join(f"{count:,} {split}" for split, count in counts.items())
         yield Finding("ok", f"official counts: {found} images, {dataset.num_classes} classes")
     if dataset.labelled:
-        text = f"labels are 0 to {dataset.num_classes - 1}; no class is empty in any split"
-        yield Finding("ok", text)
+        whole = "" if dataset.cut_notes else "; no class is empty in any split"
+        yield Finding("ok", f"labels are 0 to {dataset.num_classes - 1}{whole}")
 
 
 def _check_splits(dataset: Dataset) -> Iterator[Finding]:
