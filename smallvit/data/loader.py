@@ -516,7 +516,7 @@ def _note_gaps(config: DataConfig, store: PackedStore, dataset: Dataset) -> tupl
     other = "" if seed is None else f", or cut with data.split_seed {seed}"
     return (
         f"{'; '.join(gaps)}: images are assigned one by one, and these classes are small: add "
-        f"images of them, give the splits as folders or in a table{other}",
+        f"images of them, give the splits yourself{other}",
     )
 
 
@@ -528,9 +528,11 @@ def _check_classes(store: PackedStore) -> None:
         counts = np.bincount(labels, minlength=len(manifest.class_names))
         empty = [manifest.class_names[i] for i in np.flatnonzero(counts == 0)]
         if empty:
+            broken = some(manifest.broken, most=1)
+            why = f" that can be decoded (left out: {broken})" if broken else ""
             raise DataError(
-                f"{manifest.name}: no image of {', '.join(empty[:5])} in {split}; add images or "
-                "remove the class folder everywhere"
+                f"{manifest.name}: {split} has no image of {some(empty)}{why}: add some, or remove "
+                f"{'that class' if len(empty) == 1 else 'these classes'} from every split"
             )
 
 

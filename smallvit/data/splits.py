@@ -105,7 +105,7 @@ def cut_splits(
             every_class=False,
         )
         raise DataError(
-            f"{fault}: add images, give the splits as folders or in a table"
+            f"{fault}: add images, give the splits yourself"
             + (f", or cut with data.split_seed {would}" if would is not None else "")
         )
     train = np.flatnonzero(side == TRAIN)

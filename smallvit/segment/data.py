@@ -167,8 +167,8 @@ def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentD
         shared = int(np.isin(hashes[places[other]], hashes[places[part]]).sum())
         if shared:
             logger.warning(
-                "%d of the %d %s images of %s are in %s too: remove them, or that split says too "
-                "much good",
+                "%d of the %d %s images of %s are in %s too, and flatter its scores: remove them "
+                "from one of the two",
                 shared,
                 len(places[other]),
                 other,
@@ -424,9 +424,6 @@ def _cut(
             label_fraction=1.0,
             seed=config.split_seed,
         )
-        for part in ("val", "test"):
-            if part not in counts and len(getattr(cut, part)) == 0:
-                raise DataError(f"{config.path}: too few train images to cut {part} from")
     mean, std = _channel_stats(images, cut.train)
     stored = StoredCut(cut=cut, mean=mean, std=std)
     store_cut(stored, folder, key)

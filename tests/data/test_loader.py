@@ -223,8 +223,22 @@ def test_a_missing_validation_split_is_cut_from_train(tmp_path):
 
 def test_a_class_without_images_in_a_split_is_refused(tmp_path):
     source = make_source(train=noise(10), test=noise(1, 1))
-    with pytest.raises(DataError, match="data: no image of b in test; add images or remove"):
+    with pytest.raises(DataError, match="data: test has no image of b: add some, or remove that"):
         load(tmp_path, source)
+
+
+def test_a_class_whose_images_are_all_broken_in_a_split_is_refused_with_the_cause(tmp_path):
+    for split, num in (("train", 20), ("test", 2)):
+        make_folder(tmp_path / "mine" / split, num=num)
+    whole = tmp_path / "mine" / "test" / "b" / "001.png"
+    content = whole.read_bytes()
+    whole.write_bytes(content[:40])
+    config = DataConfig(path=tmp_path / "mine")
+    places = {"data_dir": tmp_path, "cache_dir": tmp_path / "cache", "offline": True}
+    with pytest.raises(DataError, match=r"test has no image of b that can be decoded \(left out: "):
+        load_dataset(config, **places)
+    whole.write_bytes(content)
+    assert len(load_dataset(config, **places).splits["test"]) == 2
 
 
 def test_images_too_few_to_be_split_are_refused_with_a_seed_that_would_do(tmp_path):

@@ -213,7 +213,7 @@ def test_an_empty_split_is_refused_with_a_seed_that_fills_it(split):
 
 
 def test_no_seed_is_named_where_none_would_do():
-    with pytest.raises(DataError, match=r"in a table$"):
+    with pytest.raises(DataError, match=r"give the splits yourself$"):
         cut(LABELS[:4], np.full(4, 7, dtype=np.uint64))
 
 

@@ -126,7 +126,7 @@ def test_an_image_on_both_sides_is_said(shapes, load, caplog):
     with caplog.at_level("WARNING", logger="smallvit"):
         load(folder)
     assert "test images of" in caplog.text
-    assert "are in train too: remove them" in caplog.text
+    assert "are in train too, and flatter its scores: remove them from one" in caplog.text
 
 
 def test_a_changed_mask_changes_the_fingerprint(shapes, load):
