@@ -11,6 +11,7 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from glob import escape
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -229,9 +230,12 @@ def list_pairs(folder: Path) -> dict[str, list[Pair]]:
         for left, right, kind in ((images, masks, "mask"), (masks, images, "image")):
             alone = [stem for stem in left if stem not in right]
             if alone:
+                place = folder / f"{kind}s" / split
+                unread = sorted(path.name for path in place.glob(f"{escape(alone[0])}.*"))
+                remedy = f"save {place / unread[0]} as PNG" if unread else LAYOUT
                 raise DataError(
                     f"{folder}: {len(alone)} of {len(left)} files have no {kind}, first: "
-                    f"{left[alone[0]].relative_to(folder)}: {LAYOUT}"
+                    f"{left[alone[0]].relative_to(folder)}: {remedy}"
                 )
         found[split] = [Pair(image=images[stem], mask=masks[stem]) for stem in images]
     return found
@@ -245,7 +249,8 @@ def _by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
             continue
         if path.stem in found:
             raise DataError(
-                f"{found[path.stem]} and {path.name} would have one mask: rename one of them"
+                f"{found[path.stem]} and {path.name} would have one mask: remove one of them, or "
+                "rename it and give it a mask of its new name"
             )
         found[path.stem] = path
     return found
@@ -314,14 +319,22 @@ def _open(path: Path) -> Image.Image:
     try:
         return open_image(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(
+            f"{path} cannot be read ({error}): replace it, or remove it and its counterpart"
+        ) from error
 
 
 def _decode(path: Path, image: Image.Image) -> None:
     try:
         image.load()
     except (OSError, ValueError, SyntaxError) as error:  # PIL's PNG reader raises all three
-        raise DataError(f"{path} cannot be decoded: {error}") from error
+        raise _undecoded(path, error) from error
+
+
+def _undecoded(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path} cannot be decoded ({error}): replace it, or remove it and its counterpart"
+    )
 
 
 def _read_image(path: Path) -> tuple[Image.Image, int]:
@@ -330,7 +343,7 @@ def _read_image(path: Path) -> tuple[Image.Image, int]:
     try:
         content = content_hash(image)
     except (OSError, ValueError, SyntaxError) as error:  # PIL's PNG reader raises all three
-        raise DataError(f"{path} cannot be decoded: {error}") from error
+        raise _undecoded(path, error) from error
     _decode(path, image)
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
@@ -361,6 +374,12 @@ def _name_classes(
         DataError: Names the first mask at fault.
     """
     in_train = np.flatnonzero(seen[:num_train, :IGNORED].any(axis=0))
+    if len(in_train) < 2 and seen[:num_train, IGNORED].any():
+        raise DataError(
+            f"{folder}: the train masks hold {IGNORED}, which is ignored, and one class beside it "
+            f"(index {', '.join(map(str, in_train)) or 'none'}): where {IGNORED} is the object, "
+            "save it as 1"
+        )
     if len(in_train) < 2:
         raise DataError(
             f"{folder}: the train masks hold one class only (indices "
@@ -370,12 +389,16 @@ def _name_classes(
     listed = folder / "classes.txt"
     if listed.is_file():
         try:
-            names = tuple(line.strip() for line in listed.read_text().splitlines() if line.strip())
+            lines = listed.read_text("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{listed} cannot be read: {error}") from error
+            raise DataError(f"{listed} cannot be read ({error}): save it as UTF-8") from error
+        names = tuple(line.strip() for line in lines if line.strip())
         if len(set(names)) != len(names):
             raise DataError(f"{listed} names a class twice: one different name a line")
-        remedy = f"{listed} names {len(names)} classes, a line each from index 0 on"
+        remedy = (
+            f"{listed} names {len(names)} classes, a line each from index 0 on: name it there, or "
+            "mend the mask"
+        )
     else:
         names = tuple(f"class {i}" for i in range(in_train.max() + 1))
         if len(in_train) != len(names):
@@ -384,7 +407,10 @@ def _name_classes(
                 f"{folder}: the indices of the train masks leave gaps ({some}): number the classes "
                 "from 0 on, or list them all in classes.txt"
             )
-        remedy = f"the train masks hold {len(names)} classes; classes.txt may name more"
+        remedy = (
+            f"the train masks hold {len(names)} classes: mend the mask, or name all classes in "
+            "classes.txt, a line each from index 0 on"
+        )
     outside = seen[:, len(names) : IGNORED]
     if outside.any():
         first = int(outside.any(axis=1).argmax())

@@ -222,7 +222,7 @@ MISTAKES = {
     no_image: r"1 of 2 files have no image, first: masks/val/1.png: expected",
     no_folder: r"no images/train in .*: expected images/train/NAME",
     other_size: r"masks/train/0.png has 8 x 16 px, its image 16 x 16",
-    twins: r"0.jpg and 0.png would have one mask: rename",
+    twins: r"0.jpg and 0.png would have one mask: remove one of them, or rename",
     broken_image: r"images/train/0.png cannot be decoded",
     one_class: r"one class only \(indices 0; 255 is ignored\).*1 for the object",
     gaps: r"leave gaps \(0, 128\): number the classes from 0 on",
@@ -252,3 +252,46 @@ def test_too_few_images_to_cut_from_are_refused(shapes, load):
 def test_a_folder_has_to_be_named(tmp_path):
     with pytest.raises(ConfigError, match="give --data FOLDER"):
         load_segment_data(SegmentDataConfig(), cache_dir=tmp_path)
+
+
+def test_masks_of_black_and_white_are_told_to_be_saved_as_0_and_1(shapes, load):
+    folder = shapes(WHOLE)
+    masks = {path: read(path) for path in (folder / "masks").rglob("*.png")}
+    for path, mask in masks.items():
+        Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8)).save(path)
+    with pytest.raises(DataError, match="where 255 is the object, save it as 1"):
+        load(folder)
+    for path, mask in masks.items():
+        Image.fromarray((mask > 0).astype(np.uint8)).save(path)
+    assert load(folder).class_names == ("class 0", "class 1")
+
+
+def test_a_mask_of_another_format_is_named_and_read_once_it_is_png(shapes, load):
+    folder = shapes(WHOLE)
+    path = folder / "masks" / "train" / "1.png"
+    path.rename(path.with_suffix(".bmp"))
+    with pytest.raises(DataError, match=r"first: images/train/1.*: save .*train/1\.bmp as PNG"):
+        load(folder)
+    path.with_suffix(".bmp").rename(path)
+    load(folder)
+
+
+def test_renamed_pairs_in_another_order_are_the_same_data(shapes, load):
+    folder = shapes({"train": 20, "test": 3})
+    before = load(folder).dataset
+    for kind in ("images", "masks"):
+        for path in list((folder / kind).rglob("*.*")):
+            path.rename(path.with_stem(f"{'zyxwvutsrqponmlkjihgfe'[int(path.stem)]}"))
+    after = load(folder).dataset
+    assert after.fingerprint == before.fingerprint
+    assert after.split_hashes == before.split_hashes
+    for name, split in before.splits.items():
+        index = after.splits[name].index
+        assert after.splits[name].images[index].equal(split.images[split.index])
+
+
+def test_the_first_cut_goes_by_the_order_of_names(shapes, load):
+    dataset = load(shapes({"train": 20}), split_version=1).dataset
+    sizes = {name: len(split) for name, split in dataset.splits.items()}
+    assert sizes == {"train": 14, "labelled": 14, "val": 2, "test": 4}
+    assert all((split.index.diff() > 0).all() for split in dataset.splits.values())
