@@ -528,10 +528,8 @@ def _check_classes(store: PackedStore) -> None:
         counts = np.bincount(labels, minlength=len(manifest.class_names))
         empty = [manifest.class_names[i] for i in np.flatnonzero(counts == 0)]
         if empty:
-            broken = some(manifest.broken, most=1)
-            why = f" that can be decoded (left out: {broken})" if broken else ""
             raise DataError(
-                f"{manifest.name}: {split} has no image of {some(empty)}{why}: add some, or remove "
+                f"{manifest.name}: {split} has no image of {some(empty)}: add some, or remove "
                 f"{'that class' if len(empty) == 1 else 'these classes'} from every split"
             )
 
