@@ -108,6 +108,8 @@ def other_data(run: Run, dataset: Dataset, option: str, *, allow_leak: bool = Fa
         return Seen(extra_data=labels, learned=record.learned, foreign=foreign)
     if held.refused and not allow_leak:
         remedy = "use its data.split_seed and fractions" if same else "train it again on this data"
+        if not same and name == dataset.name and run.recipe["data"].get("split_version") == 1:
+            remedy = "take its cut with --data.split-version 1, or train it again on this data"
         raise ConfigError(
             f"{named} {held.how} {held.images} of {dataset.name}: {remedy}, or pass --allow-leak "
             "to go on and have it recorded"

@@ -123,3 +123,15 @@ def test_a_new_run_is_cut_by_content_and_says_so_in_its_recipe(tiny, tmp_path):
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     assert recipe["data"]["split_version"] == 2
     assert split_facts(run)[1] == {"train": 1306, "labelled": 263, "val": 147, "test": 344}
+
+
+def test_an_old_run_that_learned_what_the_new_cut_holds_out_is_refused_with_its_cut(
+    tiny, tmp_path, capsys
+):
+    run, short = tmp_path / "old", ["--epochs", "0.5"]
+    assert main(["finetune", "--recipe", tiny, *FIRST_CUT, *short, "--out", str(run)]) == 0
+    words = ["finetune", "--recipe", tiny, *short, "--init", str(run), "--dry-run"]
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "take its cut with --data.split-version 1" in capsys.readouterr().err
+    assert main([*words, *FIRST_CUT]) == 0
