@@ -224,7 +224,7 @@ MISTAKES = {
     other_size: r"masks/train/0.png has 8 x 16 px, its image 16 x 16",
     twins: r"0.jpg and 0.png would have one mask: remove one of them, or rename",
     broken_image: r"images/train/0.png cannot be decoded",
-    one_class: r"one class only \(indices 0; 255 is ignored\).*1 for the object",
+    one_class: r"hold 255, which is ignored, and one class beside it \(index 0\): .*save it as 1",
     gaps: r"leave gaps \(0, 128\): number the classes from 0 on",
     outside: r"masks/test/1.png holds index 7, which is no class: the train masks hold 3",
     outside_of_the_list: r"holds index 2, which is no class: .*classes.txt names 2 classes",
