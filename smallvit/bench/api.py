@@ -10,6 +10,7 @@ from smallvit.bench.runner import BenchResult, bench_runs, finetuned_runs
 from smallvit.core import places
 from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import ConfigError
+from smallvit.core.python_call import python_call
 from smallvit.core.run_folder import Run, open_run
 
 OneRun = Run | Path | str
@@ -20,6 +21,8 @@ def bench(
     *,
     out: Path | str | None = None,
     data: Path | str | None = None,
+    offline: bool = False,
+    verbose: bool = True,
     **settings: Any,
 ) -> BenchResult:
     """Score fine-tuned runs on their test split and write a leaderboard.
@@ -31,6 +34,8 @@ def bench(
             the runs folder.
         out: Folder of its files; by default ``leaderboard`` in the runs folder.
         data: Where the runs' images are, if not where they were.
+        offline: Download nothing.
+        verbose: Show progress, in a notebook in one line.
         **settings: What to measure, by the names of ``BenchConfig``.
 
     Raises:
@@ -38,12 +43,13 @@ def bench(
             out of range.
         DataError: If a run did not finish, or none can be scored.
     """
-    config = resolve(BenchConfig, [Layer(source="arguments", values=settings)])
-    opened = finetuned_runs() if runs is None else [open_run(path) for path in _paths(runs)]
-    if not opened:
-        raise ConfigError("bench needs runs: name at least one")
-    folder = places.runs_dir() / "leaderboard" if out is None else Path(out)
-    return bench_runs(opened, folder, title="Leaderboard", config=config, place=data)
+    with python_call(verbose=verbose, offline=offline):
+        config = resolve(BenchConfig, [Layer(source="arguments", values=settings)])
+        opened = finetuned_runs() if runs is None else [open_run(path) for path in _paths(runs)]
+        if not opened:
+            raise ConfigError("bench needs runs: name at least one")
+        folder = places.runs_dir() / "leaderboard" if out is None else Path(out)
+        return bench_runs(opened, folder, title="Leaderboard", config=config, place=data)
 
 
 def _paths(runs: Any) -> list[Path]:

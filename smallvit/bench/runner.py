@@ -22,6 +22,7 @@ from smallvit.bench.scores import Scores, score_runs
 from smallvit.bench.settings import chosen_on, settings_of
 from smallvit.bench.verdict import compare_rows, describe_score, verdict, warnings_of
 from smallvit.core import places
+from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run, find_runs
 from smallvit.engine.runtime import RuntimeConfig
@@ -94,6 +95,7 @@ def finetuned_runs() -> list[Run]:
     return found
 
 
+@alone
 def bench_runs(
     runs: Sequence[Run],
     folder: Path,

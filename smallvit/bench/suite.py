@@ -33,8 +33,8 @@ from smallvit.run.recipe import (
     place,
     read_layer,
     recipes_root,
+    with_absolute_paths,
 )
-from smallvit.run.start import TIMM
 
 SCRATCH = "scratch"
 SHIPPED = "suites"  # folder of the shipped ones, below the recipes
@@ -225,7 +225,7 @@ def read_suite(name: str) -> Suite:
     try:
         if recipe is not None and (beside := place(path.parent, "recipe", recipe)).is_file():
             recipe = str(beside)
-        settings = _place_starts(config.settings, path.parent)
+        settings = with_absolute_paths(config.settings, path.parent)
         bench = _place_images(config.bench, path.parent)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -408,16 +408,6 @@ def _place_data(path: Path, dataset: str) -> str:
             f"{suggest(dataset, DATASETS)}"
         )
     return str(folder)
-
-
-def _place_starts(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return settings with the runs that they name as absolute paths, from the suite's folder."""
-    placed = dict(settings)
-    for key in ("pretrain.init", "teacher.adopt"):
-        value = _look_up(settings, key)
-        if isinstance(value, str) and value != SCRATCH and not value.startswith(TIMM):
-            placed = merge(placed, nest({key: str(place(folder, f"settings.{key}", value))}))
-    return placed
 
 
 def _place_images(bench: Mapping[str, Any], folder: Path) -> dict[str, Any]:

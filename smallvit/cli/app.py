@@ -3,16 +3,20 @@
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from smallvit import __version__
+from smallvit.cli.mistakes import explain
 from smallvit.cli.options import given
 from smallvit.cli.stand_in import asks_for_help, stand_in_for_heavy_libraries
-from smallvit.core.console import console, start_logging
+from smallvit.cli.streams import lasting_streams
+from smallvit.core.console import console, kept_logging, start_logging
 from smallvit.core.errors import SmallViTError
 from smallvit.core.launch import launched_number, refuse_several
 from smallvit.core.once import saying_once
+from smallvit.core.places import kept_environment
 
 # Loaded when called: the help of the whole does not import torch.
 COMMANDS = {
@@ -38,24 +42,38 @@ COMMANDS = {
 SHARED_OUT = ("pretrain", "teacher", "finetune", "segment")
 
 
-def create_app() -> App:
-    """Build the command-line application."""
+# Commands whose values are a recipe's where they are not given, so that no default is a fact.
+OF_RECIPES = ("pretrain", "teacher", "label", "finetune", "segment", "run")
+
+
+def create_app(called: str = "") -> App:
+    """Build the command-line application.
+
+    Args:
+        called: The command to come, whose page is its own docstring, not its line in the list.
+    """
     app = App(
         name="smallvit",
         help="Train Vision Transformers from scratch on small image data sets.",
         version=__version__,
+        version_flags=["--version", "-V"],
         config=[given.note],
         result_action="return_value",
         suppress_keyboard_interrupt=False,  # ``main`` says it
     )
     for name, text in COMMANDS.items():
-        app.command(f"smallvit.cli.{name}_command:{name}_command", name=name, help=text)
+        options: dict[str, Any] = {} if name == called else {"help": text}
+        if name in OF_RECIPES:
+            options["default_parameter"] = Parameter(show_default=False)
+        app.command(f"smallvit.cli.{name}_command:{name}_command", name=name, **options)
     return app
 
 
 @saying_once()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
+
+    It leaves the process as it found it: streams, log, environment and random numbers.
 
     Args:
         argv: Words after ``smallvit``; ``None`` takes those of the process.
@@ -64,17 +82,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 failed, 2 usage or config, 3 data, 4 diverged, 130 or 143
         interrupted after saving.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    given.reset(words)
+    words = _as_options(list(sys.argv[1:] if argv is None else argv))
     if argv is None and asks_for_help(words):
         stand_in_for_heavy_libraries()  # the process ends with the help
+    given.reset(words)
+    try:
+        with lasting_streams(), kept_logging(), kept_environment():
+            return _answer(words)
+    except SmallViTError as error:  # of the streams
+        return _fail(str(error), error.exit_code)
+    finally:
+        given.reset([])
+
+
+def _answer(words: list[str]) -> int:
     try:
         start_logging()
         if words and words[0] in COMMANDS and words[0] not in SHARED_OUT:
             refuse_several(f"smallvit {words[0]}")
-        create_app()(words, exit_on_error=False, print_error=False)
+        create_app(words[0] if words else "")(words, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
     except CycloptsError as error:
-        return _fail(" ".join(str(error).split()), 2)
+        return _fail(explain(error, words, list(COMMANDS)), 2)
     except SmallViTError as error:
         # What ended the first of several processes, that one has said.
         return error.exit_code if error.said else _fail(str(error), error.exit_code)
@@ -86,6 +115,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(traceback.format_exc(), markup=False, highlight=False)
         return _fail("this is a fault in smallvit: please report it with the lines above", 1)
     return 0
+
+
+def _as_options(words: list[str]) -> list[str]:
+    """Take ``help``, ``help COMMAND`` and ``version`` for the options of that name."""
+    if words[:1] == ["help"]:
+        return [*words[1:], "--help"]
+    return ["--version"] if words == ["version"] else words
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -89,7 +89,7 @@ def bench_command(
     """
     # Imported late: the help of this command does not wait for torch.
     from smallvit.bench.suite import find_suite
-    from smallvit.cli.training import apply_offline
+    from smallvit.core.places import apply_offline
 
     apply_offline(offline)
     over = (ROBUST if robust else {}) | {

@@ -10,10 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from smallvit.cli.options import overrides
-from smallvit.cli.training import apply_offline, say_recipe
+from smallvit.cli.tables import print_rows
+from smallvit.cli.training import say_recipe
 from smallvit.core import places
 from smallvit.core.config import Layer, merge, resolve
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
+from smallvit.core.places import apply_offline
 from smallvit.data import fetch
 from smallvit.data.loader import DataConfig, Dataset, class_counts
 from smallvit.data.registry import DATASETS, DatasetSpec
@@ -46,25 +48,27 @@ def ls(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = Fals
     if as_json:
         console.print_json(json.dumps([_plain(spec) for spec in DATASETS.values()]))
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))  # with lines it would not fit 100 columns
-    for heading in ("name", "classes", "train/val/test", "px", "MB", "status", "licence"):
-        whole = heading in ("name", "train/val/test", "MB")
-        table.add_column(heading, no_wrap=whole, overflow="fold")
+    rows = []
     for spec in DATASETS.values():
         counts = "/".join(
             f"{num:,}" if num else "cut" for num in (spec.num_train, spec.num_val, spec.num_test)
         )
         size = _size(spec)
-        table.add_row(
-            spec.name,
-            str(spec.num_classes),
-            counts,
-            str(spec.image_size),
-            "" if size is None else f"{size / 1e6:,.0f}",
-            _status(spec),
-            spec.license,
+        rows.append(
+            (
+                spec.name,
+                str(spec.num_classes),
+                counts,
+                str(spec.image_size),
+                "" if size is None else f"{size / 1e6:,.0f}",
+                _status(spec),
+                spec.license,
+            )
         )
-    console.print(table)
+    # With lines it would not fit 100 columns.
+    looks = {"box": None, "padding": (0, 2, 0, 0)}
+    headings = ("name", "classes", "train/val/test", "px", "MB", "status", "licence")
+    print_rows(headings, rows, wrap=("licence",), **looks)
     console.print(
         "\nabsent: `smallvit data get NAME` fetches it. cut: that split is cut from train. Images "
         "of your own work too: `smallvit data info PATH`, for a folder with one folder a class, a "

@@ -18,7 +18,8 @@ from smallvit.data.registry import DATASETS
 def doctor_command() -> None:
     """Show versions, devices, precision and folders, and what is missing."""
     env = environment([])
-    table = Table("what", "here", show_lines=False)
+    table = Table("what", show_header=True)
+    table.add_column("here", overflow="fold")  # paths are copied
     table.add_row("python", env["python"])
     for name, version in env["versions"].items():
         table.add_row(name, version)
@@ -62,10 +63,13 @@ def _existing(folder: Path) -> Path:
 
 def _write_fault(folder: Path) -> str:
     try:
+        places.refuse_dead_link(folder)
         with tempfile.TemporaryFile(dir=_existing(folder)):
             return ""
     except OSError as error:
         return f"cannot be written ({error.strerror})"
+    except DataError as error:
+        return str(error)
 
 
 def _free_gib(folder: Path) -> float:

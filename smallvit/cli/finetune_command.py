@@ -7,9 +7,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
-from smallvit.cli.training import apply_offline, load_for, say_done
+from smallvit.cli.training import load_for, say_done
 from smallvit.core import places
 from smallvit.core.errors import ConfigError
+from smallvit.core.places import apply_offline
 from smallvit.core.run_folder import find_runs, open_classifier
 from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import DataConfig
@@ -49,8 +50,8 @@ def finetune_command(
     """Stage 2: train on labels and, with --token-label, patch by patch on score maps.
 
     With --token-label alone it continues from the newest pretrain run (of the data named, if any)
-    and makes the teacher and score maps that are missing. Defaults shown are those of the code; the
-    recipe's values come before them.
+    and makes the teacher and score maps that are missing. Values that are not given are the
+    recipe's.
 
     Args:
         use_token_labels: Supervise every patch token with a teacher's score map.
@@ -73,7 +74,8 @@ def finetune_command(
     """
     apply_offline(which.offline)
     given.values.pop("teacher", None)
-    named = (which.dataset, which.data, which.recipe, training.resume, init)
+    of_data = overrides("finetune").get("data", {})
+    named = (*map(of_data.get, ("dataset", "path")), which.recipe, training.resume, init)
     if use_token_labels and all(value is None for value in named):
         init = given.values["init"] = _newest_start()
     if init not in (None, "scratch") and which.recipe is None and training.resume is None:

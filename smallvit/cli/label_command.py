@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from smallvit.cli.options import DataOptions, FolderOptions, given, overrides
-from smallvit.cli.training import apply_offline, say_recipe
+from smallvit.cli.training import say_recipe
 from smallvit.core.config import merge
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
-from smallvit.core.places import absolute
+from smallvit.core.places import absolute, apply_offline
 from smallvit.core.run_folder import open_classifier
 from smallvit.data.loader import DataConfig
 from smallvit.run.label import SCORE_MAPS, run_label
@@ -29,6 +29,8 @@ def label_command(
     label: LabelConfig = LabelConfig(),
 ) -> None:
     """Write a teacher's score maps of the training split.
+
+    Values that are not given are the recipe's.
 
     Args:
         teacher: Run of the teacher. Its own data and splits are used unless others are named.

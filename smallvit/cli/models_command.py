@@ -10,8 +10,8 @@ from typing import Any
 import timm
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
+from smallvit.cli.tables import print_rows
 from smallvit.core.errors import ConfigError
 from smallvit.models.measure import build_on_meta, measure
 from smallvit.models.registry import (
@@ -52,25 +52,25 @@ def models_command(
     console = Console()
     fitting = [row for row in rows if "error" not in row]
     if fitting:
-        console.print(_table(fitting, f"images of {img_size} px, {num_classes} classes"))
+        _print_table(fitting, f"images of {img_size} px, {num_classes} classes")
     for reason, names in _by_reason(row for row in rows if "error" in row).items():
         line = f"not for {img_size} px: {', '.join(names)}: {reason}"
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _table(rows: list[dict[str, Any]], title: str) -> Table:
-    table = Table("model", "parameters", "multiply-adds", "tokens", "width", title=title)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(
+def _print_table(rows: list[dict[str, Any]], title: str) -> None:
+    headings = ("model", "parameters", "multiply-adds", "tokens", "width")
+    cells = [
+        (
             row["name"],
             f"{row['parameters'] / 1e6:.3f} M",
             f"{row['macs'] / 1e6:,.1f} M",
             "{} x {}".format(*row["grid"]),
             str(row["embed_dim"]),
         )
-    return table
+        for row in rows
+    ]
+    print_rows(headings, cells, numbers=headings[1:], title=title)
 
 
 def _by_reason(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:

@@ -1,19 +1,22 @@
 """Options that several commands share, and which of them were given."""
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts import UNSET, App, ArgumentCollection, Parameter, Token
 
 from smallvit.core.config import merge, nest
+from smallvit.core.errors import ConfigError
 from smallvit.core.places import absolute
 
 
-class GivenOptions:
+class GivenOptions(threading.local):
     """Notes which options the user gave, apart from those that have their default.
 
-    Only what was given overrides a recipe, so a default value given on purpose still counts.
+    Only what was given overrides a recipe, so a default value given on purpose still counts. Each
+    thread has its own.
 
     Attributes:
         argv: The command line.
@@ -34,11 +37,22 @@ class GivenOptions:
         self.brought = {}
 
     def note(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        """Note the options given; cyclopts calls this before it binds them."""
+        """Note the options given; cyclopts calls this before it binds them.
+
+        Raises:
+            ConfigError: If one is empty text, or no whole number where one is needed.
+        """
         for argument in arguments:
-            if argument.tokens and argument.name.startswith("--"):
-                key = argument.name.removeprefix("--").replace("-", "_")
-                self.values[key] = argument.convert_and_validate()
+            name = argument.name
+            if any(map(_is_empty, argument.tokens)):
+                raise ConfigError(f"{name} is empty: give it a value, or leave it out")
+            if not argument.tokens or not name.startswith("--"):
+                continue
+            value = argument.convert_and_validate()
+            typed = argument.tokens[0].value
+            if type(value) is int and not _is_whole(typed):
+                raise ConfigError(f"{name}: must be a whole number, got {typed!r}")
+            self.values[name.removeprefix("--").replace("-", "_")] = value
 
 
 given = GivenOptions()
@@ -131,6 +145,7 @@ PLACES = {
     "init": "{stage}.init",
     "score_maps": "{stage}.score_maps",
     "allow_leak": "{stage}.allow_leak",
+    "head": "{stage}.head.name",
 }
 SHARED_SECTIONS = ("data", "model", "runtime", "log", "pretrain", "teacher", "label", "finetune")
 NOT_SETTINGS = (
@@ -155,10 +170,15 @@ def overrides(stage: str | None = None) -> dict[str, Any]:
         stage: Stage of the command, which its own sections belong to; ``None`` where sections
             already carry their stage.
     """
-    flat = {}
+    from smallvit.run.recipe import with_absolute_paths  # late: it brings torch
+
+    flat: dict[str, Any] = {}
+    origin: dict[str, str] = {}
     for key, value in given.values.items():
         if key in NOT_SETTINGS:
             continue
+        shown = f"{value:g}" if isinstance(value, float) else value
+        option = f"--{key.replace('_', '-')} {shown}"
         section = key.split(".")[0]
         if key == "data" and str(value).startswith("hf:"):
             key, value = "dataset", str(value)
@@ -170,12 +190,22 @@ def overrides(stage: str | None = None) -> dict[str, Any]:
             place = key
         if stage == "teacher" and place.startswith("model."):
             place = f"teacher.{place}"
-        # Written to recipe.yaml, which must run again from any folder.
-        is_path = isinstance(value, Path) or (key == "init" and is_folder(value))
-        flat[place] = str(absolute(value)) if is_path else value
-    return merge(given.brought, nest(flat))
+        value = str(absolute(value)) if isinstance(value, Path) else value
+        if flat.get(place, value) != value:
+            raise ConfigError(
+                f"{origin[place]} and {option} are one setting, {place}: give one of them"
+            )
+        flat[place], origin[place] = value, option
+    return merge(given.brought, with_absolute_paths(nest(flat)))
 
 
-def is_folder(init: str) -> bool:
-    """Tell whether a start is a folder, and not ``scratch`` or the name of timm's weights."""
-    return init != "scratch" and not init.startswith("timm:")
+def _is_empty(token: Token) -> bool:
+    """Tell whether a value was given as empty text; a switch has none."""
+    return token.implicit_value is UNSET and not token.value.strip()
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        return float(text).is_integer()
+    except ValueError:
+        return True  # as 0x10, which has been read

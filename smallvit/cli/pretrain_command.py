@@ -33,8 +33,7 @@ def pretrain_command(
     """Stage 1: pretrain on the target images, without labels.
 
     With --init it is a new run that goes on from other weights, with fresh heads; --resume
-    continues a run that was interrupted. Defaults shown are those of the code; the recipe's values
-    come before them.
+    continues a run that was interrupted. Values that are not given are the recipe's.
 
     Args:
         init: Run or export to go on from, ``timm:NAME`` for timm's weights, or ``scratch``.

@@ -1,10 +1,13 @@
 """``smallvit recipes``."""
 
-from cyclopts import App
+import json
+from typing import Annotated
+
+from cyclopts import App, Parameter
 from rich.console import Console
 from rich.syntax import Syntax
-from rich.table import Table
 
+from smallvit.cli.tables import print_rows
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
 from smallvit.run.recipe import check_recipe, find_recipe, read_layer, recipes_root, shipped
@@ -15,13 +18,26 @@ recipes_command = App(
 
 
 @recipes_command.command
-def ls() -> None:
-    """List shipped recipes with what was measured with them."""
-    table = Table("recipe", "for", "measured")
-    for name in shipped():
-        values = read_layer(recipes_root() / f"{name}.yaml").values
-        table.add_row(name, values.get("description", ""), values.get("expected") or "not yet")
-    Console().print(table)
+def ls(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """List shipped recipes with what was measured with them.
+
+    Args:
+        as_json: Print them as JSON.
+    """
+    found = {name: read_layer(recipes_root() / f"{name}.yaml").values for name in shipped()}
+    if as_json:
+        keys = ("description", "expected")
+        plain = [
+            {"recipe": name, **{key: values.get(key) for key in keys}}
+            for name, values in found.items()
+        ]
+        print(json.dumps(plain, indent=2))  # noqa: T201
+        return
+    rows = [
+        (name, values.get("description", ""), values.get("expected") or "not yet")
+        for name, values in found.items()
+    ]
+    print_rows(("recipe", "for", "measured"), rows, wrap=("for", "measured"))
 
 
 @recipes_command.command
@@ -32,7 +48,7 @@ def show(name: str, /) -> None:
         name: Shipped recipe or file.
     """
     console = Console()
-    text = find_recipe(name).read_text()
+    text = find_recipe(name).read_text(encoding="utf-8")
     if console.is_terminal:
         console.print(Syntax(text, "yaml", background_color="default"))
     else:

@@ -6,9 +6,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from smallvit.cli.method_options import PretrainOptions
+from smallvit.cli.mistakes import NEEDED
 from smallvit.cli.options import DataOptions, given, overrides
-from smallvit.cli.training import apply_offline, say_recipe
+from smallvit.cli.training import say_recipe
 from smallvit.core.errors import ConfigError
+from smallvit.core.places import apply_offline
 from smallvit.data.loader import DataConfig
 from smallvit.engine.runtime import say_precision
 from smallvit.models.registry import ModelConfig
@@ -23,7 +25,7 @@ from smallvit.run.recipe import (
 
 
 def run_command(
-    name: str,
+    name: str | None = None,
     /,
     *,
     out: Path | None = None,
@@ -41,8 +43,10 @@ def run_command(
     Called again with the same --out, it does only what is missing; a stage that was stopped goes
     on where it was.
 
+    Values that are not given are the recipe's.
+
     Args:
-        name: Shipped recipe (``smallvit recipes ls``) or file.
+        name: Shipped recipe (``smallvit recipes ls``) or file, as --recipe names one too.
         out: Folder of all its runs; by default a new one under the runs folder.
         dry_run: Say how long each stage would take, and write nothing.
         which: Data.
@@ -55,10 +59,12 @@ def run_command(
     """
     from smallvit.bench.runner import bench_runs
 
-    if which.recipe is not None:
-        raise ConfigError(f"the recipe is {name} already: leave --recipe out")
+    if name is None and which.recipe is None:
+        raise ConfigError(f"run needs {NEEDED['run']}")
+    if None not in (name, which.recipe) and name != which.recipe:
+        raise ConfigError(f"{name} and --recipe {which.recipe} are two recipes: give one")
     apply_offline(which.offline)
-    recipe, label_name = load_recipe(name, overrides())
+    recipe, label_name = load_recipe(name or which.recipe, overrides())
     say_recipe(label_name)
     say_fit(recipe, label_name)
     say_precision(recipe.runtime)

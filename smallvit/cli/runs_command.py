@@ -2,36 +2,49 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 from rich.console import Console
-from rich.table import Table
 
+from smallvit.cli.tables import print_rows
 from smallvit.core import places
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run, find_runs, what_is_at
+from smallvit.run.outcome import describe_outcome
 
 runs_command = App(name="runs", help="List and show runs.", result_action="return_value")
 
 
 @runs_command.command
-def ls() -> None:
-    """List every run under the runs folder, oldest first."""
-    table = Table("started", "stage", "dataset", "model", "seed", "status", "score", "run")
-    for run in find_runs(places.runs_dir()):
+def ls(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """List every run under the runs folder, oldest first.
+
+    Args:
+        as_json: Print the result of each run as JSON.
+    """
+    root = places.runs_dir()
+    runs = list(find_runs(root))
+    if not runs:
+        places.refuse_dead_link(root)
+        raise DataError(f"no run under {root}: smallvit quickstart makes some")
+    if as_json:
+        found = [{"run": str(run.path), **run.result} for run in runs]
+        print(json.dumps(found, indent=2))  # noqa: T201
+        return
+    rows = []
+    for run in runs:
         result = run.result
         keys = ("stage", "dataset", "model", "seed", "status")
         cells = [str(result.get(key, "?")) for key in keys]
-        table.add_row(result["started"][:16], *cells, _score(result), str(run.path))
-    if not table.row_count:
-        raise DataError(f"no run under {places.runs_dir()}: smallvit quickstart makes some")
-    Console().print(table)
+        rows.append((_from_here(run.path), str(result["started"])[:16], *cells, _score(result)))
+    headings = ("run", "started", "stage", "dataset", "model", "seed", "status", "score")
+    print_rows(headings, rows)
 
 
 @runs_command.command
 def show(run: Path, /) -> None:
-    """Show result, environment and files of one run.
+    """Show result, environment and files of one run, what there is to look at first.
 
     Args:
         run: Run folder.
@@ -39,10 +52,22 @@ def show(run: Path, /) -> None:
     if not (run / "result.json").is_file():
         raise ConfigError(f"{run} {what_is_at(run)}")
     console, opened = Console(), Run(run)
-    console.print_json(json.dumps({"result": opened.result, "env": opened.env}))
+    result, env = opened.result, opened.env
+    if opened.completed and "passes" in result:
+        console.print(describe_outcome(opened), markup=False, highlight=False, soft_wrap=True)
+    for path in sorted(run.rglob("*.png")):
+        console.print(f"picture: {path}", markup=False, highlight=False, soft_wrap=True)
+    console.print_json(json.dumps({"result": result, "env": env}))
     for path in sorted(run.rglob("*")):
         if path.is_file():
-            console.print(f"{path.stat().st_size:>12,}  {path}", highlight=False, soft_wrap=True)
+            line = f"{path.stat().st_size:>12,}  {path}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _from_here(path: Path) -> str:
+    """Return a path as it can be typed in the working directory."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _score(result: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """``smallvit segment``."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,10 +7,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from smallvit.cli.options import FolderOptions, TrainOptions, given, overrides
-from smallvit.core import places
-from smallvit.core.config import merge
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
+from smallvit.core.places import apply_offline
 from smallvit.core.run_folder import Run
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
@@ -93,11 +91,8 @@ def segment_command(
         schedule: Length and learning rate.
         log: How often to write.
     """
-    if which.offline or places.offline():
-        os.environ["SMALLVIT_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
+    apply_offline(which.offline)
     settings = overrides("segment")
-    if "head" in settings:
-        settings = merge(settings, {"segment": {"head": {"name": settings.pop("head")}}})
     file = which.recipe
     if training.resume is not None:
         if file is not None:

@@ -5,10 +5,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
-from smallvit.cli.training import apply_offline, train
+from smallvit.cli.training import train
 from smallvit.core.config import merge
 from smallvit.core.errors import ConfigError
-from smallvit.core.places import absolute
+from smallvit.core.places import absolute, apply_offline
 from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import DataConfig
 from smallvit.engine.log import LogConfig
@@ -49,7 +49,7 @@ def teacher_command(
 ) -> None:
     """Train the annotator of stage 2 on the same training split, or adopt a trained network.
 
-    Defaults shown are those of the code; the recipe's values come before them.
+    Values that are not given are the recipe's.
 
     Args:
         start: Trained network to take instead of training one: run, export, ``timm:NAME``, or a

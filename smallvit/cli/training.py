@@ -1,16 +1,15 @@
 """What the training commands have in common."""
 
-import os
 from functools import partial
-from typing import Any
 
 from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
-from smallvit.core import places
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
+from smallvit.core.places import apply_offline
 from smallvit.core.run_folder import Run
 from smallvit.engine.runtime import say_precision
 from smallvit.run.adopt import run_teacher
+from smallvit.run.outcome import describe_outcome
 from smallvit.run.recipe import Recipe, Stage, load_recipe, open_unfinished, say_fit
 from smallvit.run.stage import run_stage
 
@@ -55,14 +54,6 @@ def load_for(stage: Stage, which: DataOptions, training: TrainOptions) -> Recipe
     return recipe
 
 
-def apply_offline(offline: bool) -> None:
-    """Make ``--offline`` count for every library below."""
-    if offline:
-        os.environ["SMALLVIT_OFFLINE"] = "1"
-    if places.offline():
-        os.environ["HF_HUB_OFFLINE"] = "1"
-
-
 def say_recipe(name: str) -> None:
     """Say which recipe is used."""
     console.print(f"recipe: {name}", markup=False, highlight=False, soft_wrap=True)
@@ -70,27 +61,9 @@ def say_recipe(name: str) -> None:
 
 def say_done(run: Run, following: str) -> None:
     """Say how a run ended, where it is and what to do next."""
-    result = run.result
-    scores = ", ".join(
-        f"{name} {value:.2%}"
-        for name, value in result["metrics"].items()
-        if name in ("val/top1", "val/knn", "val/linear")
-    )
-    scores = f"{scores} ({result['selected_on']})" if scores else result["selected_on"]
     console.print(
-        f"{result['stage']}: {scores}{_beside(result.get('yardstick'))}, "
-        f"{result['passes']:.1f} passes, {result['wall_s']:.1f} s\nrun: {run.path}\n{following}",
+        f"{describe_outcome(run)}\nrun: {run.path}\n{following}",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _beside(yardstick: dict[str, Any] | None) -> str:
-    """Say what an accuracy is held against, if the run has said so."""
-    if yardstick is None:
-        return ""
-    said = f"; naming {yardstick['commonest']!r} always {yardstick['commonest_share']:.2%}"
-    if yardstick["uneven"]:
-        said += f", mean per class {yardstick['mean_per_class']:.2%}"
-    return f"{said}; no accuracy to go by" if yardstick["fault"] else said

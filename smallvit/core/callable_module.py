@@ -1,7 +1,10 @@
 """Packages that are also functions: ``smallvit.pretrain`` holds the stage and runs it."""
 
 import importlib
+import inspect
 import sys
+import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -17,8 +20,20 @@ class CallableModule(ModuleType):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function; see its docstring in ``api_module``."""
+        return self._function(*args, **kwargs)
+
+    @property
+    def _function(self) -> Callable[..., Any]:
         name = self.__name__.rpartition(".")[2]
-        return getattr(importlib.import_module(self.api_module), name)(*args, **kwargs)
+        with warnings.catch_warnings():
+            # Of tqdm, in a notebook without widgets; no bar of it is ours.
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            return getattr(importlib.import_module(self.api_module), name)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The function's signature, for notebooks and ``help``."""
+        return inspect.signature(self._function)
 
 
 def make_callable(module_name: str, api_module: str) -> None:

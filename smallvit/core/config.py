@@ -120,6 +120,16 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def paths(cls: type) -> Iterable[str]:
+    """Yield the dotted name of every setting of a config."""
+    for key, hint in get_type_hints(cls, include_extras=True).items():
+        sections = _sections(hint)
+        if not sections:
+            yield key
+        for path in dict.fromkeys(path for kind in sections.values() for path in paths(kind)):
+            yield f"{key}.{path}"
+
+
 def to_plain(value: Any) -> Any:
     """Turn a config into what YAML and JSON can write."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -155,7 +165,7 @@ def _check(
         path = f"{prefix}{key}"
         if key not in hints:
             what = f"unknown key {show(path)} (value {show(value)})"
-            yield f"{source}: {what}{suggest(str(key), hints)}"
+            yield f"{source}: {what}{suggest(str(key), hints, below=paths(cls))}"
         elif sections := _sections(hints[key]):
             part = merged.get(key)
             part = part if isinstance(part, Mapping) else {}

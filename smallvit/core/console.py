@@ -2,9 +2,11 @@
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -14,7 +16,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from smallvit.core.errors import ConfigError, suggest
 from smallvit.core.launch import launched_number
 
+LEAST_WIDTH = 20  # of a terminal; what says less, as COLUMNS=0 does, cannot be meant
 console = Console(stderr=True)
+if console.width < LEAST_WIDTH:
+    console.width = 80
 logger = logging.getLogger("smallvit")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 LINE_S = 10.0  # between two lines of progress where there is no bar
@@ -60,6 +65,65 @@ def track(items: Iterable[ItemT], what: str, total: int) -> Iterator[ItemT]:
                 said = now
 
 
+class NotebookLine(logging.Handler):
+    """Shows the last message alone, in one line that is written over; warnings stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message over the one before it."""
+        text = self.format(record)
+        stays = record.levelno >= logging.WARNING
+        sys.stdout.write(f"\r{text.ljust(self.width)}" + ("\n" if stays else ""))
+        sys.stdout.flush()
+        self.width = 0 if stays else len(text)
+
+    def close(self) -> None:
+        """End the line."""
+        if self.width:
+            sys.stdout.write("\n")
+        super().close()
+
+
+@contextmanager
+def kept_logging() -> Iterator[None]:
+    """Put log and warnings of the process back at the end."""
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    quiet, showwarning = console.quiet, warnings.showwarning
+    try:
+        yield
+    finally:
+        for handler in set(logger.handlers) - set(handlers):
+            handler.close()
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate
+        console.quiet, warnings.showwarning = quiet, showwarning
+
+
+@contextmanager
+def showing_progress(*, verbose: bool) -> Iterator[None]:
+    """Show what the work of a Python function says, as the command line does.
+
+    Handlers that the program has given to the logger ``smallvit`` are left in charge.
+
+    Args:
+        verbose: Show progress; else warnings alone.
+
+    Raises:
+        ConfigError: If SMALLVIT_LOG_LEVEL is unknown.
+    """
+    with kept_logging():
+        if not logger.handlers:
+            start_logging()
+        if not verbose:
+            console.quiet = True  # no bars
+            logger.setLevel(max(logger.level, logging.WARNING))
+        yield
+
+
 def start_logging() -> None:
     """Send log lines and Python warnings to the terminal, at the level of SMALLVIT_LOG_LEVEL.
 
@@ -71,10 +135,10 @@ def start_logging() -> None:
         raise ConfigError(f"SMALLVIT_LOG_LEVEL is {level!r}{suggest(level, LEVELS)}")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-    if console.is_terminal:
-        handler: logging.Handler = RichHandler(
-            console=console, show_time=False, show_level=False, show_path=False
-        )
+    if console.is_jupyter:
+        handler: logging.Handler = NotebookLine()
+    elif console.is_terminal:
+        handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
     else:
         handler = logging.StreamHandler()
     logger.addHandler(handler)

@@ -1,9 +1,17 @@
 """The errors that a user can meet, each with the exit code of the command line."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 
-MOST_LISTED = 24
+from smallvit.core.words import alike, either, meant, unneeded
+
+# Names of a list that nobody asked for: beside a name that may be meant, and alone.
+MOST_BESIDE = 8
+MOST_LISTED = 16
+LISTINGS = {
+    "dataset": "`smallvit data ls`",
+    "model": "`smallvit models`",
+    "recipe": "`smallvit recipes ls`",
+}
 
 
 class SmallViTError(Exception):
@@ -30,10 +38,11 @@ class ConfigError(SmallViTError):
 
 
 class UnknownNameError(ConfigError):
-    """A name that no entry has; the message gives the nearest one and those there are."""
+    """A name that no entry has; the message gives the nearest, and how to see those there are."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"unknown {kind} {name!r}{suggest(name, known)}")
+        listing = LISTINGS.get(kind)
+        super().__init__(f"unknown {kind} {name!r}{suggest(name, known, listing=listing)}")
 
 
 class DataError(SmallViTError):
@@ -99,11 +108,27 @@ class InterruptedRunError(SmallViTError):
         self.exit_code = 128 + signal_number
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean ...? known: ...`` for an error message about ``name``."""
+def suggest(
+    name: str, known: Iterable[str], *, below: Iterable[str] = (), listing: str | None = None
+) -> str:
+    """Return the end of an error message about ``name``: what is meant, or those there are.
+
+    Args:
+        name: What was typed.
+        known: Names that would do.
+        below: Dotted names of what lies in them, which may be meant as well.
+        listing: Command that lists the known; ``None`` lists them here.
+    """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    near = meant(name, [*names, *below])
+    if not near and (reason := unneeded(name)):
+        return f": {reason}"
+    near = near or alike(name, names)
+    hint = f"; did you mean {either([repr(each) for each in near])}?" if near else ";"
+    if listing is not None:
+        return f"{hint} {listing} lists them"
+    if near and len(names) > MOST_BESIDE:
+        return hint
     listed = ", ".join(names[:MOST_LISTED])
     more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
     return f"{hint} known: {listed}{more}"

@@ -1,7 +1,13 @@
 """Where things lie on this machine, by environment variable."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from smallvit.core.errors import DataError
+
+OFFLINE = ("SMALLVIT_OFFLINE", "HF_HUB_OFFLINE")  # read by us, and by the Hub's library
 
 
 def cache_dir() -> Path:
@@ -27,6 +33,45 @@ def absolute(path: Path | str) -> Path:
     return Path(path).expanduser().absolute()
 
 
+def refuse_dead_link(path: Path) -> None:
+    """Refuse a folder that is, or lies below, a link to what is not there.
+
+    Raises:
+        DataError: Naming the link and what it should lead to.
+    """
+    for link in (path, *path.parents):
+        if link.is_symlink() and not link.exists():
+            raise DataError(
+                f"{link} is a link to {link.readlink()}, which is not there: mount or make that, "
+                "or remove the link"
+            )
+
+
 def offline() -> bool:
     """Tell whether SMALLVIT_OFFLINE forbids downloads."""
     return os.environ.get("SMALLVIT_OFFLINE", "").lower() not in ("", "0", "false", "no")
+
+
+@contextmanager
+def kept_environment(*, offline: bool = False) -> Iterator[None]:
+    """Put the variables that forbid downloads back at the end.
+
+    Args:
+        offline: Forbid downloads meanwhile.
+    """
+    before = {name: os.environ.get(name) for name in OFFLINE}
+    try:
+        apply_offline(offline)
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def apply_offline(asked: bool) -> None:
+    """Make ``--offline`` or SMALLVIT_OFFLINE count for every library below."""
+    if asked or offline():
+        os.environ.update(dict.fromkeys(OFFLINE, "1"))

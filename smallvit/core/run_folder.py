@@ -36,6 +36,17 @@ class Run:
 
     path: Path
 
+    def __repr__(self) -> str:
+        """Say what it is, how it ended and where."""
+        try:
+            result = self.result
+        except DataError:
+            return f"Run({str(self.path)!r}: nothing to read there)"
+        what = f"{result.get('stage')} of {result.get('dataset')}, {result.get('model')}"
+        metrics = result.get("metrics") or {}
+        scores = [f"{k} {v:.2%}" for k, v in metrics.items() if k in ("val/top1", "val/knn")]
+        return f"Run({str(self.path)!r}: {', '.join([what, str(result.get('status')), *scores])})"
+
     @property
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe, with what its version did without naming it."""
@@ -64,7 +75,7 @@ class Run:
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
             value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
         except Exception as error:  # PyYAML raises nearly anything
             raise DataError(
@@ -339,7 +350,7 @@ def _replace_text(path: Path, text: str) -> None:
     # Not ``replacing``: two processes may keep scores of one run in the same file.
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with partial.open("w") as file:
+        with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

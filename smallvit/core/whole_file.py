@@ -66,3 +66,8 @@ class _Writer(io.BufferedWriter):
         except OSError as error:
             self.error = error
             raise
+
+
+def writable(text: str) -> str:
+    """Return a text with escapes for what is no Unicode, as names of files may hold."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

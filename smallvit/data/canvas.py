@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from smallvit.core.whole_file import writable
+
 DPI = 100
 MARGIN, GAP = 16, 10  # pixels, as all lengths below
 HEADER = 58  # title and the line below it
@@ -105,6 +107,7 @@ class Canvas:
         weight: str = "normal",
     ) -> None:
         """Write one line, shortened to a width."""
+        text = writable(text)
         # Bold letters are wider; 0.6 em is a little more than the mean letter.
         most = int(width / ((0.68 if weight == "bold" else 0.6) * size * DPI / 72))
         self.axes.text(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from smallvit.core.whole_file import writable
 from smallvit.engine.log import read_metrics
 
 PANELS = {
@@ -19,20 +20,14 @@ MOST_MARKED = 40  # points of a curve that are marked one by one
 
 def draw_curves(metrics_path: Path, picture: Path, title: str) -> None:
     """Draw what a run logged over its steps as PNG; a panel that nothing fills is left out."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    # Not pyplot, whose figures are the caller's: a notebook would show them, other threads too.
+    from matplotlib.figure import Figure
 
     rows = read_metrics(metrics_path)
     panels = {name: curves for name, keys in PANELS.items() if (curves := _curves(rows, keys))}
-    figure, axes = plt.subplots(
-        1,
-        max(len(panels), 1),
-        figsize=(4 * max(len(panels), 1), 3.4),
-        layout="constrained",
-        squeeze=False,
-    )
+    width = max(len(panels), 1)
+    figure = Figure(figsize=(4 * width, 3.4), layout="constrained")
+    axes = figure.subplots(1, width, squeeze=False)
     for axis, (name, curves) in zip(axes[0], panels.items(), strict=False):
         for key, points in curves.items():
             colour = COLOURS[PANELS[name].index(key)]  # that of its metric in every picture
@@ -45,10 +40,9 @@ def draw_curves(metrics_path: Path, picture: Path, title: str) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         if len(curves) > 1:
             axis.legend(frameon=False)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(writable(title), x=0.01, ha="left", fontweight="bold")
     picture.parent.mkdir(exist_ok=True)
     figure.savefig(picture, dpi=110)
-    plt.close(figure)
 
 
 def _curves(

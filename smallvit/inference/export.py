@@ -18,6 +18,7 @@ from timm.models._hub import save_for_hf
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
+from smallvit.core.whole_file import writable
 from smallvit.inference.pixels import PIXELS
 from smallvit.models.convert import adapt, position_grid
 from smallvit.models.registry import ALIASES, create_exported, settings_from
@@ -87,7 +88,7 @@ def write_export(
         (folder / TOKEN_HEAD).unlink(missing_ok=True)  # of an earlier export in this folder
     else:
         save_file(token_head.state_dict(), folder / TOKEN_HEAD)
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(writable(card), encoding="utf-8")
 
 
 def usage(*, read: bool = True) -> str:

@@ -59,16 +59,23 @@ CONTAINERS = (
     "student",
 )
 WRAPPERS = ("module.", "backbone.")
-# What such files hold beside tensors and plain values: the options of a command line (Gani et al.,
-# timm), and rates that NumPy computed, which the optimizer of stage 1 of Gani et al. keeps
-# (train_ssl.py: ``param_group["lr"] = lr_schedule[it]``).
 NUMPY_CORES = ("core", "_core")  # of NumPy 1 and 2
-HARMLESS: tuple[Any, ...] = (
-    argparse.Namespace,
-    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in NUMPY_CORES),
-    np.dtype,
-    type(np.dtype(np.float64)),
-)
+
+
+def _harmless() -> list[Any]:
+    """Return what such files hold beside tensors and plain values.
+
+    The options of a command line (Gani et al., timm), and rates that NumPy computed, which the
+    optimizer of stage 1 of Gani et al. keeps (train_ssl.py: ``param_group["lr"] =
+    lr_schedule[it]``).
+    """
+    scalar = np.float64(0).__reduce__()[0]
+    return [
+        argparse.Namespace,
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in NUMPY_CORES),
+        np.dtype,
+        type(np.dtype(np.float64)),
+    ]
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,7 @@ def read_checkpoint(path: Path) -> tuple[Weights, list[str]]:
             content: Any = load_file(path)
         else:
             # Of other pickles torch warns first, and refuses them then.
-            with torch.serialization.safe_globals([*HARMLESS]), _no_warnings():
+            with torch.serialization.safe_globals(_harmless()), _no_warnings():
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))

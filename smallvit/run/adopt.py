@@ -14,6 +14,7 @@ import torch
 from timm.models import get_pretrained_cfg
 
 from smallvit.core import places
+from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.launch import refuse_several
 from smallvit.core.run_folder import (
@@ -102,6 +103,7 @@ class Adopted:
     learned: Learned = NOTHING
 
 
+@alone
 def run_teacher(
     recipe: Recipe,
     *,

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from smallvit.core import places
+from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError, DataError, InterruptedRunError
 from smallvit.core.launch import refuse_several
 from smallvit.core.run_folder import (
@@ -66,6 +67,7 @@ CHECKED_IMAGES = 10  # computed again
 DRAWN_IMAGES = 6
 
 
+@alone
 def run_label(
     recipe: Recipe,
     *,

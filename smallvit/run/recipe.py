@@ -12,7 +12,7 @@ import yaml
 import smallvit
 from smallvit.core import places
 from smallvit.core.config import Layer, Range, find_errors, merge, resolve, show, to_plain
-from smallvit.core.errors import ConfigError, DataError, suggest
+from smallvit.core.errors import LISTINGS, ConfigError, DataError, suggest
 from smallvit.core.run_folder import Run, name_version, what_is_at
 from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import DataConfig
@@ -221,7 +221,8 @@ def find_recipe(name: str) -> Path:
         with suppress(OSError):  # longer than a name of a file can be
             if path.is_file():
                 return path
-    raise ConfigError(f"no recipe {name!r}, neither shipped nor a file{suggest(name, shipped())}")
+    near = suggest(name, shipped(), listing=LISTINGS["recipe"])
+    raise ConfigError(f"no recipe {name!r}, neither shipped nor a file{near}")
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -266,7 +267,7 @@ def read_layer(path: Path) -> Layer:
         ConfigError: If it is no YAML mapping.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     try:
@@ -279,35 +280,49 @@ def read_layer(path: Path) -> Layer:
     if path.name == "recipe.yaml" and (path.parent / "result.json").is_file():
         values = name_version(values)  # a run's
     try:
-        return Layer(source=str(path), values=_absolute(values, path.parent))
+        return Layer(source=str(path), values=with_absolute_paths(values, path.parent))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _absolute(values: Mapping[str, Any], folder: Path, prefix: str = "") -> dict[str, Any]:
-    """Make a recipe's paths absolute, from its own folder: its runs must run again from any."""
+def with_absolute_paths(
+    values: Mapping[str, Any], folder: Path = Path(), prefix: str = ""
+) -> dict[str, Any]:
+    """Make the paths of settings absolute: the runs made with them must run again from any folder.
+
+    Args:
+        values: Nested settings.
+        folder: Where relative paths start: of a file its own folder, else the working directory.
+        prefix: Section that ``values`` are, with a dot.
+
+    Raises:
+        ConfigError: If a path is empty or no file can have it.
+    """
     plain: dict[str, Any] = {}
     for key, value in values.items():
+        name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            plain[key] = _absolute(value, folder, f"{prefix}{key}.")
-        elif (
-            f"{prefix}{key}" in PATHS
-            and isinstance(value, str)
-            and value != "scratch"
-            and not value.startswith("timm:")
-        ):
-            plain[key] = str(place(folder, f"{prefix}{key}", value))
+            plain[key] = with_absolute_paths(value, folder, f"{name}.")
+        elif name in PATHS and isinstance(value, str | Path) and not _is_name(str(value)):
+            plain[key] = str(place(folder, name, str(value)))
         else:
             plain[key] = value
     return plain
+
+
+def _is_name(start: str) -> bool:
+    """Tell whether a start is a name, and no path."""
+    return start == "scratch" or start.startswith("timm:")
 
 
 def place(folder: Path, key: str, value: str) -> Path:
     """Return the path that a key of a file of settings names, absolute, from the file's folder.
 
     Raises:
-        ConfigError: If no file can have it.
+        ConfigError: If it is empty or no file can have it.
     """
+    if not value.strip():
+        raise ConfigError(f"{key} is empty: name a path, or leave it out")
     try:
         path = places.absolute(folder / Path(value).expanduser())
         path.exists()
@@ -532,8 +547,8 @@ def _matching(asked: Recipe) -> Path:
                 return own
     if asked.data.path is None and dataset is None:
         raise ConfigError(
-            f"no data named: give --dataset NAME (known: {', '.join(sorted(DATASETS))}), "
-            "--data PATH or --recipe NAME"
+            "no data named: give --dataset NAME (`smallvit data ls` lists them), --data PATH or "
+            "--recipe NAME"
         )
     known = DATASETS.get(dataset or "")
     size = asked.data.image_size or (known.image_size if known else find_image_size(asked.data))

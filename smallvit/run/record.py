@@ -80,7 +80,7 @@ def _train_log(path: Path) -> Iterator[None]:
         DataError: If the file cannot be written, as soon as that is noticed.
     """
     try:
-        handler = _TrainLogHandler(path)
+        handler = _TrainLogHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise _unwritable(path, error) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

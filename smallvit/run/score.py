@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, open_run
 from smallvit.data.loader import Dataset
@@ -81,6 +82,7 @@ def score_run(
     return evaluate_run(path, split=split, place=place, runtime_config=runtime_config).metrics
 
 
+@alone
 def evaluate_run(
     path: Path,
     *,

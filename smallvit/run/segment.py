@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from smallvit.core import places, processes, rng
+from smallvit.core.alone import alone
 from smallvit.core.config import Layer, Range, merge, resolve, to_plain
 from smallvit.core.errors import DataError
 from smallvit.core.run_folder import Run, open_run
@@ -119,6 +120,7 @@ def _model_of(start: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     return model
 
 
+@alone
 def run_segment(
     recipe: SegmentRecipe,
     *,

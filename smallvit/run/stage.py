@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from smallvit.core import processes, rng
+from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError
 from smallvit.core.objective import AbstractObjective
 from smallvit.core.run_folder import Run
@@ -48,6 +49,7 @@ DRAWN_IMAGES = 8
 SELECT_ON = "val/top1"  # of the weights that are exported
 
 
+@alone
 def run_stage(
     recipe: Recipe,
     stage: Stage,

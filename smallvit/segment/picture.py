@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from smallvit.core.whole_file import writable
 from smallvit.segment.data import IGNORED
 
 # Okabe and Ito's, told apart by colour-blind eyes; more classes share out the hues.
@@ -62,7 +63,7 @@ def draw_segments(
     ]
     named = [*named[:MOST_NAMED], Patch(color=IGNORED_COLOUR, label="ignored")]
     figure.legend(handles=named, loc="outside lower left", ncols=6, frameon=False)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(writable(title), x=0.01, ha="left", fontweight="bold")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)
 

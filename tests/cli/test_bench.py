@@ -86,7 +86,7 @@ def test_robust_measures_what_needs_nothing_more(run, tmp_path, capsys):
         (["digits", "--node-cpus", "-1"], 2, "--node-cpus must be above 0, got -1"),
         (["--jobs", "2"], 2, "--jobs is for suites"),
         ([], 3, "no finished fine-tuned run under"),
-        (["--corruption", "generated"], 2, "Did you mean --corruptions?"),
+        (["--corruption", "generated"], 2, "did you mean --corruptions?"),
         (["digits", "--corruptions", "official"], 2, "name its folder with --archive"),
         (
             ["digits", "--corruptions", "official", "--archive", "none"],

@@ -15,7 +15,11 @@ CASES = {
     "unknown dataset": (["pretrain", "--dataset", "cifar"], 2, "did you mean 'cifar10'"),
     "unknown option": (["pretrain", "--dataset", "digits", "--optim.lrr", "1"], 2, "--optim.lr?"),
     "out of range": (["pretrain", "--dataset", "digits", "--optim.lr", "-3"], 2, "got -3.0"),
-    "wrong type": (["pretrain", "--dataset", "digits", "--optim.lr", "fast"], 2, '"fast"'),
+    "wrong type": (
+        ["pretrain", "--dataset", "digits", "--optim.lr", "fast"],
+        2,
+        "number, got 'fast'",
+    ),
     "unknown recipe": (["pretrain", "--recipe", "digits/vit_tin"], 2, "'digits/vit_tiny'"),
     "no data": (["pretrain"], 2, "--dataset NAME"),
     "missing folder": (["pretrain", "--data", "/no/such"], 3, "nothing is at /no/such"),
@@ -58,9 +62,9 @@ CASES = {
         "needs --token-label",
     ),
     "size of info": (["data", "info", "digits", "--data.image-size", "-1"], 2, "must be >= 8"),
-    "unknown command": (["pretrian"], 2, 'Did you mean "pretrain"'),
+    "unknown command": (["pretrian"], 2, "did you mean 'pretrain'?"),
     "nothing to bench": (["bench"], 3, "no finished fine-tuned run"),
-    "no gpu": (["pretrain", "--dataset", "digits", "--device", "tpu"], 2, '"tpu"'),
+    "no gpu": (["pretrain", "--dataset", "digits", "--device", "tpu"], 2, "be 'tpu'"),
 }
 
 

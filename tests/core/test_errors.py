@@ -31,7 +31,16 @@ def test_without_a_near_name_only_the_known_are_listed():
 
 
 def test_a_long_list_is_cut_and_counted():
-    assert suggest("zzz", [f"n{i:02}" for i in range(30)]).endswith("n23 and 6 more")
+    assert suggest("zzz", [f"n{i:02}" for i in range(30)]).endswith("n15 and 14 more")
+
+
+def test_beside_a_near_name_a_long_list_is_left_out():
+    assert suggest("n-11x", [f"n{i:02}" for i in range(30)]) == "; did you mean 'n11'?"
+
+
+def test_where_a_command_lists_them_it_is_named_instead():
+    error = UnknownNameError("model", "zzz", ["vit_tiny"])
+    assert str(error) == "unknown model 'zzz'; `smallvit models` lists them"
 
 
 def test_unknown_name_says_what_kind_of_name_it_was():

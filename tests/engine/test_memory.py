@@ -101,7 +101,7 @@ def test_the_command_line_says_how_to_need_less(monkeypatch, capsys):
     def run_out(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(app, "create_app", lambda: run_out)
+    monkeypatch.setattr(app, "create_app", lambda called: run_out)
     assert app.main(["pretrain"]) == 1
     assert "--batch-size" in capsys.readouterr().err
 

@@ -46,7 +46,7 @@ def test_our_names_come_first_and_sort_by_number():
 
 def test_unknown_model_is_answered_with_the_toolkits_own_and_timms_nearest():
     with pytest.raises(
-        UnknownNameError, match=r"did you mean 'resnet1\w*'.*known: cct_7_3x1, conv"
+        UnknownNameError, match=r"did you mean 'resnet1\w*'.*smallvit models. lists them"
     ):
         ModelConfig(name="resnet19")
 

@@ -1,0 +1,132 @@
+"""What the command line says of words that it does not take, in one line with what would do."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from cyclopts import (
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    RepeatArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
+
+from smallvit.core.errors import suggest
+from smallvit.core.words import alike, command_hint, either, meant, unneeded
+from smallvit.data.registry import DATASETS
+
+# What a command needs by its place, and where it is found.
+NEEDED = {
+    "run": "a recipe: `smallvit recipes ls` lists them, generic/32px and generic/64px take --data "
+    "FOLDER",
+    "eval": "a run: `smallvit runs ls` lists them",
+    "runs show": "a run: `smallvit runs ls` lists them",
+    "recipes show": "a recipe: `smallvit recipes ls` lists them",
+    "recipes check": "a recipe: `smallvit recipes ls` lists them",
+    "convert": "a file of weights, and --out FOLDER for the export",
+    **dict.fromkeys(
+        ("data info", "data get", "data check", "data show"),
+        "a data set, a folder, a CSV or a parquet file: `smallvit data ls` lists data sets",
+    ),
+}
+
+
+def explain(error: CycloptsError, words: Sequence[str], commands: Sequence[str]) -> str:
+    """Return one line for a command line that could not be read.
+
+    Args:
+        error: What cyclopts says of it.
+        words: The command line.
+        commands: Names of all commands.
+    """
+    command = " ".join(error.command_chain or ()).removeprefix("smallvit").strip()
+    match error:
+        case UnknownCommandError():
+            return _unknown_command(error, words, commands)
+        case UnknownOptionError():
+            return _unknown_option(error, command)
+        case UnusedCliTokensError(unused_tokens=[word, *_]):
+            return _bare_word(word, command)
+        case MissingArgumentError() if error.argument is not None:
+            name = error.keyword or error.argument.name
+            if name.startswith("--"):
+                given = any(word.partition("=")[0] == name for word in words)
+                what = f"{name} needs a value" if given else f"{command} needs {name}"
+                return f"{what}: `smallvit {command} --help` says which"
+            needed = NEEDED.get(command, f"{name}: `smallvit {command} --help` says what that is")
+            return f"{command} needs {needed}"
+        case CoercionError(token=token, target_type=kind) if (
+            token is not None and get_origin(kind) is Literal and error.msg is None
+        ):
+            name = token.keyword or (error.argument.name if error.argument else "value")
+            choices = [str(choice) for choice in get_args(kind)]
+            return f"{name}: cannot be {token.value!r}{suggest(token.value, choices)}"
+        case CoercionError(token=token, target_type=kind) if (
+            token is not None and token.keyword and kind in (int, float) and error.msg is None
+        ):
+            what = "a whole number" if kind is int else "a number"
+            return f"{token.keyword}: must be {what}, got {token.value!r}"
+        case RepeatArgumentError(token=token):
+            return f"{token.keyword} is given twice: give it once"
+    return " ".join(str(error).split())
+
+
+def _unknown_command(
+    error: UnknownCommandError, words: Sequence[str], commands: Sequence[str]
+) -> str:
+    assert error.unused_tokens
+    word = error.unused_tokens[0]
+    above = list(words[: words.index(word)]) if word in words else []
+    above = [name for name in above if name in commands][:1]
+    said = f"unknown command {' '.join([*above, word])!r}"
+    if word.startswith("-"):
+        reason = unneeded(word) or "options stand behind a command: `smallvit --help` lists them"
+        return f"unknown option {word}: {reason}"
+    if hint := command_hint([*above, word]):
+        return f"{said}: {hint}"
+    known = [name for name in (error.app or ()) if not name.startswith("-")]
+    return f"{said}{suggest(word, known)}"
+
+
+def _unknown_option(error: UnknownOptionError, command: str) -> str:
+    word = (error.token.keyword or error.token.value).partition("=")[0]
+    known = [
+        name.removeprefix("--")
+        for argument in error.argument_collection
+        if argument.parse
+        for name in argument.names
+        if name.startswith("--") and not name.startswith("--no-")
+    ]
+    said = f"unknown option {word}"
+    if word.startswith("--no-") and word.removeprefix("--no-") in known:
+        return f"{said}: --{word.removeprefix('--no-')} is off unless it is given, leave it out"
+    near = meant(word, known)
+    if not near and (reason := unneeded(word)):
+        return f"{said}: {reason}"
+    near = near or alike(word, known)
+    if near:
+        return f"{said}; did you mean {either([f'--{name}' for name in near])}?"
+    return f"{said}: `smallvit {command} --help` lists those there are".replace("  ", " ")
+
+
+def _bare_word(word: str, command: str) -> str:
+    """Say what to do with a word that stands where no word is taken."""
+    said = f"{command} does not take {word!r}"
+    key, equals, value = word.partition("=")
+    if equals and key.strip():
+        return f"{said}: options are written --{key.lstrip('-').replace('_', '-')} {value}"
+    if word.lower() in ("true", "false", "yes", "no", "on", "off"):
+        return f"{said}: a switch has no value, give it or leave it out"
+    if word in DATASETS or word.startswith("hf:"):
+        return f"{said}: a data set is named by --dataset {word}"
+    path = Path(word)
+    if (path / "result.json").is_file():
+        return f"{said}: a run to start from is --init {word}, one to go on with --resume {word}"
+    if path.suffix in (".yaml", ".yml"):
+        return f"{said}: a recipe is named by --recipe {word}"
+    if path.exists():
+        return f"{said}: images are named by --data {word}"
+    return f"{said}: data are named by --dataset NAME or --data PATH, a recipe by --recipe NAME"
