@@ -96,7 +96,7 @@ def test_a_signal_during_validation_ends_the_run_after_the_next_step(
     in_validation(stop)
     assert main([*command, "--out", str(run)]) == code
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "after step 6 of 12, state saved: continue with smallvit pretrain --resume" in line
+    assert "after step 6 of 12, state saved: continue with smallvit finetune --resume" in line
     result = json.loads((run / "result.json").read_text())
     assert result["status"] == "interrupted"
     assert load_checkpoint(run / "checkpoints" / "last.pt")["result"]["step"] == 6
