@@ -100,7 +100,9 @@ def test_a_mistake_is_one_line_in_terms_of_arguments(arguments, message, without
 
 def test_a_folder_in_use_is_replaced_or_named_with_what_does_so():
     sv.finetune("digits", out="run", verbose=False, **SHORT)
-    with pytest.raises(ConfigError, match=r'resume="/.*run", replace it with overwrite=True'):
+    with pytest.raises(
+        ConfigError, match=r"holds a run: replace it with overwrite=True, or choose another out="
+    ):
         sv.finetune("digits", out="run", verbose=False, **SHORT)
     again = sv.finetune("digits", out="run", overwrite=True, verbose=False, **SHORT)
     assert again.completed
