@@ -240,7 +240,7 @@ def test_sound_data_is_found_fine_and_every_check_is_told(capsys, archives):
         "ok     4 official files have their length and md5",
         "ok     all 80 images are decoded",
         "ok     official counts: 60 train, 20 test images, 10 classes",
-        "ok     labels are 0 to 9; no class is empty in any split",
+        "ok     labels are 0 to 9",
     ):
         assert finding in lines
     assert any(line.startswith("ok     splits share no image") for line in lines)
@@ -276,7 +276,7 @@ def test_a_changed_archive_and_packed_pixels_that_changed_are_found(
 
 def test_images_are_described_and_checked_at_the_size_that_trains(capsys, tmp_path, session_cache):
     root = tmp_path / "large"
-    for i in range(12):
+    for i in range(24):
         path = root / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(i).integers(0, 256, (240, 250, 3), dtype=np.uint8)
