@@ -426,12 +426,16 @@ class Training:
     @contextmanager
     def left_alone(self) -> Iterator[None]:
         """Undo what forward and backward passes inside change."""
+        # A method may freeze some for a while; those are trained all the same, later.
+        trained = [(parameter, parameter.requires_grad) for parameter in self.parameters]
         self.objective.train()
         self._note_buffers()
         try:
             yield
         finally:
             self._undo()
+            for parameter, wanted in trained:
+                parameter.requires_grad_(wanted)
 
     def use_less_memory(self, micro_batch: int, why: str) -> None:
         """Take fewer images at once from here on, and say so.

@@ -9,8 +9,8 @@ from smallvit.core import memory
 from smallvit.core.errors import ConfigError, OutOfMemoryError
 from smallvit.engine import forecast
 from smallvit.engine.checkpoint import load_checkpoint
-from smallvit.engine.fit import fit
-from smallvit.engine.forecast import Forecast
+from smallvit.engine.fit import Training, fit
+from smallvit.engine.forecast import Forecast, foresee
 from smallvit.engine.log import LogConfig, read_metrics
 from smallvit.pretrain.dino import DinoConfig, DinoObjective
 
@@ -158,3 +158,12 @@ def test_where_the_system_does_not_say_nothing_is_said_of_memory(
 )
 def test_a_forecast_is_one_line_in_hours_and_minutes(settings, text):
     assert str(Forecast(**settings)) == text
+
+
+def test_what_a_method_freezes_at_first_is_left_to_be_trained(small_vit, view_batch, plan):
+    """The next training is of the same parameters: prototypes are frozen in the first pass alone."""
+    config = DinoConfig(num_prototypes=8, hidden_dim=16, bottleneck_dim=4)
+    objective = DinoObjective(small_vit(), config)
+    before = [parameter.requires_grad for parameter in objective.parameters()]
+    assert foresee(Training(objective, plan), view_batch, evaluations=0) is not None
+    assert [parameter.requires_grad for parameter in objective.parameters()] == before
