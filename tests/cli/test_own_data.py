@@ -131,7 +131,7 @@ def test_other_data_takes_nothing_that_the_recipe_says_of_its_own(tiny, tmp_path
 def test_repeats_beyond_the_epochs_are_said(tiny, tmp_path, capsys):
     words = ["finetune", "--recipe", tiny, "--augment.repeats", "4", "--epochs", "1", "--dry-run"]
     assert main(words) == 0
-    assert "sees only 25 % of the images" in capsys.readouterr().err
+    assert "sees only 24 % of the images" in capsys.readouterr().err
     # One step of a batch that is larger than the data: what is said counts its samples.
     assert main([*words, "--batch-size", "512"]) == 0
     assert "sees only 49 % of the images: it takes 512 samples" in " ".join(

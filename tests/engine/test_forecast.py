@@ -161,7 +161,7 @@ def test_a_forecast_is_one_line_in_hours_and_minutes(settings, text):
 
 
 def test_what_a_method_freezes_at_first_is_left_to_be_trained(small_vit, view_batch, plan):
-    """The next training is of the same parameters: prototypes are frozen in the first pass alone."""
+    """Prototypes are frozen in the first pass alone; the run trains what it would have."""
     config = DinoConfig(num_prototypes=8, hidden_dim=16, bottleneck_dim=4)
     objective = DinoObjective(small_vit(), config)
     before = [parameter.requires_grad for parameter in objective.parameters()]
