@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from smallvit.bench.figures import Figure, Unit
 from smallvit.bench.rows import Row
+from smallvit.core.console import format_duration
 
 
 def format_percent(value: float) -> str:
@@ -12,14 +13,8 @@ def format_percent(value: float) -> str:
 
 
 def format_time(time_s: float) -> str:
-    """Write seconds as a person reads them: ``12.3 s``, ``4 min 05 s``, ``1 h 05 min``."""
-    if time_s < 59.95:
-        return f"{time_s:.1f} s"
-    minutes, seconds = divmod(round(time_s), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds:02d} s"
-    hours, minutes = divmod(round(time_s / 60), 60)
-    return f"{hours:,} h {minutes:02d} min"
+    """Write a time that was measured: ``12.3 s``, ``4 min 05 s``, ``1 h 05 min``."""
+    return format_duration(time_s, decimals=1)
 
 
 def format_count(count: float) -> str:

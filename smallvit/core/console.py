@@ -26,10 +26,15 @@ LINE_S = 10.0  # between two lines of progress where there is no bar
 ItemT = TypeVar("ItemT")
 
 
-def format_duration(time_s: float) -> str:
-    """Write seconds as a person reads them: ``12 s``, ``4 min 05 s``, ``2 h 05 min``."""
-    if time_s < 59.5:
-        return f"{time_s:.0f} s"
+def format_duration(time_s: float, *, decimals: int = 0) -> str:
+    """Write seconds as a person reads them: ``12 s``, ``4 min 05 s``, ``2 h 05 min``.
+
+    Args:
+        time_s: Seconds.
+        decimals: Digits behind the point below a minute.
+    """
+    if round(time_s, decimals) < 60:
+        return f"{time_s:.{decimals}f} s"
     minutes, seconds = divmod(round(time_s), 60)
     if minutes < 60:
         return f"{minutes} min {seconds:02d} s"
