@@ -8,6 +8,7 @@ from typing import Any
 from smallvit.bench.protocol import BenchConfig
 from smallvit.bench.runner import BenchResult, bench_runs, finetuned_runs
 from smallvit.core import places
+from smallvit.core.alone import alone
 from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import ConfigError
 from smallvit.core.python_call import python_call
@@ -16,6 +17,7 @@ from smallvit.core.run_folder import Run, open_run
 OneRun = Run | Path | str
 
 
+@alone
 def bench(
     runs: OneRun | Iterable[OneRun] | None = None,
     *,

@@ -54,7 +54,6 @@ class Cost:
     """What a network costs.
 
     Attributes:
-        params: Parameters.
         macs: Multiply-adds of one image.
         timings: Of a forward pass, by its number of images: 1 and 256.
         peak_memory_mib: The weights, 256 images and all that the forward pass holds beside them at
@@ -64,7 +63,6 @@ class Cost:
         threads: Threads of a CPU.
     """
 
-    params: int
     macs: int
     timings: dict[int, Timing]
     peak_memory_mib: float | None
@@ -89,7 +87,6 @@ def measure_cost(
         image_size: Side, or height and width, in pixels.
         runtime: Device and precision.
     """
-    facts = measure(backbone, image_size)
     shape = (3, *sides(image_size))
     timings: dict[int, Timing] = {}
     image_s = 0.0
@@ -107,17 +104,22 @@ def measure_cost(
                 break
     for batch_size in BATCH_SIZES:  # a larger batch fits even less
         timings.setdefault(batch_size, Timing(reason="does not fit in memory"))
-    cuda = runtime.device.type == "cuda"
     peak_bytes = timings[BATCH_SIZES[-1]].peak_bytes
     return Cost(
-        params=facts.parameters,
-        macs=facts.macs,
+        macs=measure(backbone, image_size).macs,
         timings=timings,
         peak_memory_mib=None if peak_bytes is None else peak_bytes / 2**20,
-        device=torch.cuda.get_device_name(runtime.device) if cuda else runtime.device.type,
+        device=device_name(runtime),
         precision=runtime.precision,
         threads=torch.get_num_threads(),
     )
+
+
+def device_name(runtime: Runtime) -> str:
+    """Name what a network is timed on: the model of a GPU, else the kind of device."""
+    if runtime.device.type == "cuda":
+        return torch.cuda.get_device_name(runtime.device)
+    return runtime.device.type
 
 
 def _time(backbone: AbstractBackbone, shape: tuple[int, int, int, int], runtime: Runtime) -> Timing:

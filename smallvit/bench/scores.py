@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from smallvit.bench.cost import RESTLESS, ROUNDS, measure_cost
+from smallvit.bench.cost import RESTLESS, ROUNDS, device_name, measure_cost
 from smallvit.bench.cost import VERSION as COST_VERSION
 from smallvit.bench.leaderboard import Bin, Evidence
 from smallvit.bench.protocol import BenchConfig
@@ -190,8 +190,9 @@ def score_runs(
             unmeasured = errors[0]
     if config.cost:
         for group in _same_networks(scored):
+            cost = _score_cost(group, runtime)  # once, also where it is not kept
             for each in group:
-                parts[each.run.path].append(_score_cost(group, runtime))
+                parts[each.run.path].append(cost)
     correct = {path: unpack_correct(found[0]) for path, found in parts.items()}
     for source in ("generated", "official"):
         groups = _same_images(scored) if config.corruptions in (source, "both") else []
@@ -440,6 +441,8 @@ def _score_cost(group: Sequence[_Opened], runtime: Runtime) -> dict[str, Any]:
         "version": COST_VERSION,
         "precision": _precision(runtime),
         "machine": machine(),
+        "device_name": device_name(runtime),
+        "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
     identity = {"architecture": _architecture(group[0])}

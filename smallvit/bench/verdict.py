@@ -122,7 +122,7 @@ def _compare(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
     if not ranked:
         arms = _and(f"{row.arm!r} {describe_score(row)}" for row in faulty)
         return f"no accuracy to go by{_beside(rows)}: top-1 of {arms}"
-    text = _rank(ranked, comparisons)
+    text = _rank(ranked, faulty, comparisons)
     if faulty:
         arms = _and(f"{row.arm!r} ({describe_score(row)})" for row in faulty)
         text += (
@@ -131,11 +131,12 @@ def _compare(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
     return text
 
 
-def _rank(ranked: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
+def _rank(ranked: Sequence[Row], faulty: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
     top = ranked[0]
     score = f"{describe_score(top)}{_beside([top])}"
     if len(ranked) == 1:
-        return f"only {top.arm!r} was run, top-1 {score}; there is nothing to compare it with"
+        what = "has an accuracy to go by" if faulty else "was run"
+        return f"only {top.arm!r} {what}, top-1 {score}; there is nothing to compare it with"
     tied = [row for row in ranked if row.top1_mean == top.top1_mean]
     others = [row for row in ranked if row not in tied]
     if not others:
@@ -153,7 +154,9 @@ def _rank(ranked: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
     tests = [_find_test(top, other, comparisons) for other in compared]
     if any(test and test.num_seeds == 1 and test.verdict == "better" for test in tests):
         text += "; one seed does not show how much seeds differ"
-    return text if scratch else f"{text}; there is no run from scratch to compare with"
+    if scratch or any(row.from_scratch for row in faulty):
+        return text
+    return f"{text}; there is no run from scratch to compare with"
 
 
 def _above(top: Row, other: Row, which: str, comparisons: Sequence[Comparison]) -> str:

@@ -1,6 +1,7 @@
 import inspect
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from smallvit.bench.api import bench
 from smallvit.bench.figures import kind_of
 from smallvit.bench.protocol import BenchConfig
 from smallvit.bench.scores import score_runs, subset_of
+from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
@@ -415,6 +417,57 @@ def test_a_time_that_a_busy_machine_spoiled_is_a_dash_with_its_reason_and_is_not
     assert "| - rounds differ by " in result.files["md"].read_text()
     assert "rounds differ by " in result.files["html"].read_text()
     assert not list((run.path / "bench").glob("cost-*.json"))
+
+
+def test_a_time_that_is_not_kept_is_measured_once_for_all_runs_too(runs, home, monkeypatch):
+    copies = [copy_of(run, home / f"restless-{run.path.name}") for run in runs]
+    for run in copies:
+        shutil.rmtree(run.path / "bench", ignore_errors=True)
+    monkeypatch.setattr(cost, "MOST_APART", -1.0)
+    monkeypatch.setattr(cost, "BUDGET_S", 0.0)
+    calls, real = [], scores.measure_cost
+    monkeypatch.setattr(scores, "measure_cost", lambda *a: calls.append(1) or real(*a))
+    found, *_ = score_runs(copies, BenchConfig())
+    assert len(calls) == 1
+    assert all("cost/images_per_s" in each.missing for each in found)
+
+
+@pytest.mark.parametrize("name", ["device_name", "torch"])
+def test_a_time_of_another_gpu_or_torch_is_not_taken_for_this_ones(runs, home, monkeypatch, name):
+    run = copy_of(runs[0], home / f"timed-on-{name}")
+    shutil.rmtree(run.path / "bench", ignore_errors=True)
+    score_runs([run], BenchConfig())
+    if name == "torch":
+        monkeypatch.setattr(torch, "__version__", f"{torch.__version__}.other")
+    else:
+        monkeypatch.setattr(scores, "device_name", lambda runtime: "another GPU")
+    score_runs([run], BenchConfig())
+    kept = (run.path / "bench").glob("cost-*.json")
+    assert len({json.loads(file.read_text())["key"][name] for file in kept}) == 2
+
+
+def test_bench_waits_for_the_thread_that_computes_before_it_touches_the_log():
+    inside, end = threading.Event(), threading.Event()
+
+    @alone
+    def compute() -> None:
+        inside.set()
+        end.wait(10)
+
+    def score() -> None:
+        with pytest.raises(ConfigError):
+            sv.bench([])
+
+    threads = [threading.Thread(target=compute), threading.Thread(target=score)]
+    threads[0].start()
+    assert inside.wait(10)
+    threads[1].start()
+    threads[1].join(0.2)
+    waiting = threads[1].is_alive()
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert waiting
 
 
 def test_every_variant_of_an_arm_has_an_attention_picture(runs, home):

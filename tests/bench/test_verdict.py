@@ -195,13 +195,23 @@ def test_a_classifier_that_names_one_class_is_never_the_best_and_said_so(entry):
     ]
     (sentence,), _ = judged(runs)
     assert sentence == (
-        "digits: only 'scratch' was run, top-1 84.00 % (naming 'dog' always 86.00 %); there is "
-        "nothing to compare it with; 'both' (99.00 %) is left out, with no accuracy to go by."
+        "digits: only 'scratch' has an accuracy to go by, top-1 84.00 % (naming 'dog' always "
+        "86.00 %); there is nothing to compare it with; 'both' (99.00 %) is left out, with no "
+        "accuracy to go by."
     )
     (warning,) = warnings_of(runs)
     assert warning == (
         "digits, vit_nano, both: no accuracy to go by: it names 'dog' for 97.00 % of the images"
     )
+
+
+def test_a_run_from_scratch_without_an_accuracy_to_go_by_is_not_said_to_be_missing(entry):
+    blind = measure_yardstick([[50, 0], [45, 5]], ("cat", "dog"))
+    runs = [entry(correct=55, yardstick=blind), entry("SSL start", correct=90)]
+    (sentence,) = verdict(build_rows([*runs, entry("both", correct=95)]))
+    assert "5.00 points above the next, 'SSL start'" in sentence
+    assert "'scratch' (55.00 %) is left out" in sentence
+    assert "no run from scratch" not in sentence
 
 
 def test_where_no_row_can_be_gone_by_none_is_the_best(entry):
