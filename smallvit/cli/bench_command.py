@@ -148,8 +148,8 @@ def _bench_runs(
 
 def _no_run(path: Path, suites: list[str]) -> DataError:
     """Say what is there in place of a run or suite."""
-    if path.is_symlink() and not path.exists():
-        return DataError(f"{path} is a link to {path.readlink()}, which is not there")
+    if dead := places.dead_link(path):
+        return DataError(f"{path} {dead}")
     inside = len(list(find_runs(path))) if path.is_dir() else 0
     if inside:
         return DataError(

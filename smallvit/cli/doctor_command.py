@@ -37,7 +37,8 @@ def doctor_command() -> None:
     for name, folder in folders.items():
         fault = _write_fault(folder)
         room = "" if fault else f", {_free_gib(folder):.1f} GiB free"
-        table.add_row(name, f"{folder.resolve()}{room}{fault and f': {fault}'}")
+        place = folder.absolute() if fault else folder.resolve()
+        table.add_row(name, f"{place}{room}{fault and f': {fault}'}")
         faults += [f"{folder}: {fault}"] if fault else []
     table.add_row("offline (SMALLVIT_OFFLINE)", "yes" if places.offline() else "no")
     here = [name for name, spec in DATASETS.items() if is_present(spec, places.data_dir())]
@@ -62,14 +63,13 @@ def _existing(folder: Path) -> Path:
 
 
 def _write_fault(folder: Path) -> str:
+    if dead := places.dead_link(folder):
+        return dead
     try:
-        places.refuse_dead_link(folder)
         with tempfile.TemporaryFile(dir=_existing(folder)):
             return ""
     except OSError as error:
         return f"cannot be written ({error.strerror})"
-    except DataError as error:
-        return str(error)
 
 
 def _free_gib(folder: Path) -> float:

@@ -60,6 +60,8 @@ def _put_aside(stack: ExitStack) -> None:
     on_cuda = torch.cuda.is_initialized()
     devices = list(range(torch.cuda.device_count())) if on_cuda else []
     stack.enter_context(torch.random.fork_rng(devices))
+    if not on_cuda:  # CUDA's generators come to be with the seed that was set last
+        stack.callback(torch.cuda.manual_seed_all, torch.initial_seed())
     torch.manual_seed(FRESH_SEED)
     stack.callback(torch.set_default_dtype, torch.get_default_dtype())
     torch.set_default_dtype(torch.float32)

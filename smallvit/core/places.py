@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from smallvit.core.errors import DataError
-
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # set for runs whose numbers are to be the same again
 OFFLINE = ("SMALLVIT_OFFLINE", "HF_HUB_OFFLINE")  # read by us, and by the Hub's library
 
 
@@ -33,18 +32,18 @@ def absolute(path: Path | str) -> Path:
     return Path(path).expanduser().absolute()
 
 
-def refuse_dead_link(path: Path) -> None:
-    """Refuse a folder that is, or lies below, a link to what is not there.
-
-    Raises:
-        DataError: Naming the link and what it should lead to.
-    """
-    for link in (path, *path.parents):
-        if link.is_symlink() and not link.exists():
-            raise DataError(
-                f"{link} is a link to {link.readlink()}, which is not there: mount or make that, "
+def dead_link(path: Path) -> str | None:
+    """Say which part of a path is a link to what is not there, and what to do; ``None`` if none."""
+    for part in (path, *path.parents):
+        if part.exists():
+            return None
+        if part.is_symlink():
+            link = "is" if part == path else f"is below {part},"
+            return (
+                f"{link} a link to {part.readlink()}, which is not there: mount or make that, "
                 "or remove the link"
             )
+    return None
 
 
 def offline() -> bool:
@@ -54,12 +53,12 @@ def offline() -> bool:
 
 @contextmanager
 def kept_environment(*, offline: bool = False) -> Iterator[None]:
-    """Put the variables that forbid downloads back at the end.
+    """Put the variables that smallvit sets back at the end.
 
     Args:
         offline: Forbid downloads meanwhile.
     """
-    before = {name: os.environ.get(name) for name in OFFLINE}
+    before = {name: os.environ.get(name) for name in (*OFFLINE, CUBLAS)}
     try:
         apply_offline(offline)
         yield

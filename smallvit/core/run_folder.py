@@ -142,7 +142,7 @@ def what_is_at(path: Path) -> str:
         return f"is a part of a run: name the run, {run}{best}"
     if (path.parent / "result.json").is_file():
         return f"is a part of a run: name the run, {path.parent}"
-    if dead := dead_link(path):
+    if dead := places.dead_link(path):
         return dead
     if path.is_file():
         return (
@@ -157,20 +157,6 @@ def what_is_at(path: Path) -> str:
     if found:
         return f"holds runs and is none: name one, such as the newest, {found[-1].path}"
     return "is no run: 'smallvit runs ls' shows those that are"
-
-
-def dead_link(path: Path) -> str | None:
-    """Say which part of a path is a link to what is not there, and what to do; ``None`` if none."""
-    for part in (path, *path.parents):
-        if part.exists():
-            return None
-        if part.is_symlink():
-            link = "is" if part == path else f"is below {part},"
-            return (
-                f"{link} a link to {part.readlink()}, which is not there: put that back, or remove "
-                "the link"
-            )
-    return None
 
 
 def _why_unfinished(path: Path, result: dict[str, Any]) -> str:
@@ -205,7 +191,7 @@ def find_runs(root: Path) -> Iterator[Run]:
     Raises:
         DataError: If the folder is a link to nothing.
     """
-    if dead := dead_link(root):
+    if dead := places.dead_link(root):
         raise DataError(f"{root} {dead}, or set SMALLVIT_RUNS_DIR")
     found = []
     for path in root.rglob("result.json"):
@@ -254,7 +240,7 @@ def check_target(out: Path | None, *, resume: Path | None, overwrite: bool) -> N
     if out is not None:
         _refuse_taken(out, overwrite=overwrite)
     path = nearest = out or places.runs_dir()
-    if dead := dead_link(path):
+    if dead := places.dead_link(path):
         raise DataError(f"{path} {dead}, or choose another --out or SMALLVIT_RUNS_DIR")
     try:
         while not nearest.exists() and nearest != nearest.parent:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import torch
 from torch import nn
 
+from smallvit.core import places
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
 from smallvit.models.tokens import AbstractBackbone
@@ -105,7 +106,7 @@ def open_runtime(config: RuntimeConfig) -> Runtime:
     else:
         keep_freed_memory()
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read with the first product
+        os.environ.setdefault(places.CUBLAS, ":4096:8")  # read with the first product
     torch.use_deterministic_algorithms(config.deterministic)
     torch.backends.cudnn.deterministic = config.deterministic
     return Runtime(

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.core.errors import ConfigError
-from smallvit.core.run_folder import Run, dead_link
+from smallvit.core.places import dead_link
+from smallvit.core.run_folder import Run
 from smallvit.data.loader import Dataset
 from smallvit.engine.runtime import Runtime
 from smallvit.finetune.online import OnlineTeacher

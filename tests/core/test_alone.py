@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from smallvit.core.alone import alone
+from smallvit.core.alone import FRESH_SEED, alone
 
 
 @alone
@@ -71,3 +71,15 @@ def test_another_thread_computes_the_same_one_after_the_other():
     for thread in threads:
         thread.join()
     assert found == [expected] * 3
+
+
+def test_a_gpu_that_is_first_used_in_it_has_the_callers_seed_after_it(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    compute()
+    assert seeds[-2:] == [FRESH_SEED, 5]
+    assert torch.equal(torch.rand(3), expected)
