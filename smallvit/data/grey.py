@@ -166,7 +166,7 @@ def _notes(files: Sequence[tuple[str, GreyExtent]], scale: GreyRange, *, given: 
 
 
 def _option(low: float, high: float) -> str:
-    return f"--data.grey-range {low:.6g} {max(high, low + 1):.6g}"
+    return f"--data.grey-range {low:.6g} {high if high > low else low + 1:.6g}"
 
 
 def _say_files(

@@ -25,7 +25,7 @@ from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.rows import own_rows
 from smallvit.data import fetch, hub, official, own, registry
 from smallvit.data.class_lists import in_class_order, some
-from smallvit.data.grey import GreyRange, GreyScale, check_range
+from smallvit.data.grey import GreyRange, GreyScale, GreySetting, check_range
 from smallvit.data.layout import parse_layout
 from smallvit.data.sources import Listing, Source
 from smallvit.data.splits import (
@@ -395,6 +395,11 @@ def load_dataset(
     return prepare_dataset(source, config, cache_dir=cache_dir, progress=progress)
 
 
+def grey_setting(config: DataConfig) -> GreySetting:
+    """Return which grey values of more than 8 bits a config takes as black and white."""
+    return config.grey_range or ("file" if config.split_version == 1 else "auto")
+
+
 def prepare_dataset(
     source: Source, config: DataConfig, *, cache_dir: Path, progress: Progress | None = None
 ) -> Dataset:
@@ -416,7 +421,7 @@ def prepare_dataset(
         source,
         image_size=size,
         cache_dir=cache_dir,
-        grey_range=config.grey_range or ("file" if config.split_version == 1 else "auto"),
+        grey_range=grey_setting(config),
         progress=progress,
     )
     _check_classes(store)
@@ -502,8 +507,10 @@ def _note_gaps(config: DataConfig, store: PackedStore, dataset: Dataset) -> tupl
     """Name the classes that a cut left without an image in validation or test."""
     if not dataset.labelled:
         return ()
+    fractions = _fractions(config, store)
+    cut = (name for name in ("val", "test") if fractions[f"{name}_fraction"])
     gaps = []
-    for name in ("val", "test"):
+    for name in cut:
         counts = class_counts(dataset.splits[name], dataset.num_classes)
         absent = [dataset.class_names[i] for i, count in enumerate(counts) if count == 0]
         if absent:
@@ -511,7 +518,6 @@ def _note_gaps(config: DataConfig, store: PackedStore, dataset: Dataset) -> tupl
     if not gaps:
         return ()
     labels, contents = store.labels["train"], store.contents["train"]
-    fractions = _fractions(config, store)
     seed = find_seed(labels, contents, class_names=dataset.class_names, **fractions)
     other = "" if seed is None else f", or cut with data.split_seed {seed}"
     return (

@@ -48,14 +48,14 @@ from smallvit.models.registry import (
 )
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.run.classifier import judge_classifier, score_classifier
-from smallvit.run.data import check_out, load_dataset, require_labels
+from smallvit.run.data import check_out, load_dataset, require_labels, say_other_grey
 from smallvit.run.learned import NOTHING, Learned, write_learned
 from smallvit.run.monitor import EVAL_BATCH
 from smallvit.run.provenance import check_leak, join_extra_data, other_data
-from smallvit.run.recipe import OF_NAMED_DATA, Recipe, stage_values
+from smallvit.run.recipe import Recipe, stage_values
 from smallvit.run.record import recorded
 from smallvit.run.stage import run_stage
-from smallvit.run.start import TIMM, cost_of, find_start
+from smallvit.run.start import TIMM, cost_of, data_settings, find_start
 from smallvit.run.training import describe_environment
 from smallvit.teachers.adopt import (
     Colours,
@@ -260,10 +260,7 @@ def adopt_settings(start: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     found = find_start(start, OPTION)
     brought: dict[str, Any] = {"teacher": {"model": exported_model(_export_folder(found))}}
     if isinstance(found, Run):
-        data, named = found.recipe.get("data", {}), settings.get("data") or {}
-        if named.get("dataset") is not None or named.get("path") is not None:
-            data = {key: data[key] for key in data if key not in OF_NAMED_DATA}
-        brought["data"] = data
+        brought["data"] = data_settings(found, settings)
     return brought
 
 
@@ -293,6 +290,7 @@ def _open(start: str, model: ModelConfig, dataset: Dataset, *, allow_leak: bool)
     elif isinstance(found := find_start(start, OPTION), Run):
         adopted = _open_export(_export_folder(found), model, dataset)
         adopted.init = found.result["stage"]
+        say_other_grey(found, dataset, OPTION)
         seen = other_data(found, dataset, OPTION, allow_leak=allow_leak)
         adopted.learned = seen.learned
         earlier = found.result.get("extra_data", "none")

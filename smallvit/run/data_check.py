@@ -9,7 +9,7 @@ import torch
 from smallvit.core import places
 from smallvit.core.errors import DataError
 from smallvit.data import fetch
-from smallvit.data.loader import DataConfig, Dataset
+from smallvit.data.loader import DataConfig, Dataset, grey_setting
 from smallvit.data.registry import DATASETS, DatasetSpec
 from smallvit.data.sources import Source
 from smallvit.data.store import open_store, verify_store
@@ -78,7 +78,7 @@ def _check_packed(
             source,
             image_size=dataset.image_size,
             cache_dir=places.cache_dir(),
-            grey_range=config.grey_range or "auto",
+            grey_range=grey_setting(config),
         )
         problems = verify_store(
             store, lambda done, total: progress("Verifying the packed images", done, total)

@@ -14,7 +14,7 @@ import torch
 
 from smallvit.core import places
 from smallvit.core.config import Layer, resolve
-from smallvit.core.errors import DataError
+from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run
 from smallvit.data.loader import DataConfig, Dataset, Split
 from smallvit.inference.export import ExportedInput, exported_input
@@ -57,10 +57,14 @@ def open_run_data(run: Run, needed: Sequence[str], *, place: Path | str | None =
     """
     config, input_ = recipe_of(run).data, exported_input(run.path / "export")
     config = replace(config, image_size=config.image_size or input_.image_size)
+    scale = run.env["dataset"].get("grey_range")
+    if isinstance(scale, list):
+        # What all files decided then: others beside them are not to change the pixels of these.
+        config = replace(config, grey_range=(scale[0], scale[1]))
     if place is not None:
         config = at_place(config, place)
     try:
-        dataset = load_dataset(config)
+        dataset = _load(config, moved=place is not None, by_content=(run.path / FILE).is_file())
     except DataError as error:
         if place is None and config.path is not None and not config.path.exists():
             raise MovedError(_moved(run, f"nothing is at {config.path}")) from error
@@ -73,6 +77,32 @@ def open_run_data(run: Run, needed: Sequence[str], *, place: Path | str | None =
             _moved(run, f"the images at {where}, or their splits, are not those that it had")
         )
     return _take_splits(run, dataset, needed, str(where), input_)
+
+
+def _load(config: DataConfig, *, moved: bool, by_content: bool) -> Dataset:
+    """Open data that need not lie, or be whole, as its settings tell.
+
+    Args:
+        config: The settings.
+        moved: Whether it is in another place, where there may be no such columns or folders.
+        by_content: Whether its images will be taken by their content, so that no cut is needed.
+
+    Raises:
+        ConfigError: If the columns or the layout are not those of the data.
+        DataError: If it is missing or broken, or cannot be cut.
+    """
+    ways = [config]
+    if moved:
+        ways.append(replace(config, image_column=None, label_column=None, layout=None))
+    if by_content:
+        ways += [replace(way, val_fraction=0.0, test_fraction=0.0) for way in ways]
+    errors: list[ConfigError | DataError] = []
+    for way in dict.fromkeys(ways):
+        try:
+            return load_dataset(way)
+        except (ConfigError, DataError) as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def check_same(run: Run, dataset: Dataset, named: str) -> None:
@@ -135,9 +165,11 @@ def _take_splits(
         at = np.searchsorted(contents[order], split.contents)
         place = order[np.minimum(at, len(order) - 1)]
         found = contents[place] == split.contents
+        if name not in needed:
+            continue
         if found.all():
             splits[name] = _take(dataset, place, split)
-        elif name in needed:
+        else:
             raise MovedError(
                 _moved(
                     run,

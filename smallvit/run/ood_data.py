@@ -92,6 +92,8 @@ def open_foreign(
             source,
             image_size=dataset.image_size,
             cache_dir=places.cache_dir(),
+            # On the scale that the network was trained on, where that is known.
+            grey_range=dataset.grey_range or "auto",
             progress=progress,
         )
     shared = _shared_name(store.manifest.name, dataset.name) or _shared_classes(store, dataset)

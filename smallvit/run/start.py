@@ -140,21 +140,33 @@ def start_settings(start: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         name = find_timm_weights(start.removeprefix(TIMM))
         brought: dict[str, Any] = {"model": {"name": name.partition(".")[0]}}
     elif isinstance(found := find_start(start), Run):
-        brought = {key: found.recipe.get(key, {}) for key in ("model", "data")}
-        scale = found.env["dataset"].get("grey_range")
-        if isinstance(scale, list):
-            # What all files of its data decided: the same picture is to have the same pixels.
-            brought["data"] = {**(brought["data"] or {}), "grey_range": scale}
+        brought = {"model": found.recipe.get("model", {}), "data": data_settings(found, settings)}
     else:
         brought = {"model": exported_model(found)}
     given = settings.get("model") or {}
     if given.get("name") not in (None, brought["model"].get("name")):
         del brought["model"]
+    return brought
+
+
+def data_settings(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of data that a run brings to those that were given.
+
+    To data that are named nothing is brought that is said of others.
+
+    Args:
+        run: Run that a new one builds on.
+        settings: What was given, nested.
+    """
+    data = dict(run.recipe.get("data") or {})
+    scale = run.env["dataset"].get("grey_range")
+    if isinstance(scale, list):
+        # What all files of its data decided: the same picture is to have the same pixels.
+        data["grey_range"] = scale
     given = settings.get("data") or {}
     if given.get("dataset") is not None or given.get("path") is not None:
-        data = brought.get("data", {})
-        brought["data"] = {key: data[key] for key in data if key not in OF_NAMED_DATA}
-    return brought
+        data = {key: data[key] for key in data if key not in OF_NAMED_DATA}
+    return data
 
 
 def cost_of(run: Run) -> dict[str, float]:

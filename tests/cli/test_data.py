@@ -14,6 +14,7 @@ from smallvit.data.loader import DataConfig, Dataset
 from smallvit.data.registry import DATASETS
 from smallvit.data.splits import split_hash
 from smallvit.run.data import load_dataset
+from smallvit.run.data_check import check_dataset
 
 NUM = {"train": 60, "t10k": 20}
 
@@ -375,3 +376,16 @@ def test_the_doctor_names_the_data_sets_that_are_here(capsys, data_dir):
     assert main(["doctor"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "data sets here" in line)
     assert "digits, cifar100 " in line
+
+
+def test_data_of_the_first_cut_is_checked_as_it_is_packed(tmp_path):
+    """Each grey file has a scale of its own there: no other one is packed to be looked at."""
+    for i in range(40):
+        values = np.random.default_rng(i).integers(0, 4096, (8, 8), dtype=np.uint16)
+        path = tmp_path / "grey" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
+    config = DataConfig(path=tmp_path / "grey", image_size=8, split_version=1)
+    packed = load_dataset(config).store_path
+    said = [finding.text for finding in check_dataset(config)]
+    assert f"the packed images in {packed} have their hashes" in said

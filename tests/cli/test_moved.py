@@ -12,6 +12,8 @@ from PIL import Image
 import smallvit as sv
 from smallvit.cli.app import main
 from smallvit.core.errors import DataError
+from smallvit.data.loader import DataConfig
+from smallvit.run.data import load_dataset
 from smallvit.run.learned import read_record
 from smallvit.run.score import evaluate_run
 from smallvit.teachers.score_maps import read_score_maps
@@ -71,6 +73,63 @@ def test_images_among_others_are_taken_out_in_the_runs_order(run, pictures, tmp_
     (tmp_path / "table.csv").write_text("image_path,label\n" + "\n".join(files) + "\n")
     shuffled = evaluate_run(run, split="val", place=tmp_path / "table.csv")
     assert shuffled == evaluate_run(run, split="val")
+
+
+def draw_grey(folder: Path, numbers: range, top: int) -> Path:
+    for i in numbers:
+        values = np.random.default_rng([top, i]).integers(0, top + 1, (8, 8), dtype=np.uint16)
+        path = folder / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
+    return folder
+
+
+def test_brighter_files_beside_those_of_a_run_do_not_change_its_scale(tiny, tmp_path):
+    pictures = draw_grey(tmp_path / "g", range(60), 4095)
+    run = train("finetune", tiny, pictures, tmp_path / "run")
+    before = evaluate_run(run, split="test", linear=True).metrics
+    draw_grey(pictures, range(60, 64), 60000)
+    assert evaluate_run(run, split="test", linear=True).metrics == before
+
+
+def test_a_place_that_holds_the_test_images_alone_is_enough(run, tmp_path, pictures):
+    """Too few to be cut, and in some class perhaps one alone."""
+    before = evaluate_run(run, split="test").metrics
+    dataset = load_dataset(DataConfig(path=pictures, image_size=8))
+    test = set(dataset.content_hashes("test").tolist())
+    kept: list[Path] = []
+    for path in sorted(pictures.rglob("*.png")):
+        single = tmp_path / "single"
+        shutil.rmtree(single, ignore_errors=True)
+        single.mkdir()
+        shutil.copy(path, single)
+        alone = load_dataset(DataConfig(path=single, image_size=8))
+        if alone.content_hashes("train")[0] in test:
+            kept.append(path)
+    assert len(kept) == len(test)
+    for path in kept:
+        target = tmp_path / "test-only" / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    with pytest.raises(DataError, match="split"):
+        load_dataset(DataConfig(path=tmp_path / "test-only", image_size=8))
+    assert evaluate_run(run, split="test", place=tmp_path / "test-only").metrics == before
+
+
+def test_what_is_said_of_a_table_or_of_folders_is_not_asked_of_the_new_place(tiny, tmp_path):
+    pictures = draw(tmp_path / "g", range(30))
+    rows = [f"{path.relative_to(tmp_path)},{path.parent.name}" for path in pictures.rglob("*.png")]
+    (tmp_path / "table.csv").write_text("picture,kind\n" + "\n".join(rows) + "\n")
+    columns = ["--data.image-column", "picture", "--data.label-column", "kind"]
+    run = train("finetune", tiny, tmp_path / "table.csv", tmp_path / "run", *columns)
+    before = evaluate_run(run, split="test").metrics
+    assert evaluate_run(run, split="test", place=pictures).metrics == before
+    folders = draw(tmp_path / "h" / "first", range(30))
+    draw(tmp_path / "h" / "second", range(30, 50))
+    layout = ["--data.layout", "train=first,test=second"]
+    run = train("finetune", tiny, tmp_path / "h", tmp_path / "other", *layout)
+    before = evaluate_run(run, split="val").metrics
+    assert evaluate_run(run, split="val", place=folders).metrics == before
 
 
 def test_of_other_images_it_is_said_how_many_are_found(run, pictures, tmp_path, capsys):

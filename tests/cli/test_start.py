@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import _registry
 
 from smallvit.cli.app import main
+from smallvit.run.adopt import adopt_settings
 from smallvit.run.start import start_settings
 
 DIGITS = ["--dataset", "digits", "--data.image-size", "16", "--data.label-fraction", "0.2"]
@@ -266,10 +267,15 @@ def test_a_start_brings_the_scale_of_its_grey_values_or_says_another(tiny, tmp_p
     ]
     other = {"data": {"path": str(tmp_path / "bright")}}
     assert start_settings(str(start), other)["data"]["grey_range"] == [0, 4095]
+    assert adopt_settings(str(start), other)["data"]["grey_range"] == [0, 4095]
     finetune = ["finetune", "--data", str(tmp_path / "bright"), "--init", str(start), "--dry-run"]
     capsys.readouterr()
     assert main([*finetune, *small]) == 0
     said = capsys.readouterr().err
     assert "start saw grey values on the scale 0 to 4095, bright has 0 to 65535" in said
+    adopt = ["teacher", "--data", str(tmp_path / "bright"), "--from", str(start), "--dry-run"]
+    size = ["--data.image-size", "16", "--data.grey-range", "0", "65535"]
+    assert main([*adopt, *size]) == 0
+    assert "start saw grey values on the scale 0 to 4095, bright has" in capsys.readouterr().err
     assert main([*finetune, *small, "--data.grey-range", "0", "4095"]) == 0  # the remedy
     assert "saw grey values on the scale" not in capsys.readouterr().err

@@ -98,6 +98,12 @@ def test_a_range_that_is_mostly_unused_is_said_with_one_that_is_not():
     assert not describe_scale(files(200, 255), (0, 255), given=False).notes
 
 
+@pytest.mark.parametrize(("low", "high"), [(0, 0.2), (-0.3, 0.2)])
+def test_the_range_that_would_use_floats_below_one_is_theirs(low, high):
+    scale = describe_scale(files(high, low=low, floats=True), (-2.0, 2.0), given=True)
+    assert f"is lost: --data.grey-range {low:g} {high:g} would use it" in scale.notes[0]
+
+
 def test_files_that_disagree_are_said_by_name():
     (note,) = describe_scale(files(60000, 65535, 3000), (0, 65535), given=False).notes
     assert note.startswith("1 of 3 files with grey values of more than 8 bits are nearly black")

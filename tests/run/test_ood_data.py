@@ -131,3 +131,17 @@ def test_folders_that_a_classifier_could_not_be_trained_on_are_foreign_images(di
             write_noise(tmp_path / "pets" / split / label, 3)
     (foreign,) = open_foreign(str(tmp_path / "pets"), digits)
     assert foreign.num_images == 12
+
+
+def test_foreign_grey_values_have_the_scale_of_the_classifiers(tmp_path, monkeypatch):
+    monkeypatch.setenv("SMALLVIT_CACHE_DIR", str(tmp_path / "cache"))
+    for name, top, num in (("own", 4095, 40), ("foreign", 1000, 4)):
+        for i in range(num):
+            values = np.random.default_rng([top, i]).integers(0, top, (8, 8), dtype=np.uint16)
+            values[0, 0] = top
+            folder = tmp_path / name / "ab"[i % 2] if name == "own" else tmp_path / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(folder / f"{i}.png")
+    own = load_dataset(DataConfig(path=tmp_path / "own", image_size=8))
+    (foreign,) = open_foreign(str(tmp_path / "foreign"), own)
+    assert int(read(foreign).max()) == 1000 * 256 // 4096
