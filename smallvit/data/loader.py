@@ -508,9 +508,9 @@ def _note_gaps(config: DataConfig, store: PackedStore, dataset: Dataset) -> tupl
     if not dataset.labelled:
         return ()
     fractions = _fractions(config, store)
-    cut = (name for name in ("val", "test") if fractions[f"{name}_fraction"])
+    parts = {"val": fractions["val_fraction"], "test": fractions["test_fraction"]}
     gaps = []
-    for name in cut:
+    for name in (name for name, part in parts.items() if part):
         counts = class_counts(dataset.splits[name], dataset.num_classes)
         absent = [dataset.class_names[i] for i, count in enumerate(counts) if count == 0]
         if absent:
