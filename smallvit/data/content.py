@@ -1,13 +1,15 @@
 """The content hash of an image: of its pixels as they are stored, whatever side they are packed at.
 
 Two images have the same hash where they have the same pixels in full resolution, upright and with
-transparency laid over white: in a file of any name and lossless format, in a table or an array.
+transparency laid over white: in a file of any name and lossless format, in a table or an array. Of
+large JPEGs the pixels of a lower resolution are hashed, which are those of the same coefficients:
+such a file with other metadata or coded anew without loss has the same hash, its pixels in another
+format have not.
 """
 
 import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
@@ -23,26 +25,21 @@ from smallvit.data.images import (
     to_rgb,
 )
 
-# JPEGs of this shorter side and more are hashed as they are coded: packing decodes them at 1/2 to
-# 1/8, and decoding them in full as well would take several times as long. At 64 px and above,
-# packing decodes all smaller ones in full.
-CODED_SIDE = 256
+# JPEGs of this shorter side and more are hashed as they are decoded at 1/2, 1/4 or 1/8, to at least
+# half of it: packing does not decode them in full either, which would take several times as long.
+LARGE_SIDE = 256
 STRIP_PIXELS = 1 << 16  # converted at a time: what fits into the processor's cache
 _JPEG = ("JPEG", "MPO")
-# Segments that say nothing of the pixels: EXIF and XMP, colour profiles, Photoshop's, comments.
-_METADATA = frozenset((0xE1, 0xE2, 0xED, 0xFE))
-_START_OF_SCAN = 0xDA
 
 
 def content_hash(image: Image.Image) -> int:
     """Hash the pixels of an image, as ``open_image`` returns it.
 
     8-bit images of any mode are hashed as RGB, grey ones of more bits by their values, so that
-    neither the packed side nor the scale of grey values matters. Of JPEGs of ``CODED_SIDE`` and
-    more the coded pixels are hashed, without names, dates and other metadata.
+    neither the packed side nor the scale of grey values matters.
 
     Args:
-        image: Opened image; decoded in place unless it is such a JPEG.
+        image: Opened image; decoded in place.
 
     Returns:
         64 bits, not signed.
@@ -50,8 +47,13 @@ def content_hash(image: Image.Image) -> int:
     Raises:
         OSError: If the content of the image breaks off.
     """
-    coded = _hash_coded(image)
-    return _hash_pixels(image) if coded is None else coded
+    if not _is_large_jpeg(image):
+        return _hash_pixels(image)
+    pixels = image.width * image.height
+    # A progressive JPEG is held whole at any scale.
+    with huge_image_alone(image) if "progressive" in image.info else nullcontext():
+        image.draft(None, (LARGE_SIDE // 2, LARGE_SIDE // 2))
+        return _hash_pixels(image, pixels)
 
 
 class PackedImage(NamedTuple):
@@ -84,50 +86,42 @@ def pack_image(
         Exception: Whatever opening and decoding raise on a broken file.
     """
     image = read()
-    content, full = _hash_coded(image), image.size
+    full, large = image.size, _is_large_jpeg(image)
     # What is kept for the hash must not fill the memory; what is not is gone by then.
-    with huge_image_alone(image) if content is None else nullcontext():
+    with nullcontext() if large else huge_image_alone(image):
         grey = look_at_grey(image)
         if grey is not None and grey_range == "auto":
             pixels = np.zeros((3, size, size), dtype=np.uint8)
         else:
             scale = grey_range if isinstance(grey_range, tuple) else None
             pixels = to_rgb(image, size, scale)
-        if content is None:
+        if not large:
             content = _hash_pixels(image if image.size == full else read())
+    if large and image.size == _reduced(full):
+        content = _hash_pixels(image, full[0] * full[1])
+    elif large:
+        content = content_hash(read())
     return PackedImage(pixels, content, grey)
 
 
-def _hash_coded(image: Image.Image) -> int | None:
-    """Hash the coded pixels of a large JPEG that is not yet decoded; ``None`` for others."""
-    file = getattr(image, "fp", None)
-    if image.format not in _JPEG or min(image.size) < CODED_SIDE or not isinstance(file, BytesIO):
-        return None
-    content = file.getbuffer()
-    digest = _digest(f"jpeg/{find_turn(image)}/")
-    place = 2  # behind the start of the image
-    while place + 4 <= len(content) and content[place] == 0xFF:
-        kind = content[place + 1]
-        if kind == 0xFF:  # a byte of filling
-            place += 1
-            continue
-        end = place + 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-        if kind == _START_OF_SCAN:
-            break
-        if kind not in _METADATA:
-            digest.update(content[place:end])
-        place = end
-    digest.update(content[place:])
-    return int.from_bytes(digest.digest()[:8], "little")
+def _is_large_jpeg(image: Image.Image) -> bool:
+    return image.format in _JPEG and min(image.size) >= LARGE_SIDE and len(image.tile) == 1
 
 
-def _hash_pixels(image: Image.Image) -> int:
+def _reduced(full: tuple[int, int]) -> tuple[int, int]:
+    """Return the size that a large JPEG is decoded at for its hash, as PIL's draft mode chooses."""
+    scale = next(each for each in (8, 4, 2, 1) if each <= min(full) // (LARGE_SIDE // 2))
+    return -(-full[0] // scale), -(-full[1] // scale)
+
+
+def _hash_pixels(image: Image.Image, full: int | None = None) -> int:
+    """Hash pixels; ``full`` is how many there are in full resolution, where these are fewer."""
     image.load()
     turn = find_turn(image)
     if turn is not None:
         image = image.transpose(turn)
     deep = is_deep_grey(image)
-    kind = "grey" if deep else "rgb"
+    kind = "grey" if deep else "rgb" if full is None else f"reduced/{full}"
     digest = _digest(f"{kind}/{image.width}/{image.height}/")
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):

@@ -88,6 +88,17 @@ def test_an_image_turned_by_its_exif_data_hashes_as_the_upright_one():
     assert content_hash(open_image(turned)) == content_hash(image)
 
 
+@pytest.mark.parametrize("size", [(300, 300), (1500, 300), (2100, 2200)])
+@pytest.mark.parametrize("options", [{"optimize": True}, {"progressive": True}])
+def test_a_jpeg_coded_anew_without_loss_keeps_its_hash(size, options):
+    image = photograph(*size)
+    plain, anew = coded(image, "JPEG"), coded(image, "JPEG", **options)
+    assert plain != anew
+    hashes = {pack_image(lambda f=f: open_image(f), 64).content for f in (plain, anew)}
+    assert len(hashes) == 1
+    assert hashes == {pack_image(lambda: open_image(anew), 224).content}
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30}])
 def test_large_jpegs_of_other_pixels_differ(options):
     files = [coded(photograph(300, 300, seed), "JPEG", **options) for seed in range(8)]
