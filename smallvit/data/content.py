@@ -96,16 +96,17 @@ def pack_image(
             scale = grey_range if isinstance(grey_range, tuple) else None
             pixels = to_rgb(image, size, scale)
         if not large:
-            content = _hash_pixels(image if image.size == full else read())
-    if large and image.size == _reduced(full):
-        content = _hash_pixels(image, full[0] * full[1])
-    elif large:
-        content = content_hash(read())
-    return PackedImage(pixels, content, grey)
+            again = image if image.size == full else read()
+            return PackedImage(pixels, _hash_pixels(again), grey)
+    if image.size == _reduced(full):
+        return PackedImage(pixels, _hash_pixels(image, full[0] * full[1]), grey)
+    return PackedImage(pixels, content_hash(read()), grey)
 
 
 def _is_large_jpeg(image: Image.Image) -> bool:
-    return image.format in _JPEG and min(image.size) >= LARGE_SIDE and len(image.tile) == 1
+    return (
+        image.format in _JPEG and min(image.size) >= LARGE_SIDE and bool(getattr(image, "tile", ()))
+    )
 
 
 def _reduced(full: tuple[int, int]) -> tuple[int, int]:
