@@ -137,9 +137,13 @@ def find_seed(
         every_class: Whether validation and test have to have images of every class too.
     """
     bounds = test_fraction, test_fraction + (1 - test_fraction) * val_fraction
+    cut = [s for s, fraction in ((VAL, val_fraction), (TEST, test_fraction)) if fraction]
+    # Copies are on one side: a class of fewer different images than sides cannot be on each.
+    different = np.unique(np.stack((labels.astype(np.int64), contents.view(np.int64))), axis=1)[0]
+    if every_class and np.bincount(different, minlength=len(class_names)).min() <= len(cut):
+        return None
     for seed in range(min(MOST_SEEDS, 1 + MOST_NUMBERS // len(labels))):
         side = np.digitize(_numbers(seed, contents), bounds)
-        cut = [s for s, fraction in ((VAL, val_fraction), (TEST, test_fraction)) if fraction]
         if _find_fault(side, labels, class_names, bounds) or (
             every_class and any(len(np.unique(labels[side == s])) < len(class_names) for s in cut)
         ):

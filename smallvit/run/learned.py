@@ -150,6 +150,10 @@ def find_record(run: Run, dataset: Dataset | None = None) -> Record | None:
     if theirs is None:
         return None
     splits = _splits_of(theirs)
+    if not is_same_data(run, theirs):
+        # Which labels it had is told by its own data alone; else it may have had all of them.
+        own = _load_here(run)
+        splits["labelled"] = splits["train"] if own is None else _splits_of(own)["labelled"]
     return Record(own=_own(splits, _learns(run)), earlier=_find_earlier(run), splits=splits)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run
 from smallvit.data.loader import Dataset
-from smallvit.run.learned import NOTHING, Learned, Record, find_record
+from smallvit.run.learned import NOTHING, SPLITS, Learned, Record, find_record
 
 logger = logging.getLogger("smallvit")
 # CINIC-10 spreads the images of CIFAR-10 over its three splits (Darlow et al., 2018,
@@ -183,12 +183,18 @@ def _find_held_out(record: Record, run: Run, dataset: Dataset) -> _HeldOut | Non
     counts = count_held_out(learned.unlabelled, dataset)
     if not counts:
         return None
-    # What has no labels, or another name, could not have been split as this data is.
-    data = run.env["dataset"]
-    alike = data["name"] == dataset.name and bool(data["class_names"])
+    # What has no labels, or is other data for the most part, could not have been split as this is.
+    alike = bool(run.env["dataset"]["class_names"]) and _is_mostly(record, dataset)
     refused = alike and bool(count_held_out(record.own.unlabelled, dataset))
     how = "was pretrained without labels on"
     return _HeldOut(images=_listed(counts, dataset), how=how, refused=refused)
+
+
+def _is_mostly(record: Record, dataset: Dataset) -> bool:
+    """Tell whether most images of a run's data are a dataset's, whatever folder they lie in."""
+    ours = np.concatenate([dataset.content_hashes(split) for split in SPLITS])
+    theirs = np.concatenate([record.splits[split].contents for split in SPLITS])
+    return 2 * int(np.isin(theirs, ours).sum()) > len(theirs)
 
 
 def _is_recorded(held: _HeldOut, run: Run, dataset: Dataset) -> bool:

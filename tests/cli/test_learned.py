@@ -146,6 +146,35 @@ def test_stage_1_on_another_split_of_the_same_data_is_refused(tiny, pictures, tm
     assert train("finetune", tiny, pictures, tmp_path / "second", *same) == 0
 
 
+def test_stage_1_on_another_split_is_refused_under_whatever_name(tiny, pictures, tmp_path, capsys):
+    first = tmp_path / "first"
+    assert train("pretrain", tiny, pictures, first, "--data.split-seed", "1") == 0
+    moved = pictures.rename(tmp_path / "g2")
+    other = ["--data.split-seed", "0", "--init", first]
+    assert train("finetune", tiny, moved, tmp_path / "second", *other) == 2
+    assert "was pretrained without labels on" in last_line(capsys)
+    shutil.copytree(moved, tmp_path / "g3")
+    draw(tmp_path / "g3", range(100, 170))
+    assert train("pretrain", tiny, tmp_path / "g3", tmp_path / "wide") == 0
+    wide = ["--data.split-seed", "3", "--init", tmp_path / "wide", "--dry-run"]
+    assert train("finetune", tiny, moved, tmp_path / "third", *wide) == 0, "other data, mostly"
+
+
+def test_an_older_run_had_the_labels_of_its_own_data(tiny, pictures, tmp_path):
+    assert train("finetune", tiny, pictures, tmp_path / "first") == 0
+    first = as_older(tmp_path / "first")
+    dataset = load_dataset(DataConfig(path=pictures, image_size=8, label_fraction=0.3))
+    whole = load_dataset(DataConfig(path=pictures, image_size=8))
+    everything = set(whole.content_hashes("train").tolist())
+    record = find_record(Run(first), dataset)
+    assert record is not None
+    assert set(record.learned.labelled.tolist()) == everything
+    pictures.rename(tmp_path / "gone")
+    record = find_record(Run(first), dataset)
+    assert record is not None
+    assert set(record.learned.labelled.tolist()) == everything
+
+
 def test_a_teacher_of_what_is_held_out_is_refused_to_label_and_to_be_adopted(
     tiny, pictures, tmp_path, capsys
 ):

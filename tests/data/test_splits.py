@@ -271,3 +271,11 @@ def test_hash_of_a_split_tells_indices_and_borders_apart():
     a, b = np.asarray([1, 2]), np.asarray([3])
     assert split_hash(a, b) == split_hash(torch.tensor([1, 2]), torch.tensor([3]))
     assert len({split_hash(a, b), split_hash(b, a), split_hash(np.asarray([1, 2, 3]))}) == 3
+
+
+def test_no_seed_is_tried_where_a_class_has_too_few_different_images(monkeypatch):
+    labels = np.array([0] * 30 + [1] * 5)
+    contents = np.concatenate([np.arange(30), [100, 100, 100, 101, 101]]).astype(np.uint64)
+    monkeypatch.setattr("smallvit.core.rng.uniform", None)
+    cut = {"class_names": ("a", "b"), "val_fraction": 0.2, "test_fraction": 0.2}
+    assert find_seed(labels, contents, **cut) is None
