@@ -20,7 +20,7 @@ def share_out(objective: nn.Module) -> None:
     """Let the layers of a network take part of a batch for what it is, in place.
 
     State dicts stay as they are. Batch norms are those of the whole batch over processes; a
-    micro-batch alone has statistics of its own.
+    micro-batch alone has statistics of its own. A second call changes nothing.
     """
     for module in objective.modules():
         if isinstance(module, DropPath) and module.drop_prob:
@@ -30,7 +30,8 @@ def share_out(objective: nn.Module) -> None:
         elif isinstance(module, _BatchNorm) and processes.count() > 1:
             _join_batch_norm(module)
         dropout = getattr(module, "attn_drop", None)
-        if hasattr(module, "fused_attn") and getattr(dropout, "p", 0):
+        fuses = hasattr(module, "fused_attn") and getattr(dropout, "p", 0)
+        if fuses and _do_not_fuse not in module._forward_pre_hooks.values():
             # Fused kernels draw for the rows that they are given.
             module.register_forward_pre_hook(_do_not_fuse)
 
@@ -99,4 +100,5 @@ class _BatchNormOfAll:
 
 def _join_batch_norm(module: _BatchNorm) -> None:
     cls = type(module)
-    module.__class__ = type(f"{cls.__name__}OfAll", (_BatchNormOfAll, cls), {})
+    if not issubclass(cls, _BatchNormOfAll):
+        module.__class__ = type(f"{cls.__name__}OfAll", (_BatchNormOfAll, cls), {})

@@ -92,6 +92,11 @@ class _Pass:
         return 0 if self.peak is None or self.before is None else max(0, self.peak - self.before)
 
 
+def can_foresee(device: torch.device) -> bool:
+    """Tell whether a step can be measured before it is taken: by one process, on a CPU."""
+    return device.type == "cpu" and processes.count() == 1
+
+
 def foresee(
     training: "Training", batches: Callable[[int], Any], *, evaluations: int
 ) -> Forecast | None:
@@ -115,7 +120,7 @@ def foresee(
         OutOfMemoryError: If not even two images at once do.
     """
     plan, result = training.plan, training.result
-    if plan.runtime.device.type != "cpu" or processes.count() > 1:
+    if not can_foresee(plan.runtime.device):
         return None
     steps = plan.total_steps - result.step
     if not steps:

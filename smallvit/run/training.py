@@ -35,7 +35,7 @@ from smallvit.engine.fit import (
     evaluations_after,
     fit,
 )
-from smallvit.engine.forecast import Forecast, foresee
+from smallvit.engine.forecast import Forecast, can_foresee, foresee
 from smallvit.engine.log import LogConfig, read_metrics
 from smallvit.engine.optim import OptimConfig, ScheduleConfig, say_cut_warmup
 from smallvit.engine.process_group import process_group
@@ -217,6 +217,8 @@ def prepare_backbone(
 
 
 def _foresee(job: Job, plan: FitPlan) -> Forecast | None:
+    if not can_foresee(plan.runtime.device):
+        return None
     evaluations = evaluations_after(0, plan=plan, end=plan.total_steps)
     return foresee(Training(job.objective, plan), job.batches, evaluations=evaluations)
 

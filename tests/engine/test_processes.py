@@ -25,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:patches of 4 px")
 TINY = [
     *("pretrain", "--dataset", "digits", "--model", "vit_tiny", "--model.embed-dim", "16"),
     *("--model.depth", "1", "--model.num-heads", "2", "--model.drop-path-rate", "0.2"),
+    *("--method.head-batch-norm",),
     *("--batch-size", "64", "--log.every-steps", "1", "--schedule.eval-epochs", "100"),
 ]
 PATIENCE_S = 60  # a lost process must be noticed within it
