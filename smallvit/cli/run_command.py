@@ -14,7 +14,7 @@ from smallvit.core.places import apply_offline
 from smallvit.data.loader import DataConfig
 from smallvit.engine.runtime import say_precision
 from smallvit.models.registry import ModelConfig
-from smallvit.run.chain import run_recipe, say_plan
+from smallvit.run.chain import plan_recipe, run_recipe
 from smallvit.run.recipe import (
     FinetuneConfig,
     LabelConfig,
@@ -69,7 +69,7 @@ def run_command(
     say_fit(recipe, label_name)
     say_precision(recipe.runtime)
     if dry_run:
-        say_plan(recipe)
+        plan_recipe(recipe, label_name)
         return
     folder, runs = run_recipe(recipe, out=out, argv=given.argv)
     bench_runs(runs, folder / "leaderboard", title=f"{label_name}: what each stage brought")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
+CLEAR = Path("/proc/self/clear_refs")
 MEMINFO = Path("/proc/meminfo")
 GROUPS = Path("/proc/self/cgroup")
 GROUP_ROOT = Path("/sys/fs/cgroup")
@@ -33,16 +34,23 @@ def resident_bytes() -> int | None:
 
 
 def peak_bytes() -> int | None:
-    """Return the most memory that this process has had, since ``start_peak`` where that worked."""
+    """Return the most memory that this process has had, since ``start_peak`` if that worked."""
     return _read_kb(STATUS, "VmHWM")
 
 
-def start_peak() -> None:
-    """Give freed memory back to the system, and let ``peak_bytes`` start from what is left."""
+def start_peak() -> bool:
+    """Give freed memory back to the system, and let ``peak_bytes`` start from what is left.
+
+    Returns:
+        Whether it does; where that is forbidden, the peak is that of the whole process.
+    """
     with suppress(OSError, AttributeError):  # another C library: what it keeps counts as in use
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    with suppress(OSError):  # where that is forbidden, the peak is that of the whole process
-        Path("/proc/self/clear_refs").write_text("5")
+    try:
+        CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def format_bytes(count: float) -> str:

@@ -33,9 +33,16 @@ from smallvit.engine.ema import WeightAverage
 from smallvit.engine.forecast import foresee, say_forecast
 from smallvit.engine.log import LogConfig, TrainLog
 from smallvit.engine.means import StepMeans
-from smallvit.engine.optim import OptimConfig, ScheduleConfig, create_optimizer, set_schedule
+from smallvit.engine.optim import (
+    MOST_WARMUP,
+    MOST_WARMUP_BEFORE,
+    OptimConfig,
+    ScheduleConfig,
+    create_optimizer,
+    set_schedule,
+)
 from smallvit.engine.process_group import is_lost_connection, naming_lost_process
-from smallvit.engine.runtime import Runtime, compiled_networks
+from smallvit.engine.runtime import Runtime, compiled_networks, is_out_of_memory
 from smallvit.engine.step import train_step
 
 logger = logging.getLogger("smallvit")
@@ -89,6 +96,7 @@ class FitResult:
             all of a process.
         skipped: Steps that were taken again since they overflowed in float16.
         evaluated: Step of the last evaluation.
+        most_warmup: Part of the run that its warm-up takes at most.
     """
 
     step: int = 0
@@ -99,6 +107,7 @@ class FitResult:
     micro_batch: int | None = None
     skipped: int = 0
     evaluated: int = 0
+    most_warmup: float = MOST_WARMUP
 
 
 def fit(
@@ -111,6 +120,7 @@ def fit(
     resume: bool = False,
     stop_after: int | None = None,
     foreseen: bool = False,
+    late: bool = False,
 ) -> FitResult:
     """Train an objective and leave it with the weights of the last step, or their running average.
 
@@ -126,6 +136,7 @@ def fit(
         stop_after: Stop after this many steps of the run (a dry run).
         foreseen: Say before the first step how long the run will take and how much memory, and
             take no more images at once than fit.
+        late: Say after the first steps how long the run will take.
 
     Raises:
         ConfigError: If a batch that must stay whole is to be cut, or does not fit.
@@ -143,7 +154,6 @@ def fit(
     metrics_path = folder / "metrics.jsonl" if folder else None
     end = plan.total_steps if stop_after is None else min(stop_after, plan.total_steps)
     scored = 0 if evaluate is None else 1
-    late = False  # whether the forecast is made of the first steps themselves
     if foreseen:
         evaluations = scored * evaluations_after(result.step, plan=plan, end=plan.total_steps)
         late = foresee(training, batches, evaluations=evaluations) is None
@@ -298,7 +308,12 @@ class Training:
         seed = rng.step_seed(plan.seed, step)
         torch.manual_seed(seed)
         set_schedule(
-            self.optimizer, plan.optim, plan.schedule, step=step, total_steps=plan.total_steps
+            self.optimizer,
+            plan.optim,
+            plan.schedule,
+            step=step,
+            total_steps=plan.total_steps,
+            most_warmup=self.result.most_warmup,
         )
         objective.train()
         self._note_buffers()
@@ -403,8 +418,10 @@ class Training:
             self.scaler.load_state_dict(state["scaler"])
         self.means.load_state(state.get("means", []))  # older versions kept none
         least = self.result.micro_batch
-        for name, value in {"evaluated": self.plan.total_steps, **state["result"]}.items():
-            setattr(self.result, name, value)  # older runs evaluated before they saved
+        # Older runs evaluated before they saved, and had another limit of the warm-up.
+        older = {"evaluated": self.plan.total_steps, "most_warmup": MOST_WARMUP_BEFORE}
+        for name, value in (older | state["result"]).items():
+            setattr(self.result, name, value)
         if least is not None:
             self.result.micro_batch = min(least, self.result.micro_batch or least)
         best = self.result.best
@@ -529,12 +546,6 @@ def _refuse_cut(objective: AbstractObjective[Any], plan: FitPlan, why: str) -> N
         raise ConfigError(
             f"{plan.title}: this method compares the images of a batch with each other, and {why}"
         )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether a device or the host had too little memory."""
-    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def _holds_best(path: Path, best: dict[str, float]) -> bool:

@@ -14,7 +14,7 @@ from smallvit.core.console import format_duration
 from smallvit.core.errors import ConfigError, OutOfMemoryError
 from smallvit.core.memory import format_bytes
 from smallvit.core.rows import Rows, mirrored_part, seeing
-from smallvit.engine.runtime import keep_freed_memory
+from smallvit.engine.runtime import is_out_of_memory, keep_freed_memory
 
 if TYPE_CHECKING:  # which reads this
     from smallvit.engine.fit import Training
@@ -23,7 +23,7 @@ logger = logging.getLogger("smallvit")
 FEWEST = 4  # images of the first pass, which warms up
 LONG_PASS_S = 1.0  # after a pass as long as that no larger one is tried
 WORTH_SAYING_S = 10.0  # of a run
-ROOM = 0.8  # part of the memory that is planned with: other programs take some meanwhile
+ROOM = 0.8  # part of the memory that a new run plans with: other programs take some meanwhile
 RETURNED_BYTES = 128 << 10  # of a buffer that is given back at once while memory is measured
 MOST_KEPT_BYTES = 1 << 30  # of freed memory, as runtime.py tells glibc
 MOMENTS = 2  # numbers that an optimizer keeps a weight
@@ -113,7 +113,7 @@ def foresee(
 
     Returns:
         ``None`` where nothing can be measured before the first step: on a CUDA device, whose
-        networks are compiled for one size, and in several processes.
+        networks are compiled for one size, in several processes, and where the memory ran out.
 
     Raises:
         ConfigError: If a batch that must stay whole does not fit.
@@ -125,13 +125,25 @@ def foresee(
     steps = plan.total_steps - result.step
     if not steps:
         return None
+    try:
+        return _measure(training, batches, steps, evaluations)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None  # the steps find what fits
+
+
+def _measure(
+    training: "Training", batches: Callable[[int], Any], steps: int, evaluations: int
+) -> Forecast:
+    plan, result = training.plan, training.result
     with torch.random.fork_rng(devices=[]), training.left_alone():
-        memory.start_peak()
+        peak_is_known = memory.start_peak()
         began = time.monotonic()
         batch = batches(result.step)
         # Some make the batches of a few steps together.
         batch_s = (time.monotonic() - began) / getattr(batches, "block_steps", 1)
-        made_peak = memory.peak_bytes()
+        made_peak = memory.peak_bytes() if peak_is_known else None
         whole = min(len(batch), result.micro_batch or len(batch))
         size = min(FEWEST, whole)
         passes = [_try(training, batch, size)]  # which is slower than those to come
@@ -237,7 +249,8 @@ def _plan_memory(
         return int(max(made_peak, used) + moments)
 
     there = free + resident
-    if needed(whole) <= ROOM * there:
+    # A run that goes on stays the same to the last bit, as long as it can.
+    if needed(whole) <= (1.0 if training.result.step else ROOM) * there:
         return needed(whole)
     fits = whole
     while fits > 2 and needed(fits) > ROOM * there:

@@ -18,6 +18,7 @@ from smallvit.models.tokens import AbstractBackbone
 # Learned positions and tokens are not weights of a product; decay would only shrink them.
 UNDECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token", "relative_position_bias_table")
 MOST_WARMUP = 0.25  # of a run: its rate is to be near the peak for most of it
+MOST_WARMUP_BEFORE = 0.5  # of a run whose checkpoints name none
 logger = logging.getLogger("smallvit")
 OptimizerName = Literal["adamw", "sgd"]
 GradClipMode = Literal["global", "parameter"]
@@ -173,9 +174,11 @@ def clip_gradients_(
     return torch.linalg.vector_norm(norms)
 
 
-def warmup_steps(schedule: ScheduleConfig, total_steps: int) -> float:
-    """Return the steps of the warm-up, at most a quarter of a run."""
-    return min(schedule.warmup_epochs / schedule.epochs, MOST_WARMUP) * total_steps
+def warmup_steps(
+    schedule: ScheduleConfig, total_steps: int, most_warmup: float = MOST_WARMUP
+) -> float:
+    """Return the steps of the warm-up, at most that part of a run."""
+    return min(schedule.warmup_epochs / schedule.epochs, most_warmup) * total_steps
 
 
 def say_cut_warmup(schedule: ScheduleConfig) -> None:
@@ -196,13 +199,22 @@ def set_schedule(
     *,
     step: int,
     total_steps: int,
+    most_warmup: float = MOST_WARMUP,
 ) -> float:
     """Set learning rates and weight decay of one step.
+
+    Args:
+        optimizer: Of ``create_optimizer``.
+        optim: Its settings.
+        schedule: How the learning rate moves.
+        step: Steps done before.
+        total_steps: Steps of the whole run.
+        most_warmup: Part of the run that its warm-up takes at most.
 
     Returns:
         The learning rate, of the heads where the backbone has another.
     """
-    warmup = warmup_steps(schedule, total_steps)
+    warmup = warmup_steps(schedule, total_steps, most_warmup)
 
     def rate(peak: float) -> float:
         if step < warmup:

@@ -63,8 +63,7 @@ def run_recipe(
     if not recipe.arms:
         raise ConfigError("arms is empty: list some of scratch, ssl, token-labels, both")
     check_out(out, recipe.data)
-    dataset = load_dataset(recipe.data)
-    require_labels(dataset, "`smallvit run`")  # before stage 1 takes hours
+    dataset = _load_labelled(recipe)  # before stage 1 takes hours
     label = f"run-{recipe.model.name}-s{recipe.seed}"
     folder = places.absolute(out or new_folder(places.runs_dir(), dataset.name, label))
     say_plan(recipe, folder)
@@ -88,6 +87,28 @@ def run_recipe(
         )
         runs.append(complete_stage(armed, "finetune", folder / f"finetune-{arm}", argv))
     return folder, runs
+
+
+@saying_once()
+def plan_recipe(recipe: Recipe, title: str) -> None:
+    """Check the settings and data of a recipe and say how long its stages will take; write nothing.
+
+    Args:
+        recipe: Resolved settings.
+        title: Name of the recipe.
+
+    Raises:
+        SmallViTError: If a stage cannot be trained with these settings, data or memory.
+    """
+    _load_labelled(recipe)
+    say_plan(recipe)
+    logger.info("dry run of %s: settings and data are fine", title)
+
+
+def _load_labelled(recipe: Recipe) -> Dataset:
+    dataset = load_dataset(recipe.data)
+    require_labels(dataset, "`smallvit run`")
+    return dataset
 
 
 def say_plan(recipe: Recipe, folder: Path | None = None) -> None:
@@ -127,7 +148,10 @@ def say_plan(recipe: Recipe, folder: Path | None = None) -> None:
         return
     for stage, forecast in forecasts.items():
         number = sum(each == stage for _, each in left)
-        logger.info("plan: %s%s: %s", f"{number} x " if number > 1 else "", stage, forecast)
+        times = f"{number} x " if number > 1 else ""
+        most = forecast.micro_batch
+        at_once = "" if most is None else f", {most} images at once (--micro-batch)"
+        logger.info("plan: %s%s: %s%s", times, stage, forecast, at_once)
     if len(left) > 1:
         logger.info("plan: about %s for all steps together", format_duration(whole))
 

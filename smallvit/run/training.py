@@ -160,7 +160,8 @@ def train(job: Job, runtime: Runtime, values: dict[str, Any], call: Call) -> Run
         )
     plan = _plan(job, runtime, values)
     check_micro_batch(job.objective, plan)
-    say_cut_warmup(job.schedule)
+    if call.resume is None:  # whose limit is that of its first sitting
+        say_cut_warmup(job.schedule)
     if call.dry_run:
         _try_step(job, plan)
         return None
@@ -183,7 +184,8 @@ def train(job: Job, runtime: Runtime, values: dict[str, Any], call: Call) -> Run
             evaluate=job.evaluate,
             watch=job.create_watch(folder / "metrics.jsonl"),
             resume=again,
-            foreseen=forecast is None,
+            foreseen=resumed,
+            late=forecast is None,
         )
         record |= processes.on_first(partial(job.finish, folder, result)) | _outcome(job, result)
     processes.any_of(False)  # the others wait until result.json is written

@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from smallvit.cli.app import main
 from smallvit.core import memory
 from smallvit.engine import forecast
 from smallvit.run import chain
+
+CUT = forecast.Forecast(steps=10, evaluations=0, step_s=10.0, most_bytes=10**9, micro_batch=4)
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +41,25 @@ def test_a_run_of_all_stages_says_the_length_of_each_and_writes_nothing(tiny, tm
     assert "for all steps together" in said
     assert "step 1/" not in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_of_all_stages_says_what_is_wrong_with_the_data_and_what_is_cut(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    data, rng = tmp_path / "data", np.random.default_rng(0)
+    for i in range(160):
+        path = data / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    (data / "a" / "0.png").write_bytes(b"no picture")
+    monkeypatch.setattr(chain, "foresee_stage", lambda *_: CUT)
+    assert main(["run", tiny, "--data", str(data), "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "0.png" in said
+    assert "plan: pretrain: about 1 min 40 s for 10 steps of 10 s" in said
+    assert "memory, 4 images at once (--micro-batch)" in said
+    assert said.splitlines()[-1].startswith("dry run of ")
+    assert said.splitlines()[-1].endswith(": settings and data are fine")
 
 
 def test_a_teacher_that_nobody_asked_for_says_how_long_it_takes(tiny, tmp_path, capsys):

@@ -63,6 +63,13 @@ def test_the_peak_is_that_of_what_is_done_meanwhile():
     assert memory.peak_bytes() - before > 100e6
 
 
+def test_it_is_told_whether_the_peak_starts_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CLEAR", tmp_path / "missing" / "clear_refs")
+    assert memory.start_peak() is False
+    monkeypatch.setattr(memory, "CLEAR", tmp_path / "clear_refs")
+    assert memory.start_peak() is True
+
+
 @pytest.mark.parametrize(("count", "text"), [(3.94e9, "3.9 GB"), (420e6, "420 MB")])
 def test_bytes_are_written_for_people(count, text):
     assert memory.format_bytes(count) == text

@@ -35,7 +35,7 @@ def machine(monkeypatch):
             return forward(batch)
 
         monkeypatch.setattr(objective, "forward", noted)
-        monkeypatch.setattr(memory, "start_peak", lambda: at_once.append(0))
+        monkeypatch.setattr(memory, "start_peak", lambda: at_once.append(0) is None)
         monkeypatch.setattr(memory, "resident_bytes", lambda: BASE)
         monkeypatch.setattr(memory, "peak_bytes", lambda: BASE + IMAGE * at_once[-1])
         monkeypatch.setattr(memory, "free_bytes", lambda: free)
@@ -113,6 +113,47 @@ def test_a_resumed_run_keeps_its_micro_batch_where_there_is_more_room(
     fit(machine(finetune(), 10**9 // 2), labelled_batch, plan, stop_after=2, foreseen=True)
     objective = machine(finetune(), 20 * BASE)
     assert fit(objective, labelled_batch, plan, resume=True, foreseen=True).micro_batch == 2
+
+
+def test_a_resumed_run_stays_whole_as_long_as_that_fits(finetune, labelled_batch, plan, machine):
+    """1.4 GB are asked for, 1.5 GB are there: a new run is cut, for what others may take."""
+    fit(machine(finetune(), 20 * BASE), labelled_batch, plan, stop_after=2, foreseen=True)
+    objective = machine(finetune(), 10**9 // 2)
+    assert fit(objective, labelled_batch, plan, resume=True, foreseen=True).micro_batch is None
+
+
+def test_a_resumed_run_is_cut_where_it_no_longer_fits(finetune, labelled_batch, plan, machine):
+    fit(machine(finetune(), 20 * BASE), labelled_batch, plan, stop_after=2, foreseen=True)
+    objective = machine(finetune(), 3 * 10**8)
+    assert fit(objective, labelled_batch, plan, resume=True, foreseen=True).micro_batch == 2
+
+
+def test_a_forecast_that_runs_out_of_memory_leaves_it_to_the_steps(
+    finetune, labelled_batch, plan, monkeypatch, caplog, told
+):
+    objective = finetune()
+    forward = objective.forward
+
+    def limited(batch):
+        if len(batch) > 2:
+            raise MemoryError
+        return forward(batch)
+
+    monkeypatch.setattr(objective, "forward", limited)
+    result = fit(objective, labelled_batch, plan, foreseen=True)
+    assert (result.step, result.micro_batch) == (8, 2)
+    assert "out of memory with 4 images at once" in caplog.text
+
+
+def test_where_the_peak_cannot_be_told_nothing_is_planned(
+    finetune, labelled_batch, plan, machine, monkeypatch, caplog, told
+):
+    """It would be that of all that the process has done before."""
+    objective = machine(finetune(), 10**9 // 2)
+    monkeypatch.setattr(memory, "start_peak", lambda: False)
+    assert fit(objective, labelled_batch, plan, foreseen=True).micro_batch is None
+    line = next(r.getMessage() for r in caplog.records if r.getMessage().startswith("test: about"))
+    assert "memory" not in line
 
 
 def test_a_batch_that_must_stay_whole_is_refused_with_one_that_fits(

@@ -3,6 +3,7 @@ architecture family, both stages, with augmentation, momentum teacher, averaged 
 micro-batches."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import Order
 from smallvit.data.views import LabelledBatches, ViewBatches, ViewsConfig
-from smallvit.engine.checkpoint import load_checkpoint
+from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
 from smallvit.engine.fit import FitPlan, fit
-from smallvit.engine.log import LogConfig
+from smallvit.engine.log import LogConfig, read_metrics
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
@@ -130,3 +131,21 @@ def test_a_batch_is_a_function_of_the_step_whatever_was_drawn_before():
 
 def replace_order(order: Order) -> Order:
     return Order(order.size, order.batch_size, order.seed, order.device)
+
+
+@pytest.mark.parametrize(("old", "peak"), [(True, 4), (False, 2)])
+def test_a_run_ends_with_the_warm_up_that_it_began_with(old, peak, finetune, labelled_batch, plan):
+    """Checkpoints that name no limit are of runs that warmed up for half of their steps at most."""
+    schedule = ScheduleConfig(epochs=2.0, warmup_epochs=2.0)
+    plan = replace(plan, schedule=schedule, log=LogConfig(every_steps=1))
+    fit(finetune(), labelled_batch, plan, stop_after=2)
+    last = plan.folder / "checkpoints" / "last.pt"
+    if old:
+        state = load_checkpoint(last)
+        del state["format"], state["result"]["most_warmup"]
+        save_checkpoint(last, state)
+    for stop in (3, None):  # it is kept
+        fit(finetune(), labelled_batch, plan, resume=True, stop_after=stop)
+    rates = {row["step"]: row["opt/lr"] for row in read_metrics(plan.folder / "metrics.jsonl")}
+    assert max(range(3, 9), key=rates.__getitem__) == peak + 1
+    assert rates[peak + 1] == pytest.approx(plan.optim.lr)
