@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -47,7 +46,7 @@ from smallvit.models.registry import (
     settings_from,
 )
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.run.classifier import judge_classifier, score_classifier
+from smallvit.run.classifier import judge_classifier, refuse_chance, score_classifier
 from smallvit.run.data import check_out, load_dataset, require_labels, say_other_grey
 from smallvit.run.learned import NOTHING, Learned, write_learned
 from smallvit.run.monitor import EVAL_BATCH
@@ -213,7 +212,7 @@ def run_adopt(
             samples = len(dataset.splits["labelled"])
         logger.info("seen beside %s: %s", dataset.name, adopted.extra_data)
         scores = score_classifier(backbone, dataset, "val", runtime)
-        _check_scores(start, scores, dataset)
+        refuse_chance(scores, dataset, who=f"{OPTION} {start}", remedy=TAKE_ANOTHER)
         metrics = {f"val/{name}": value for name, value in scores.items() if name != "n"}
         _export(folder, start, dataset, adopted, metrics)
         wall_s = time.monotonic() - started
@@ -457,19 +456,6 @@ def _fit_classifier(backbone: AbstractBackbone, dataset: Dataset, runtime: Runti
         f"{len(target):,}",
         100 * right,
     )
-
-
-def _check_scores(start: str, scores: Mapping[str, float], dataset: Dataset) -> None:
-    """Refuse a network whose answers are broken or no better than chance."""
-    if not math.isfinite(scores["nll"]):
-        raise DataError(f"{OPTION} {start} answers with NaN or infinite values: take other weights")
-    val = dataset.splits["val"]
-    chance = val.labels[val.index].bincount().max().item() / len(val)
-    if scores["top1"] <= chance:
-        raise ConfigError(
-            f"{OPTION} {start} has {scores['top1']:.2%} of {dataset.name}'s validation images "
-            f"right, no more than naming one class always ({chance:.2%}): {TAKE_ANOTHER}"
-        )
 
 
 def _facts(recipe: Recipe, start: str, dataset: Dataset, adopted: Adopted) -> dict[str, Any]:

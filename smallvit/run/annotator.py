@@ -1,19 +1,18 @@
 """Opening the teacher that labels patches: who it is, what it saw, and whether it is any good."""
 
 import logging
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from smallvit.core.console import format_duration
-from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, open_classifier
 from smallvit.data.loader import Dataset
 from smallvit.engine import forecast
 from smallvit.engine.runtime import Runtime
 from smallvit.inference.export import exported_input, read_export, weights_hash
-from smallvit.run.classifier import score_classifier
+from smallvit.run.classifier import refuse_chance, score_classifier
 from smallvit.run.data import say_other_grey
 from smallvit.run.learned import Learned
 from smallvit.run.provenance import check_leak, join_extra_data, other_data
@@ -105,16 +104,12 @@ def open_annotator(
     began = time.monotonic()
     scores = score_classifier(backbone, dataset, "val", runtime)
     val_s = time.monotonic() - began
-    if not math.isfinite(scores["nll"]):
-        raise DataError(f"--teacher {run.path} answers with NaN or infinite values: train it again")
-    counts = val.labels[val.index].bincount()
-    chance = (counts.max() / counts.sum()).item()
-    if scores["top1"] <= chance:
-        raise ConfigError(
-            f"--teacher {run.path} names the right class of {scores['top1']:.2%} of the validation "
-            f"images, no more than chance (naming one class always: {chance:.2%}): train it longer "
-            "or take another one"
-        )
+    refuse_chance(
+        scores,
+        dataset,
+        who=f"--teacher {run.path}",
+        remedy="train it longer or take another one",
+    )
     # What it is to label is scored first and then labelled, twice where mirrored as well.
     passes = len(dataset.splits["labelled"]) * (3 if flip else 2) / max(len(val), 1)
     if passes * val_s >= forecast.WORTH_SAYING_S:

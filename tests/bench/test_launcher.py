@@ -165,7 +165,7 @@ def test_a_cell_that_fails_is_named_and_the_others_are_made(plan, tmp_path, caps
     assert made.path.name == "digits-vit_tiny-scratch-f0.1-s0"
     (few, few_tl, _, digits_tl) = of_suite.cells
     assert set(result.failures) == {few, few_tl, digits_tl}
-    assert result.failures[few].startswith("class 'a' has 1 different images, too few")
+    assert result.failures[few].startswith("none of the 2 images falls into the test split")
     assert result.failures[few_tl] == "it needs teacher/few-f0.1-s0, which failed"
     assert result.failures[digits_tl] == "it needs teacher/digits-f0.1-s0, which failed"
     said = capsys.readouterr().err

@@ -66,7 +66,6 @@ def test_labels_of_held_out_images_are_no_start(later, tiny, pictures, tmp_path,
     assert train(later, tiny, pictures, tmp_path / "second", *other) == 2
     line = last_line(capsys)
     assert f"--init {tmp_path / 'first'} learned the labels of " in line
-    assert " val images and " in line
     assert " test images of g: train it again on this data, or pass --allow-leak" in line
     assert not (tmp_path / "second").exists()
     assert train(later, tiny, pictures, tmp_path / "second", *other, "--allow-leak") == 0

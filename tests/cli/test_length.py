@@ -102,13 +102,13 @@ def test_memory_that_is_not_there_is_refused_with_what_works_then(
     assert main([*words, "--batch-size", fits, "--epochs", "0.01"]) == 0
 
 
-def test_a_recipe_for_a_gpu_says_so_on_a_cpu_and_names_the_one_for_it(tmp_path, capsys):
+def test_a_recipe_for_a_gpu_says_so_on_a_cpu_and_names_the_one_for_it(caplog):
     from smallvit.run.recipe import load_recipe, say_fit
 
     recipe, name = load_recipe("generic/64px", {"runtime": {"device": "cpu"}})
     assert main(["recipes", "check", recipe.cpu_recipe]) == 0
     say_fit(recipe, name)
-    assert "generic/64px is made for a GPU" in capsys.readouterr().err
+    assert "generic/64px is made for a GPU" in caplog.text
 
 
 def test_precision_is_said_once_where_it_can_be_chosen(tiny, tmp_path, capsys, monkeypatch):

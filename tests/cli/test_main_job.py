@@ -249,16 +249,18 @@ def test_a_folder_without_splits_is_cut_stored_and_trained_on(tiny, tmp_path, ph
     ]
     assert train("finetune", tiny, run, *arguments) == 0
     env = json.loads((run / "env.json").read_text())
-    assert env["dataset"]["counts"] == {"train": 86, "labelled": 86, "val": 10, "test": 24}
+    counts = env["dataset"]["counts"]
+    assert counts["train"] + counts["val"] + counts["test"] == 120
+    assert counts["labelled"] == counts["train"] > counts["test"] > counts["val"] > 0
     assert env["dataset"]["class_names"] == ["cats", "dogs.v2"]
     assert main(["eval", str(run), "--split", "test", "--knn", "--linear"]) == 0
 
 
-def test_broken_files_above_one_percent_stop_with_exit_3(photographs, tiny, tmp_path, capsys):
-    for i in range(3):
+def test_more_than_a_few_broken_files_stop_with_exit_3(photographs, tiny, tmp_path, capsys):
+    for i in range(4):
         (photographs / "cats" / f"broken{i}.jpg").write_bytes(b"not a picture")
     assert train("pretrain", tiny, tmp_path / "run", "--data", str(photographs)) == 3
-    assert "3 of 123 files cannot be decoded" in capsys.readouterr().err
+    assert "4 of 124 files cannot be decoded" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -172,10 +172,10 @@ def test_eight_bit_files_beside_them_stay_as_they_are(tmp_path):
 def test_files_of_eight_bits_are_read_once(tmp_path, monkeypatch):
     root, opened = fill(tmp_path / "g", [200] * 16, "uint8", "png"), []
     write(root / "a", ramp(0, 4095, "uint16"), "deep.png")
-    from smallvit.data import own
+    from smallvit.data import folders
 
-    original = own.open_image
-    monkeypatch.setattr(own, "open_image", lambda file: (opened.append(file), original(file))[1])
+    original = folders.open_image
+    monkeypatch.setattr(folders, "open_image", lambda file: (opened.append(file), original(file))[1])
     load(root, tmp_path)
     assert len(opened) == 17 + 1
 
