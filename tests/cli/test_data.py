@@ -274,7 +274,7 @@ def test_a_changed_archive_and_packed_pixels_that_changed_are_found(
 
 def test_images_are_described_and_checked_at_the_size_that_trains(capsys, tmp_path, session_cache):
     root = tmp_path / "large"
-    for i in range(24):
+    for i in range(48):
         path = root / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(i).integers(0, 256, (240, 250, 3), dtype=np.uint8)

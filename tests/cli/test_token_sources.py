@@ -124,7 +124,7 @@ def test_guidance_that_ends_is_seen_in_the_log(tiny, teacher, tmp_path):
     rows = [row for row in read_metrics(run / "metrics.jsonl") if "train/loss" in row]
     steps = {key: [row["step"] for row in rows if key in row] for key in ("train/loss_token",)}
     last = steps["train/loss_token"][-1]
-    assert last == max(row["step"] for row in rows) // 2
+    assert abs(last - max(row["step"] for row in rows) / 2) <= 0.5
     assert rows[-1]["step"] > last
 
 

@@ -23,7 +23,8 @@ def test_a_written_file_is_whole_and_leaves_no_partial_one(tmp_path):
 
 
 def test_a_written_recipe_is_read_again_in_its_order(tmp_path):
-    recipe = {"stage": "finetune", "data": {"path": "Bäume/x"}, "augment": {"scale": [0.5, 1.0]}}
+    data = {"path": "Bäume/x", "split_version": 2}
+    recipe = {"stage": "finetune", "data": data, "augment": {"scale": [0.5, 1.0]}}
     run_folder.write_recipe(tmp_path / "recipe.yaml", recipe)
     found = run_folder.Run(tmp_path).recipe
     assert found == recipe

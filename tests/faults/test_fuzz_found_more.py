@@ -28,7 +28,7 @@ SUITES = {
     ),
     "a start of nobody": (
         "datasets: [digits]\nsettings: {pretrain: {init: ~nobody-at-all}}",
-        "settings.pretrain.init: no path",
+        "pretrain.init: no path",
     ),
 }
 
