@@ -25,7 +25,8 @@ def dataset(tmp_path) -> Dataset:
             for i in range(num):
                 pixels = generator.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
-    config = DataConfig(path=tmp_path / "data", image_size=SIDE)
+    # In the order of the files, as official data sets are.
+    config = DataConfig(path=tmp_path / "data", image_size=SIDE, split_version=1)
     loaded = load_dataset(config, data_dir=tmp_path, cache_dir=tmp_path / "cache")
     return replace(loaded, name="cifar10")
 
