@@ -175,7 +175,9 @@ def test_files_of_eight_bits_are_read_once(tmp_path, monkeypatch):
     from smallvit.data import folders
 
     original = folders.open_image
-    monkeypatch.setattr(folders, "open_image", lambda file: (opened.append(file), original(file))[1])
+    monkeypatch.setattr(
+        folders, "open_image", lambda file: (opened.append(file), original(file))[1]
+    )
     load(root, tmp_path)
     assert len(opened) == 17 + 1
 

@@ -82,7 +82,9 @@ def test_depth_must_fill_the_stages():
 
 
 def test_image_must_have_two_cells_a_side():
-    with pytest.raises(ConfigError, match=r"cells of 8 px .* 32 x 12 px; --data.image-size from 16 on"):
+    with pytest.raises(
+        ConfigError, match=r"cells of 8 px .* 32 x 12 px; --data.image-size from 16 on"
+    ):
         timm.create_model("resnet18_small", img_size=(32, 12))
 
 

@@ -123,7 +123,9 @@ def test_depth_must_fill_the_stages():
 
 
 def test_image_must_have_two_cells_a_side():
-    with pytest.raises(ConfigError, match=r"cells of 4 px .* 4 x 4 px; --data.image-size from 8 on"):
+    with pytest.raises(
+        ConfigError, match=r"cells of 4 px .* 4 x 4 px; --data.image-size from 8 on"
+    ):
         timm.create_model("wrn_16_8", img_size=4)
 
 
