@@ -32,7 +32,7 @@ MOST_DRAWN = 512
 SHEETS = ("images", "views", "batch", "score_maps")
 data_command = App(
     name="data",
-    help="List data sets; describe, fetch, check or draw one, or images of your own.",
+    help="List, describe, fetch, check or draw data sets and images of your own.",
     result_action="return_value",
 )
 
