@@ -51,7 +51,7 @@ class Yardstick:
         Two rules. It names one class nearly always: data of which one class is 95 % may be
         answered so and well, hence the images of other classes. Or its accuracy is not told apart
         from that of naming the commonest class always, by a one-sided exact binomial test at 5 %,
-        and is not 100 %.
+        and is not 100 % of images of several classes.
 
         Source:
             Kuhn, 2008, Building Predictive Models in R Using the caret Package, Journal of
@@ -61,7 +61,8 @@ class Yardstick:
         faults = []
         if self.names_one_class:
             faults.append(f"it names {self.named!r} for {_percent(self.named_share)} of the images")
-        if self.p_value >= SIGNIFICANCE and self.top1 < 1:  # of few images all right is no fault
+        all_right = self.top1 == 1 and self.commonest_share < 1  # no fault, however few images
+        if self.p_value >= SIGNIFICANCE and not all_right:
             faults.append(
                 f"its top-1 of {_percent(self.top1)} is not told apart from the "
                 f"{_percent(self.commonest_share)} of naming {self.commonest!r} always "

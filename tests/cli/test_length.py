@@ -97,7 +97,7 @@ def test_memory_that_is_not_there_is_refused_with_what_works_then(
     said = capsys.readouterr().err
     assert "32 images at once need about 4.2 GB of memory, and there are 2.0 GB" in said
     fits = said.partition("--batch-size ")[2].partition(" ")[0]
-    assert fits == "4"
+    assert int(fits) in (2, 4)  # by how many sizes there was time to measure
     assert not (tmp_path / "run").exists()
     assert main([*words, "--batch-size", fits, "--epochs", "0.01"]) == 0
 
