@@ -63,7 +63,7 @@ mount("remount,ro")
 get(photos)
 get(others)
 """
-ARRAYS = ["train.hashes.npy", "train.images.npy", "train.labels.npy"]
+ARRAYS = ["train.content.npy", "train.hashes.npy", "train.images.npy", "train.labels.npy"]
 
 
 def make_photos(folder: Path, seed: int) -> Path:
