@@ -270,11 +270,15 @@ def _open_foreign(name: str, dataset: Dataset, *, seed: int) -> list[ForeignImag
 
 def subset_of(split: Split, size: int | None, seed: int) -> Split:
     """Return the part of a split that is corrupted and attacked: the same for every run."""
-    if size is None or size >= len(split):
-        return split
-    device = split.index.device
-    chosen = rng.permutation(seed, "bench/subset", 0, len(split), device)[:size].sort().values
+    chosen = _subset_positions(split, size, seed)
     return Split(images=split.images, labels=split.labels, index=split.index[chosen])
+
+
+def _subset_positions(split: Split, size: int | None, seed: int) -> Int[Tensor, " n"]:
+    device = split.index.device
+    if size is None or size >= len(split):
+        return torch.arange(len(split), device=device)
+    return rng.permutation(seed, "bench/subset", 0, len(split), device)[:size].sort().values
 
 
 def _chosen_parts(
@@ -519,9 +523,14 @@ def _score_corruptions(
     """
     first = group[0]
     split = subset_of(first.test, config.subset, config.seed)
+    # Draws go by the position among the test images, which stand in the order of their contents:
+    # files that are renamed are corrupted as before.
+    chosen = _subset_positions(first.test, config.subset, config.seed)
     archive = None
     if source == "generated":
         key: dict[str, Any] = {"n": len(split), "seed": config.seed, "generator": PROTOCOL}
+        if not torch.equal(chosen, split.index):
+            key["draws by"] = "position"
         names, num_images = ALL_CORRUPTIONS, len(split)
         made_by = f"made here ({PROTOCOL}, seed {config.seed}; frost is drawn, not photographed)"
     else:
@@ -544,7 +553,7 @@ def _score_corruptions(
         for position in torch.arange(len(split), device=split.index.device).split(CORRUPT_BATCH):
             index = split.index[position]
             images = split.take(position)
-            corrupted = corrupt(images, name, severity, seed=config.seed, indices=index)
+            corrupted = corrupt(images, name, severity, seed=config.seed, indices=chosen[position])
             labels = split.labels[index]
             yield from zip(corrupted.split(EVAL_BATCH), labels.split(EVAL_BATCH), strict=True)
 
@@ -553,8 +562,9 @@ def _score_corruptions(
     found = [dict(kept["figures"]) if kept else {} for kept, _ in files]
     if archive is None and len(split) < len(first.test):
         for each, figures in zip(group, found, strict=True):
-            chosen = np.isin(first.test.index.cpu().numpy(), split.index.cpu().numpy())
-            figures[f"corruption/{source}_clean"] = float(correct[each.run.path][chosen].mean())
+            figures[f"corruption/{source}_clean"] = float(
+                correct[each.run.path][chosen.cpu().numpy()].mean()
+            )
     for name in names:
         paths = [f"corruption/{source}/{name}/{severity}" for severity in SEVERITIES]
         missing = [i for i, figures in enumerate(found) if not figures.keys() >= set(paths)]

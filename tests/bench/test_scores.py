@@ -20,7 +20,7 @@ from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
-from smallvit.evaluate.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
+from smallvit.evaluate.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from smallvit.run.score import evaluate_run, open_scored
 
 ALL = BenchConfig(
@@ -500,6 +500,33 @@ def test_bench_returns_a_leaderboard_that_writes_its_page_anywhere(runs, home):
     assert row.num_seeds == 2
     with pytest.raises(DataError, match="cannot write"):
         result.to_html(home / "board" / "leaderboard.json" / "x.html")
+
+
+def test_pictures_that_were_renamed_are_corrupted_as_before(home, monkeypatch):
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    for name in ("before", "after"):
+        for i in range(60):
+            path = home / name / "ab"[i % 2] / f"{i if name == 'before' else 60 - i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[i]).save(path)
+    model = MODEL | {"patch_size": 4}
+    run = sv.finetune(data=home / "before", model=model, **LEARN, out=home / "renamed")
+    seen: list[bytes] = []
+
+    def watched(*args, **settings):
+        corrupted = corrupt(*args, **settings)
+        seen.append(corrupted.numpy().tobytes())
+        return corrupted
+
+    monkeypatch.setattr(scores, "corrupt", watched)
+    monkeypatch.setattr(scores, "ALL_CORRUPTIONS", ("gaussian_noise", "glass_blur"))
+    config = BenchConfig(corruptions="generated", cost=False)
+    for name in ("before", "after"):
+        shutil.rmtree(run.path / "bench", ignore_errors=True)
+        assert score_runs([run], config, place=home / name)[1:] == ([], None)
+    assert len(seen) == 2 * 2 * 5
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
 
 
 def copy_of(run: Run, target: Path) -> Run:
