@@ -43,7 +43,7 @@ from smallvit.evaluate.classify import classification_metrics, predict_logits
 from smallvit.evaluate.knn import NUM_NEIGHBOURS, TEMPERATURE, extract_features, knn_top1
 from smallvit.models.registry import ModelConfig, create_backbone
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.run.monitor import EVAL_BATCH
+from smallvit.runs.monitor import EVAL_BATCH
 
 MODELS = ("resnet8_small", "gani_vit")
 NUM_CLASSES = 10

@@ -43,7 +43,7 @@ from smallvit.data.loader import Dataset
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
 from smallvit.models.registry import ModelConfig, create_backbone
-from smallvit.run.recipe import LabelConfig
+from smallvit.runs.recipe import LabelConfig
 from smallvit.teachers.score_maps import ScoreMapHeader, ScoreMaps, write_score_maps
 from smallvit.teachers.teacher import Teacher
 

@@ -51,7 +51,7 @@ from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.engine.step import train_step
 from smallvit.models.registry import ModelConfig, create_backbone, model_arguments
 from smallvit.models.vit import VitBackbone
-from smallvit.pretrain.dino import DinoConfig, DinoObjective
+from smallvit.pretraining.dino import DinoConfig, DinoObjective
 
 MODEL = ModelConfig(name="gani_vit")
 METHOD = DinoConfig()

@@ -47,10 +47,10 @@ from smallvit.data.views import LabelledBatches, ViewBatches
 from smallvit.engine.optim import OptimConfig, create_optimizer
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
 from smallvit.engine.step import train_step
-from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
-from smallvit.finetune.token_labeling import TokenLabelConfig
+from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
+from smallvit.finetuning.token_labeling import TokenLabelConfig
 from smallvit.models.registry import ModelConfig, create_backbone
-from smallvit.pretrain.dino import DinoConfig, DinoObjective
+from smallvit.pretraining.dino import DinoConfig, DinoObjective
 from smallvit.teachers.score_maps import ScoreMaps
 
 BATCH, STEPS = 16, 5

@@ -48,11 +48,11 @@ from smallvit.data.views import LabelledBatches
 from smallvit.engine.optim import create_optimizer, set_schedule
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
 from smallvit.engine.step import train_step
-from smallvit.finetune.objective import FinetuneObjective
-from smallvit.finetune.online import OnlineTeacher
+from smallvit.finetuning.objective import FinetuneObjective
+from smallvit.finetuning.online import OnlineTeacher
 from smallvit.models.registry import ModelConfig, create_backbone
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.run.recipe import load_recipe
+from smallvit.runs.recipe import load_recipe
 from smallvit.teachers.score_maps import ScoreMaps
 from smallvit.teachers.teacher import Teacher
 

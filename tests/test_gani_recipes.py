@@ -10,16 +10,16 @@ from timm.layers.drop import DropPath
 
 from smallvit.core.config import to_plain
 from smallvit.data.batches import ViewBatch
+from smallvit.data.files.registry import get_dataset_spec
 from smallvit.data.loader import Order
 from smallvit.data.policies import choose_autoaugment
-from smallvit.data.registry import get_dataset_spec
 from smallvit.engine.fit import FitPlan, fit
 from smallvit.engine.log import LogConfig, read_metrics
 from smallvit.engine.optim import create_optimizer, set_schedule
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.models.registry import ModelConfig, create_backbone
-from smallvit.pretrain.dino import DinoConfig, DinoObjective
-from smallvit.run.recipe import check_recipe, find_recipe, load_recipe
+from smallvit.pretraining.dino import DinoConfig, DinoObjective
+from smallvit.runs.recipe import check_recipe, find_recipe, load_recipe
 
 # AutoAugment's policies as their code chooses them: CIFAR-10's for names with CIFAR in them.
 POLICIES = {

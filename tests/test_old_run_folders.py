@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import smallvit as sv
 from smallvit.cli.app import main
-from smallvit.run.score import evaluate_run
+from smallvit.runs.score import evaluate_run
 
 FOLDERS = Path(__file__).with_name("run_folders") / "before_rooms"
 
@@ -50,4 +50,4 @@ def test_old_pretrained_weights_start_a_new_run(old):
         dataset="digits", model=model, init=old / "pretrain", epochs=1, out=old / "new"
     )
     assert run.result["init"] == "pretrain"
-    assert run.result["status"] == "finished"
+    assert run.result["status"] == "completed"

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from smallvit.models.registry import ModelConfig
-from smallvit.pretrain.dino import DinoConfig
-from smallvit.pretrain.registry import METHODS
-from smallvit.run.label import SCORE_MAPS, run_label
-from smallvit.run.recipe import (
+from smallvit.pretraining.dino import DinoConfig
+from smallvit.pretraining.registry import METHODS
+from smallvit.runs.label import SCORE_MAPS, run_label
+from smallvit.runs.recipe import (
     Recipe,
     check_recipe,
     find_recipe,
@@ -20,7 +20,7 @@ from smallvit.run.recipe import (
     shipped,
     with_values,
 )
-from smallvit.run.stage import run_stage
+from smallvit.runs.stage import run_stage
 
 RECIPES = list(shipped())
 # Recipes of a method differ from their generic one in stage 1 alone, as a test below says.

@@ -8,7 +8,7 @@ import torch
 from smallvit.core.config import to_plain
 from smallvit.engine.optim import create_optimizer, set_schedule
 from smallvit.models.registry import ModelConfig
-from smallvit.run.recipe import check_recipe, find_recipe, load_recipe
+from smallvit.runs.recipe import check_recipe, find_recipe, load_recipe
 
 UNMIXED = {"cutmix_alpha": 0.0, "mixup_alpha": 0.0, "color_jitter": [0.0] * 4}
 # timm's and torchvision's ranges are the same: 9 of 10 is 27 of 30.

@@ -24,10 +24,10 @@ from smallvit.data.views import LabelledBatches, ViewBatches
 from smallvit.engine.fit import FitPlan, Training
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.engine.runtime import Runtime, RuntimeConfig, compiled_networks, open_runtime
-from smallvit.finetune.objective import FinetuneObjective
+from smallvit.finetuning.objective import FinetuneObjective
 from smallvit.models.registry import create_backbone
-from smallvit.pretrain.registry import create_objective
-from smallvit.run.recipe import Recipe, load_recipe
+from smallvit.pretraining.registry import create_objective
+from smallvit.runs.recipe import Recipe, load_recipe
 
 RECIPE = "cifar10/gani-vit"
 Kind = Literal["pretrain", "finetune"]

@@ -14,9 +14,9 @@ from smallvit.cli.stand_in import asks_for_help, stand_in_for_heavy_libraries
 from smallvit.cli.streams import lasting_streams
 from smallvit.core.console import console, kept_logging, start_logging
 from smallvit.core.errors import SmallViTError
-from smallvit.core.launch import launched_number, refuse_several
 from smallvit.core.once import saying_once
 from smallvit.core.places import kept_environment
+from smallvit.parallel.launch import launched_number, refuse_several
 
 # Loaded when called: the help of the whole does not import torch.
 COMMANDS = {

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from smallvit.bench.protocol import BenchConfig
 from smallvit.cli.options import given
 from smallvit.core import places
 from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import ConfigError, DataError, InterruptedRunError, suggest
 from smallvit.core.run_folder import find_runs, open_run
+from smallvit.leaderboard.protocol import BenchConfig
 
 # All that needs no further package and no further data, on a part of the test images.
 ROBUST: dict[str, Any] = {
@@ -88,8 +88,8 @@ def bench_command(
         offline: Download nothing.
     """
     # Imported late: the help of this command does not wait for torch.
-    from smallvit.bench.suite import find_suite
     from smallvit.core.places import apply_offline
+    from smallvit.leaderboard.suite import find_suite
 
     apply_offline(offline)
     over = (ROBUST if robust else {}) | {
@@ -121,9 +121,9 @@ def _bench_runs(
     precision: Any,
 ) -> None:
     """Score runs by their folders, or all there are."""
-    from smallvit.bench.runner import bench_runs, finetuned_runs
-    from smallvit.bench.suite import shipped_suites
     from smallvit.engine.runtime import RuntimeConfig
+    from smallvit.leaderboard.runner import bench_runs, finetuned_runs
+    from smallvit.leaderboard.suite import shipped_suites
 
     for name in names:
         if not (Path(name) / "result.json").is_file():
@@ -171,12 +171,12 @@ def _bench_suite(
     precision: Any,
 ) -> None:
     """Make what is missing of a suite, and its leaderboard of what there is."""
-    from smallvit.bench.launcher import open_launcher
-    from smallvit.bench.runner import bench_runs
-    from smallvit.bench.suite import plan_suite, read_suite
-    from smallvit.bench.suite_progress import print_plan
-    from smallvit.bench.suite_run import run_suite, whole_suite_lock
     from smallvit.engine.runtime import RuntimeConfig
+    from smallvit.leaderboard.launcher import open_launcher
+    from smallvit.leaderboard.runner import bench_runs
+    from smallvit.leaderboard.suite import plan_suite, read_suite
+    from smallvit.leaderboard.suite_progress import print_plan
+    from smallvit.leaderboard.suite_run import run_suite, whole_suite_lock
 
     suite = read_suite(name)
     layers = [

@@ -16,15 +16,15 @@ from smallvit.core import places
 from smallvit.core.config import Layer, merge, resolve
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
 from smallvit.core.places import apply_offline
-from smallvit.data import fetch
+from smallvit.data.files import fetch
+from smallvit.data.files.registry import DATASETS, DatasetSpec
+from smallvit.data.files.store import file_stem
+from smallvit.data.files.walk import is_drawn
 from smallvit.data.loader import DataConfig, Dataset, class_counts
-from smallvit.data.registry import DATASETS, DatasetSpec
-from smallvit.data.store import file_stem
-from smallvit.data.walk import is_drawn
 from smallvit.models.registry import create_backbone
-from smallvit.run.data import load_dataset, open_here, pack, require_labels, show_progress
-from smallvit.run.data_check import check_dataset, packed_counts, start_again
-from smallvit.run.recipe import load_recipe
+from smallvit.runs.data import load_dataset, open_here, pack, require_labels, show_progress
+from smallvit.runs.data_check import check_dataset, packed_counts, start_again
+from smallvit.runs.recipe import load_recipe
 from smallvit.teachers.score_maps import open_score_maps
 
 MOST_CLASSES = 30  # rows of a table

@@ -11,8 +11,8 @@ from rich.table import Table
 from smallvit.core import places
 from smallvit.core.errors import DataError
 from smallvit.core.run_folder import environment
-from smallvit.data.fetch import is_present
-from smallvit.data.registry import DATASETS
+from smallvit.data.files.fetch import is_present
+from smallvit.data.files.registry import DATASETS
 
 
 def doctor_command() -> None:

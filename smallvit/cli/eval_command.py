@@ -10,7 +10,7 @@ from rich.text import Text
 
 from smallvit.engine.runtime import RuntimeConfig
 from smallvit.evaluate.readout import Readout
-from smallvit.run.score import evaluate_run
+from smallvit.runs.score import evaluate_run
 
 
 def eval_command(

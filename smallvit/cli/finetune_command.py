@@ -16,14 +16,14 @@ from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import DataConfig
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
-from smallvit.finetune.objective import SupervisedConfig
-from smallvit.finetune.token_labeling import TokenLabelConfig
+from smallvit.finetuning.objective import SupervisedConfig
+from smallvit.finetuning.token_labeling import TokenLabelConfig
 from smallvit.models.registry import ModelConfig
-from smallvit.run.chain import add_token_labels, newest_run
-from smallvit.run.data import load_dataset
-from smallvit.run.recipe import Recipe, with_values
-from smallvit.run.stage import run_stage
-from smallvit.run.start import start_settings
+from smallvit.runs.chain import add_token_labels, newest_run
+from smallvit.runs.data import load_dataset
+from smallvit.runs.recipe import Recipe, with_values
+from smallvit.runs.stage import run_stage
+from smallvit.runs.start import start_settings
 
 logger = logging.getLogger("smallvit")
 

@@ -14,8 +14,8 @@ from smallvit.core.errors import ConfigError
 from smallvit.core.places import absolute, apply_offline
 from smallvit.core.run_folder import open_classifier
 from smallvit.data.loader import DataConfig
-from smallvit.run.label import SCORE_MAPS, run_label
-from smallvit.run.recipe import LabelConfig, Recipe, load_recipe, open_unfinished
+from smallvit.runs.label import SCORE_MAPS, run_label
+from smallvit.runs.recipe import LabelConfig, Recipe, load_recipe, open_unfinished
 
 
 def label_command(

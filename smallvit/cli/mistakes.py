@@ -16,7 +16,7 @@ from cyclopts import (
 
 from smallvit.core.errors import suggest
 from smallvit.core.words import alike, command_hint, either, meant, unneeded
-from smallvit.data.registry import DATASETS
+from smallvit.data.files.registry import DATASETS
 
 # What a command needs by its place, and where it is found.
 NEEDED = {

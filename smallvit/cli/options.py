@@ -170,7 +170,7 @@ def overrides(stage: str | None = None) -> dict[str, Any]:
         stage: Stage of the command, which its own sections belong to; ``None`` where sections
             already carry their stage.
     """
-    from smallvit.run.recipe import with_absolute_paths  # late: it brings torch
+    from smallvit.runs.recipe import with_absolute_paths  # late: it brings torch
 
     flat: dict[str, Any] = {}
     origin: dict[str, str] = {}

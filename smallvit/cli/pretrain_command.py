@@ -11,8 +11,8 @@ from smallvit.data.loader import DataConfig
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.models.registry import ModelConfig
-from smallvit.run.monitor import MonitorConfig
-from smallvit.run.start import start_settings
+from smallvit.runs.monitor import MonitorConfig
+from smallvit.runs.start import start_settings
 
 
 def pretrain_command(

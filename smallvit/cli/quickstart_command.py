@@ -3,13 +3,13 @@
 import time
 from pathlib import Path
 
-from smallvit.bench.runner import bench_runs
 from smallvit.cli.options import given
 from smallvit.core import places
 from smallvit.core.console import console
 from smallvit.core.run_folder import new_folder
-from smallvit.run.chain import run_recipe
-from smallvit.run.recipe import load_recipe
+from smallvit.leaderboard.runner import bench_runs
+from smallvit.runs.chain import run_recipe
+from smallvit.runs.recipe import load_recipe
 
 RECIPE = "digits/vit_tiny"
 NEXT = """

@@ -10,7 +10,7 @@ from rich.syntax import Syntax
 from smallvit.cli.tables import print_rows
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
-from smallvit.run.recipe import check_recipe, find_recipe, read_layer, recipes_root, shipped
+from smallvit.runs.recipe import check_recipe, find_recipe, read_layer, recipes_root, shipped
 
 recipes_command = App(
     name="recipes", help="List, show and check recipes.", result_action="return_value"

@@ -14,8 +14,8 @@ from smallvit.core.places import apply_offline
 from smallvit.data.loader import DataConfig
 from smallvit.engine.runtime import say_precision
 from smallvit.models.registry import ModelConfig
-from smallvit.run.chain import plan_recipe, run_recipe
-from smallvit.run.recipe import (
+from smallvit.runs.chain import plan_recipe, run_recipe
+from smallvit.runs.recipe import (
     FinetuneConfig,
     LabelConfig,
     TeacherConfig,
@@ -57,7 +57,7 @@ def run_command(
         label: Its score maps.
         finetune: Stage 2.
     """
-    from smallvit.bench.runner import bench_runs
+    from smallvit.leaderboard.runner import bench_runs
 
     if name is None and which.recipe is None:
         raise ConfigError(f"run needs {NEEDED['run']}")

@@ -11,7 +11,7 @@ from smallvit.cli.tables import print_rows
 from smallvit.core import places
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run, find_runs, what_is_at
-from smallvit.run.outcome import describe_outcome
+from smallvit.runs.outcome import describe_outcome
 
 runs_command = App(name="runs", help="List and show runs.", result_action="return_value")
 

@@ -15,8 +15,8 @@ from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.engine.runtime import say_precision
 from smallvit.models.registry import ModelConfig
-from smallvit.run.recipe import open_unfinished
-from smallvit.run.segment import SegmentConfig, load_segment_recipe, run_segment
+from smallvit.runs.recipe import open_unfinished
+from smallvit.runs.segment import SegmentConfig, load_segment_recipe, run_segment
 from smallvit.segment.batches import SegmentAugmentConfig
 from smallvit.segment.data import SegmentDataConfig
 from smallvit.segment.heads import HeadConfig, HeadName

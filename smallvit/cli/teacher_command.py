@@ -13,10 +13,10 @@ from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import DataConfig
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
-from smallvit.finetune.objective import SupervisedConfig
+from smallvit.finetuning.objective import SupervisedConfig
 from smallvit.models.registry import ModelConfig
-from smallvit.run.adopt import adopt_settings
-from smallvit.run.start import TIMM
+from smallvit.runs.adopt import adopt_settings
+from smallvit.runs.start import TIMM
 
 # Of training alone, by the part before a dot.
 OF_TRAINING = (

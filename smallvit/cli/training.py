@@ -8,10 +8,10 @@ from smallvit.core.errors import ConfigError
 from smallvit.core.places import apply_offline
 from smallvit.core.run_folder import Run
 from smallvit.engine.runtime import say_precision
-from smallvit.run.adopt import run_teacher
-from smallvit.run.outcome import describe_outcome
-from smallvit.run.recipe import Recipe, Stage, load_recipe, open_unfinished, say_fit
-from smallvit.run.stage import run_stage
+from smallvit.runs.adopt import run_teacher
+from smallvit.runs.outcome import describe_outcome
+from smallvit.runs.recipe import Recipe, Stage, load_recipe, open_unfinished, say_fit
+from smallvit.runs.stage import run_stage
 
 NEXT = {
     "pretrain": "next: smallvit finetune --init {run} --token-label",

@@ -14,7 +14,6 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from smallvit.core.errors import ConfigError, suggest
-from smallvit.core.launch import launched_number
 
 LEAST_WIDTH = 20  # of a terminal; what says less, as COLUMNS=0 does, cannot be meant
 console = Console(stderr=True)
@@ -148,7 +147,7 @@ def start_logging() -> None:
         handler = logging.StreamHandler()
     logger.addHandler(handler)
     # Of the processes that torchrun started, the first one speaks.
-    first = launched_number() == 0
+    first = "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
     logger.setLevel(level if first else "ERROR")
     console.quiet = not first
     logger.propagate = False

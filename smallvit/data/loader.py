@@ -22,13 +22,12 @@ from torch import Tensor
 from smallvit.core import rng
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError, DataError
-from smallvit.core.rows import own_rows
-from smallvit.data import fetch, hub, official, own, registry
-from smallvit.data.class_lists import in_class_order, some
-from smallvit.data.grey import GreyRange, GreyScale, GreySetting, check_range
-from smallvit.data.layout import parse_layout
-from smallvit.data.sources import Listing, Source
-from smallvit.data.splits import (
+from smallvit.data.files import fetch, hub, official, own, registry
+from smallvit.data.files.class_lists import in_class_order, some
+from smallvit.data.files.grey import GreyRange, GreyScale, GreySetting, check_range
+from smallvit.data.files.layout import parse_layout
+from smallvit.data.files.sources import Listing, Source
+from smallvit.data.files.splits import (
     Cut,
     StoredCut,
     cut_by_position,
@@ -38,7 +37,7 @@ from smallvit.data.splits import (
     split_hash,
     store_cut,
 )
-from smallvit.data.store import (
+from smallvit.data.files.store import (
     Overlap,
     PackedStore,
     Progress,
@@ -48,6 +47,7 @@ from smallvit.data.store import (
     open_store,
     stored_if_possible,
 )
+from smallvit.parallel.rows import own_rows
 
 BatchT = TypeVar("BatchT")
 USUAL_SIZES = (8, 16, 28, 32, 64, 96, 128, 224, 256)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from smallvit.data import augment, geometry
 from smallvit.data.augment import AutoAugmentRules, Policy
-from smallvit.data.registry import AutoAugmentPolicy
+from smallvit.data.files.registry import AutoAugmentPolicy
 
 LEVELS = 255
 GREY = 128 / 255  # what moves in, by DeepVoltaire's rules

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from smallvit.core import processes, rng
+from smallvit.core import rng
 from smallvit.core.errors import (
     ConfigError,
     DataError,
@@ -26,8 +26,6 @@ from smallvit.core.errors import (
     ProcessLostError,
 )
 from smallvit.core.objective import AbstractObjective, BatchT
-from smallvit.core.rows import own_rows
-from smallvit.engine.by_rows import share_out
 from smallvit.engine.checkpoint import BEST, LAST, load_checkpoint, load_newest, save_checkpoint
 from smallvit.engine.ema import WeightAverage
 from smallvit.engine.forecast import foresee, say_forecast
@@ -41,9 +39,12 @@ from smallvit.engine.optim import (
     create_optimizer,
     set_schedule,
 )
-from smallvit.engine.process_group import is_lost_connection, naming_lost_process
 from smallvit.engine.runtime import Runtime, compiled_networks, is_out_of_memory
 from smallvit.engine.step import train_step
+from smallvit.parallel import processes
+from smallvit.parallel.by_rows import share_out
+from smallvit.parallel.process_group import is_lost_connection, naming_lost_process
+from smallvit.parallel.rows import own_rows
 
 logger = logging.getLogger("smallvit")
 ONE_STOP_S = 1.0  # within which signals are one

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smallvit.core import memory, processes, rng
+from smallvit.core import memory, rng
 from smallvit.core.console import format_duration
 from smallvit.core.errors import ConfigError, OutOfMemoryError
 from smallvit.core.memory import format_bytes
-from smallvit.core.rows import Rows, mirrored_part, seeing
 from smallvit.engine.runtime import is_out_of_memory, keep_freed_memory
+from smallvit.parallel import processes
+from smallvit.parallel.rows import Rows, mirrored_part, seeing
 
 if TYPE_CHECKING:  # which reads this
     from smallvit.engine.fit import Training

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smallvit.core import processes
 from smallvit.core.errors import DivergedError
+from smallvit.parallel import processes
 
 OF_THE_STEP = ("opt/grad_norm",)  # in several processes the same in each
 

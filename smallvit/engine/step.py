@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smallvit.core import processes
 from smallvit.core.objective import AbstractObjective, Batch, BatchT
-from smallvit.core.rows import Rows, cut, seeing
 from smallvit.engine.optim import GradClipMode, clip_gradients_
 from smallvit.engine.runtime import Runtime
+from smallvit.parallel import processes
+from smallvit.parallel.rows import Rows, cut, seeing
 
 
 def train_step(

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from smallvit.core import processes
+from smallvit.parallel import processes
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from smallvit.core import processes, rng
+from smallvit.core import rng
 from smallvit.core.config import Range
 from smallvit.data import augment, geometry
 from smallvit.data.augment import Fraction, check_bounds
 from smallvit.data.loader import InOrder, Order, Split, channel_tensors
+from smallvit.parallel import processes
 from smallvit.segment.data import IGNORED, SegmentData
 
 

@@ -24,10 +24,9 @@ from torch import Tensor
 
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError, DataError
-from smallvit.data.content import content_hash
-from smallvit.data.images import IMAGE_SUFFIXES, open_image, over_white
-from smallvit.data.loader import USUAL_SIZES, Dataset, Split
-from smallvit.data.splits import (
+from smallvit.data.files.content import content_hash
+from smallvit.data.files.images import IMAGE_SUFFIXES, open_image, over_white
+from smallvit.data.files.splits import (
     Cut,
     StoredCut,
     cut_by_position,
@@ -36,7 +35,8 @@ from smallvit.data.splits import (
     split_hash,
     store_cut,
 )
-from smallvit.data.store import cache_errors, content_order, file_stem, hash_images
+from smallvit.data.files.store import cache_errors, content_order, file_stem, hash_images
+from smallvit.data.loader import USUAL_SIZES, Dataset, Split
 
 SPLITS = ("train", "val", "test")
 IGNORED = 255  # index of pixels that count for nothing

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from smallvit.core import processes
+from smallvit.parallel import processes
 from smallvit.segment.batches import SegmentBatch
 from smallvit.segment.data import IGNORED
 from smallvit.segment.objective import SegmentObjective

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.core.objective import AbstractObjective, StepOutput
-from smallvit.core.rows import current_rows
 from smallvit.models.tokens import AbstractBackbone
+from smallvit.parallel.rows import current_rows
 from smallvit.segment.batches import SegmentBatch
 from smallvit.segment.data import IGNORED
 from smallvit.segment.heads import AbstractSegmentHead, resize

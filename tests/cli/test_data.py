@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from smallvit.cli.app import main
+from smallvit.data.files.registry import DATASETS
+from smallvit.data.files.splits import split_hash
 from smallvit.data.loader import DataConfig, Dataset
-from smallvit.data.registry import DATASETS
-from smallvit.data.splits import split_hash
-from smallvit.run.data import load_dataset
-from smallvit.run.data_check import check_dataset
+from smallvit.runs.data import load_dataset
+from smallvit.runs.data_check import check_dataset
 
 NUM = {"train": 60, "t10k": 20}
 
@@ -93,7 +93,9 @@ def test_the_list_as_json_has_every_fact(capsys):
 
 def test_an_absent_dataset_is_described_but_not_fetched(capsys, data_dir, monkeypatch):
     monkeypatch.delenv("SMALLVIT_OFFLINE")
-    monkeypatch.setattr("smallvit.data.fetch.download", lambda *args: pytest.fail("downloads"))
+    monkeypatch.setattr(
+        "smallvit.data.files.fetch.download", lambda *args: pytest.fail("downloads")
+    )
     assert main(["data", "info", "cifar10"]) == 3
     captured = capsys.readouterr()
     for fact in (
@@ -259,7 +261,7 @@ def test_a_changed_archive_and_packed_pixels_that_changed_are_found(
     assert "ok     3 official files" in captured.out
     assert captured.err.splitlines()[-1] == "smallvit: fashion-mnist: 1 problem, named above"
     # Opening a store looks at some images alone; here at none but the first.
-    monkeypatch.setattr("smallvit.data.store.NUM_SAMPLED", 1)
+    monkeypatch.setattr("smallvit.data.files.store.NUM_SAMPLED", 1)
     with (packed / "train.images.npy").open("r+b") as file:
         file.seek(-1, 2)
         last = file.read(1)

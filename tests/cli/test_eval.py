@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from smallvit.cli.app import main
-from smallvit.run.score import evaluate_run, score_run
+from smallvit.runs.score import evaluate_run, score_run
 
 
 @pytest.fixture

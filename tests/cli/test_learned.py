@@ -11,10 +11,10 @@ from PIL import Image
 
 from smallvit.cli.app import main
 from smallvit.core.run_folder import Run
-from smallvit.data import fetch
+from smallvit.data.files import fetch
 from smallvit.data.loader import DataConfig
-from smallvit.run.data import load_dataset
-from smallvit.run.learned import Learned, find_record, read_record, write_learned
+from smallvit.runs.data import load_dataset
+from smallvit.runs.learned import Learned, find_record, read_record, write_learned
 
 WHOLE = ["--data.label-fraction", "1", "--data.image-size", "8"]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from smallvit.cli.app import main
 from smallvit.core import memory
 from smallvit.engine import forecast
-from smallvit.run import chain
+from smallvit.runs import chain
 
 CUT = forecast.Forecast(steps=10, evaluations=0, step_s=10.0, most_bytes=10**9, micro_batch=4)
 
@@ -104,7 +104,7 @@ def test_memory_that_is_not_there_is_refused_with_what_works_then(
 
 
 def test_a_recipe_for_a_gpu_says_so_on_a_cpu_and_names_the_one_for_it(caplog):
-    from smallvit.run.recipe import load_recipe, say_fit
+    from smallvit.runs.recipe import load_recipe, say_fit
 
     recipe, name = load_recipe("generic/64px", {"runtime": {"device": "cpu"}})
     assert main(["recipes", "check", recipe.cpu_recipe]) == 0

@@ -13,9 +13,9 @@ import smallvit as sv
 from smallvit.cli.app import main
 from smallvit.core.errors import DataError
 from smallvit.data.loader import DataConfig
-from smallvit.run.data import load_dataset
-from smallvit.run.learned import read_record
-from smallvit.run.score import evaluate_run
+from smallvit.runs.data import load_dataset
+from smallvit.runs.learned import read_record
+from smallvit.runs.score import evaluate_run
 from smallvit.teachers.score_maps import read_score_maps
 
 WHOLE = ["--data.label-fraction", "1", "--data.image-size", "8"]

@@ -9,7 +9,7 @@ import yaml
 
 from smallvit.cli.app import main
 from smallvit.cli.options import given
-from smallvit.run.recipe import load_recipe
+from smallvit.runs.recipe import load_recipe
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from smallvit.cli.app import main
 from smallvit.core.run_folder import Run
-from smallvit.run.label import SCORE_MAPS
+from smallvit.runs.label import SCORE_MAPS
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

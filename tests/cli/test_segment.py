@@ -15,7 +15,7 @@ from smallvit.cli import app
 from smallvit.core.errors import ConfigError, DataError, InterruptedRunError
 from smallvit.engine import fit as engine_fit
 from smallvit.engine.checkpoint import load_checkpoint
-from smallvit.run.segment import score_segmentation
+from smallvit.runs.segment import score_segmentation
 
 SIDE = 16
 COUNTS = {"train": 48, "val": 16, "test": 8}

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from timm.models import _registry
 
 from smallvit.cli.app import main
-from smallvit.run.adopt import adopt_settings
-from smallvit.run.start import start_settings
+from smallvit.runs.adopt import adopt_settings
+from smallvit.runs.start import start_settings
 
 DIGITS = ["--dataset", "digits", "--data.image-size", "16", "--data.label-fraction", "0.2"]
 TIMM = "test_vit.r160_in1k"  # 64 wide, 6 blocks, patches of 16 px

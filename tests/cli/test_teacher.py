@@ -18,7 +18,7 @@ from timm.models import _registry
 from smallvit.cli.app import main
 from smallvit.data.loader import DataConfig
 from smallvit.inference.export import read_export
-from smallvit.run.data import load_dataset
+from smallvit.runs.data import load_dataset
 from smallvit.teachers.score_maps import open_score_maps
 from smallvit.teachers.teacher import Teacher
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from smallvit.cli.app import main
 from smallvit.engine.checkpoint import load_checkpoint
 from smallvit.engine.log import read_metrics
-from smallvit.run.api import finetune
+from smallvit.runs.api import finetune
 
 
 def train(stage: str, recipe: str, out: Path, *more: str) -> int:
@@ -228,7 +228,7 @@ def test_a_label_run_that_had_only_to_be_checked_goes_on(tiny, teacher, tmp_path
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("smallvit.run.label.spot_check", cut)
+        patched.setattr("smallvit.runs.label.spot_check", cut)
         assert main(["label", "--teacher", teacher, "--out", str(broken)]) == 130
     assert main(["label", "--resume", str(broken)]) == 0
     name = "score_maps.safetensors"

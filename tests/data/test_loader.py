@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
+from smallvit.data.files.registry import DatasetSpec
+from smallvit.data.files.sources import Listing, Source, SourceSplit
 from smallvit.data.loader import (
     DataConfig,
     Dataset,
@@ -22,8 +24,6 @@ from smallvit.data.loader import (
     prepare_dataset,
     usual_size,
 )
-from smallvit.data.registry import DatasetSpec
-from smallvit.data.sources import Listing, Source, SourceSplit
 
 CPU = torch.device("cpu")
 META = torch.device("meta")
@@ -354,7 +354,11 @@ def test_data_in_a_cache_that_cannot_be_written_is_split_as_in_one_that_can(tmp_
     def fail(path: Path, *arguments: object, **options: object) -> None:
         raise OSError(30, "Read-only file system", str(path))
 
-    for name in ("smallvit.data.store.FileLock", "pathlib.Path.write_text", "pathlib.Path.mkdir"):
+    for name in (
+        "smallvit.data.files.store.FileLock",
+        "pathlib.Path.write_text",
+        "pathlib.Path.mkdir",
+    ):
         monkeypatch.setattr(name, fail)
     again = load(tmp_path, source)
     assert (again.split_hashes, again.image_size) == (dataset.split_hashes, dataset.image_size)
@@ -482,8 +486,8 @@ def test_an_absent_dataset_is_fetched_before_it_is_opened(tmp_path, monkeypatch)
         calls.append((spec.name, data_dir))
         return source
 
-    monkeypatch.setattr("smallvit.data.fetch.fetch_dataset", fetch_dataset)
-    monkeypatch.setattr("smallvit.data.official.open_named", open_named)
+    monkeypatch.setattr("smallvit.data.files.fetch.fetch_dataset", fetch_dataset)
+    monkeypatch.setattr("smallvit.data.files.official.open_named", open_named)
     config = DataConfig(dataset="cifar10")
     assert open_source(config, data_dir=tmp_path, offline=False, progress=print) is source
     assert calls == [

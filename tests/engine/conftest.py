@@ -10,9 +10,9 @@ from smallvit.engine.fit import FitPlan
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
-from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
-from smallvit.finetune.token_labeling import TokenLabelConfig
-from smallvit.pretrain.dino import DinoConfig, DinoObjective
+from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
+from smallvit.finetuning.token_labeling import TokenLabelConfig
+from smallvit.pretraining.dino import DinoConfig, DinoObjective
 
 
 @pytest.fixture

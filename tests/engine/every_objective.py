@@ -13,22 +13,22 @@ from typing import Any
 
 import torch
 
-from smallvit.core import processes
 from smallvit.data.augment import AugmentConfig
 from smallvit.data.loader import Dataset, Order, Split
 from smallvit.data.views import LabelledBatches, ViewBatches, ViewsConfig, eval_batches
 from smallvit.engine.fit import FitPlan, Training
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
-from smallvit.engine.process_group import process_group
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.evaluate.classify import predict_logits
 from smallvit.evaluate.knn import extract_features
-from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
-from smallvit.finetune.token_labeling import TokenLabelConfig
+from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
+from smallvit.finetuning.token_labeling import TokenLabelConfig
 from smallvit.models.registry import ModelConfig, create_backbone
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.pretrain.registry import METHODS, create_objective
+from smallvit.parallel import processes
+from smallvit.parallel.process_group import process_group
+from smallvit.pretraining.registry import METHODS, create_objective
 
 BATCH, STEPS, SIDE, CLASSES = 6, 3, 16, 5
 DEVICE = torch.device("cpu")

@@ -12,7 +12,7 @@ from smallvit.engine.checkpoint import load_checkpoint
 from smallvit.engine.fit import Training, fit
 from smallvit.engine.forecast import Forecast, foresee
 from smallvit.engine.log import LogConfig, read_metrics
-from smallvit.pretrain.dino import DinoConfig, DinoObjective
+from smallvit.pretraining.dino import DinoConfig, DinoObjective
 
 BASE, IMAGE = 10**9, 10**8  # bytes of a process, and of each image at once
 

@@ -11,7 +11,7 @@ from smallvit.engine.checkpoint import load_checkpoint
 from smallvit.engine.fit import Training, fit
 from smallvit.engine.log import LogConfig, read_metrics
 from smallvit.engine.runtime import is_out_of_memory
-from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
+from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
 
 CPU_SAYS = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"
 

@@ -16,8 +16,8 @@ from smallvit.engine.optim import (
     say_cut_warmup,
     set_schedule,
 )
-from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
-from smallvit.finetune.token_labeling import TokenLabelConfig
+from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
+from smallvit.finetuning.token_labeling import TokenLabelConfig
 from smallvit.models.registry import ModelConfig, create_backbone
 
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.04, weight_decay_end=0.4)

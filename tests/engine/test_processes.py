@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from smallvit.cli.app import main
-from smallvit.core.launch import launched, launched_number
-from smallvit.core.rows import Rows, cut, mirrored_part, seeing
 from smallvit.engine.log import read_metrics
+from smallvit.parallel.launch import launched, launched_number
+from smallvit.parallel.rows import Rows, cut, mirrored_part, seeing
 
 SCRIPT = Path(__file__).with_name("every_objective.py")
 CPU = torch.device("cpu")
@@ -209,7 +209,7 @@ def test_a_batch_that_fits_is_not_cut(most):
 
 
 def test_rows_are_known_inside_the_forward_pass_alone():
-    from smallvit.core.rows import current_rows
+    from smallvit.parallel.rows import current_rows
 
     rows = Rows(index=torch.tensor([0, 3]), total=4)
     with seeing(rows):

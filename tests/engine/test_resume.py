@@ -18,10 +18,10 @@ from smallvit.engine.fit import FitPlan, fit
 from smallvit.engine.log import LogConfig, read_metrics
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
-from smallvit.finetune.objective import FinetuneObjective, SupervisedConfig
-from smallvit.finetune.token_labeling import TokenLabelConfig
+from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
+from smallvit.finetuning.token_labeling import TokenLabelConfig
 from smallvit.models.registry import ModelConfig
-from smallvit.pretrain.dino import DinoConfig, DinoObjective
+from smallvit.pretraining.dino import DinoConfig, DinoObjective
 
 SHARED = runpy.run_path(str(Path(__file__).with_name("every_objective.py")))
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smallvit.data.own import open_path
-from smallvit.data.store import open_store, verify_store
-from smallvit.data.unpack import unpack
+from smallvit.data.files.own import open_path
+from smallvit.data.files.store import open_store, verify_store
+from smallvit.data.files.unpack import unpack
 
 # Stops for good in the middle of its work, and says so.
 KILLED = """
 import signal, sys
 from dataclasses import replace
 from pathlib import Path
-from smallvit.data.own import open_path
-from smallvit.data.store import open_store
-from smallvit.data.unpack import unpack
+from smallvit.data.files.own import open_path
+from smallvit.data.files.store import open_store
+from smallvit.data.files.unpack import unpack
 
 def stop(*_):
     print("half", flush=True)

@@ -12,8 +12,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from smallvit.cli.app import main
-from smallvit.data.own import open_path
-from smallvit.data.store import open_store
+from smallvit.data.files.own import open_path
+from smallvit.data.files.store import open_store
 
 
 @pytest.fixture(autouse=True)

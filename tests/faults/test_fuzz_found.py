@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from smallvit.core.errors import ConfigError, DataError
-from smallvit.data.class_lists import order_classes
-from smallvit.data.own import open_path
-from smallvit.run.recipe import find_recipe, read_layer
+from smallvit.data.files.class_lists import order_classes
+from smallvit.data.files.own import open_path
+from smallvit.runs.recipe import find_recipe, read_layer
 from smallvit.teachers.score_maps import ScoreMaps, read_score_maps, tensors_of
 from smallvit.teachers.tensor_file import write_tensors
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from smallvit.bench.suite import read_suite
 from smallvit.core.errors import ConfigError, DataError, SmallViTError
-from smallvit.data.own import open_path
+from smallvit.data.files.own import open_path
 from smallvit.inference.export import exported_model, read_export, write_export
+from smallvit.leaderboard.suite import read_suite
 from smallvit.models.registry import ModelConfig, create_backbone, model_arguments
 
 SUITES = {

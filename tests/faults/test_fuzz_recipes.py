@@ -13,11 +13,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smallvit.bench.suite import read_suite
 from smallvit.core.config import find_errors, resolve, to_plain
 from smallvit.core.errors import ConfigError, SmallViTError
 from smallvit.core.run_folder import Run
-from smallvit.run.recipe import Recipe, read_layer, recipes_root, run_values
+from smallvit.leaderboard.suite import read_suite
+from smallvit.runs.recipe import Recipe, read_layer, recipes_root, run_values
 
 EXAMPLES = 25
 FUZZ = settings(

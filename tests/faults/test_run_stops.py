@@ -14,14 +14,14 @@ import pytest
 
 from smallvit.cli.app import main
 from smallvit.engine.checkpoint import load_checkpoint
-from smallvit.run import stage
+from smallvit.runs import stage
 
 # A run that hangs in its first validation, with the state after step 4 saved; $1 says when.
 HANGING = """
 import sys, time
 from pathlib import Path
 from smallvit.cli.app import main
-from smallvit.run import stage
+from smallvit.runs import stage
 
 def hang(*_, **__):
     Path(sys.argv[1]).touch()

@@ -1,0 +1,201 @@
+"""Reader of ``.npz`` files of images and labels, as MedMNIST and Keras write them."""
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from smallvit.core.errors import ConfigError, DataError
+from smallvit.data.files.class_lists import (
+    check_enough_classes,
+    check_every_class,
+    order_classes,
+    some,
+)
+from smallvit.data.files.file_kinds import what_instead
+from smallvit.data.files.layout import Layout
+from smallvit.data.files.sources import (
+    FoundFile,
+    Listing,
+    Source,
+    SourceSplit,
+    files_key,
+    source_key,
+)
+
+PREFIXES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+# What arrays are called, by MedMNIST, by Keras and by habit; {} is the split.
+IMAGES = ("{}_images", "images_{}", "x_{}", "X_{}", "{}_x", "{}_X", "{}_data", "{}_imgs", "{}")
+LABELS = ("{}_labels", "labels_{}", "y_{}", "{}_y", "{}_Y", "{}_targets", "{}_label")
+ALONE = (("images", "labels"), ("x", "y"), ("X", "y"), ("data", "labels"), ("data", "targets"))
+EXPECTED = (
+    "images are read from train_images and labels from train_labels, with val_ and test_ beside "
+    "them or not"
+)
+_NOT_WHOLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+def open_arrays(path: Path, found: FoundFile, layout: Layout | None) -> Source:
+    """Open an ``.npz`` file.
+
+    Images are of shape (N, H, W), (N, H, W, 1), (N, H, W, 3) or (N, 3, H, W): 8-bit, or grey of
+    more bits or floats as in files. Labels are integers or text, of shape (N,) or (N, 1); without
+    any, the images are unlabelled.
+
+    Args:
+        path: The file.
+        found: It, with its size and time.
+        layout: How the names of the arrays of each split begin; ``None`` takes the usual names.
+
+    Raises:
+        ConfigError: If a layout is named that arrays cannot have.
+        DataError: If the file is broken, or its arrays are not images and labels.
+    """
+    if layout is not None and layout.kind == "classes":
+        raise ConfigError(
+            f"data.layout classes is for folders, and {path} holds arrays: leave it out"
+        )
+    with path.open("rb") as file:
+        instead = what_instead(file.read(512))
+    if instead is not None:
+        raise DataError(f"{path} is {instead}")
+    pairs = _find_pairs(path, _names(path), layout)
+    if layout is not None and layout.kind == "unlabelled":
+        pairs = {"train": (pairs["train"][0], None)}
+    labels = {split: _read_labels(path, label) for split, (_, label) in pairs.items() if label}
+    class_names: tuple[str, ...] = ()
+    if "train" in labels:
+        pairs = {split: pairs[split] for split in labels}
+        class_names = order_classes({str(value) for values in labels.values() for value in values})
+    else:
+        pairs = {"train": pairs["train"]}
+    number = {name: i for i, name in enumerate(class_names)}
+
+    def list_images() -> Listing:
+        splits = {}
+        for split, (name, label) in pairs.items():
+            images = _read_images(path, name)
+            indices = np.full(len(images), -1)
+            if class_names:
+                indices = np.asarray([number[str(value)] for value in labels[split]], np.int64)
+            if len(indices) != len(images):
+                raise DataError(
+                    f"{path}: {name} has {len(images)} images and {label} {len(indices)} labels: "
+                    "save as many of one as of the other"
+                )
+            splits[split] = _array_split(name, images, indices)
+        listing = Listing(class_names=class_names, splits=splits)
+        if class_names:
+            check_enough_classes(str(path), class_names)
+            check_every_class(str(path), listing)
+        return listing
+
+    named = [] if layout is None else [repr(layout)]
+    return Source(
+        name=path.stem,
+        key=source_key("arrays", files_key([found]), *named),
+        hflip=True,
+        image_size=None,
+        list_images=list_images,
+        kind="arrays",
+    )
+
+
+def _names(path: Path) -> list[str]:
+    return _loading(path, lambda file: list(file.files))
+
+
+def _loading(path: Path, read: Any) -> Any:
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return read(file)
+    except _NOT_WHOLE as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        if "pickle" in why.lower():
+            raise DataError(
+                f"{path} holds Python objects, which could run code: save plain arrays, numbers "
+                "of one shape"
+            ) from error
+        raise DataError(f"{path} is not a whole .npz file ({why}): replace it") from error
+
+
+def _find_pairs(
+    path: Path, names: Sequence[str], layout: Layout | None
+) -> dict[str, tuple[str, str | None]]:
+    """Return the arrays of images and labels of each split."""
+    prefixes: Mapping[str, Sequence[str]] = PREFIXES
+    if layout is not None and layout.kind == "splits":
+        prefixes = {split: (name,) for split, name in layout.splits.items()}
+    pairs: dict[str, tuple[str, str | None]] = {}
+    for split, begins in prefixes.items():
+        images = _first(names, IMAGES, begins)
+        if images is not None:
+            pairs[split] = (images, _first(names, LABELS, begins))
+    if not pairs and layout is None:
+        for images, label in ALONE:
+            if images in names:
+                return {"train": (images, label if label in names else None)}
+    if "train" not in pairs:
+        raise DataError(f"{path} has the arrays {some(sorted(names), 8)}: {EXPECTED}")
+    return pairs
+
+
+def _first(names: Sequence[str], forms: Sequence[str], begins: Sequence[str]) -> str | None:
+    every = (form.format(begin) for begin in begins for form in forms)
+    return next((name for name in every if name in names), None)
+
+
+def _read_labels(path: Path, name: str) -> np.ndarray:
+    labels = _loading(path, lambda file: file[name])
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise DataError(
+            f"{path}: {name} has shape {labels.shape}, several labels an image, and an image has "
+            f"one class here: save one integer each, as {name}.argmax(axis=1)"
+        )
+    if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind not in "iubU":
+        raise DataError(f"{path}: {name} is {labels.dtype}: save the classes as integers or text")
+    return labels
+
+
+def _read_images(path: Path, name: str) -> np.ndarray:
+    images = _loading(path, lambda file: file[name])
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[-1] not in (1, 3, 4):
+        images = images.transpose(0, 2, 3, 1)
+    if images.ndim == 4 and images.shape[-1] == 1:
+        images = images[..., 0]
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (3, 4)):
+        raise DataError(
+            f"{path}: {name} has shape {images.shape}, and images are (N, H, W), (N, H, W, 3) or "
+            "(N, 3, H, W): save slices of that shape"
+        )
+    if images.ndim == 4 and images.dtype != np.uint8:
+        raise DataError(
+            f"{path}: {name} is {images.dtype} with colors, which are read with 8 bits: save "
+            f"them scaled to 0..255, as ({name} * 255).astype('uint8') where they are in [0, 1]"
+        )
+    if images.dtype == np.bool_:
+        return images.astype(np.uint8) * np.uint8(255)
+    if images.dtype.kind not in "iuf":
+        raise DataError(f"{path}: {name} is {images.dtype}: save images as numbers")
+    return images
+
+
+def _array_split(name: str, images: np.ndarray, labels: np.ndarray) -> SourceSplit:
+    # PIL's modes for grey of more than 8 bits.
+    kind = images.dtype
+    wide = np.float32 if kind.kind == "f" else np.int32
+    plain = kind in (np.uint8, np.uint16)
+
+    def read(i: int) -> Image.Image:
+        pixels = np.ascontiguousarray(images[i])
+        return Image.fromarray(pixels if plain else pixels.astype(wide))
+
+    return SourceSplit(names=[f"{name}[{i}]" for i in range(len(images))], labels=labels, read=read)

@@ -1,0 +1,542 @@
+"""Bring the official files of a dataset into the data folder: by hand, by mirror, once.
+
+A file is downloaded to ``NAME.part`` and renamed when its length and checksum are right, so that an
+interrupted download goes on where it stopped, and nothing unverified is ever unpacked.
+"""
+
+import hashlib
+import http.client
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock
+
+from smallvit import __version__
+from smallvit.core.errors import DataError
+from smallvit.data.files.registry import DatasetSpec, RemoteFile
+from smallvit.data.files.unpack import move_into_place, need_room, staging_folder, unpack
+
+FetchProgress = Callable[[str, int, int | None], None]  # (what, bytes done, bytes in all)
+
+TIMEOUT_S = 30.0
+MAX_FAILURES = 4  # connections in a row to one address that bring next to nothing
+BACK_OFF_S = 1.0  # after the first failure; grows with each
+OR_UNPACKED = "give that one, or a folder of its unpacked content, which is not verified"
+_ENOUGH = 2**20  # bytes that make a connection worth another
+_CHUNK = 2**20
+_BUSY = {429, 500, 502, 503, 504}  # answers of a server that may serve the file a little later
+_HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)", re.IGNORECASE)
+
+logger = logging.getLogger("smallvit")
+
+
+class _AddressError(Exception):
+    """Why an address cannot be used; the next one is tried."""
+
+
+class _CutShortError(Exception):
+    """A connection that ended early, or a busy server; the same address is asked again."""
+
+
+class _StalePartError(Exception):
+    """What is there already is no beginning of what the address serves."""
+
+
+def fetch_dataset(
+    spec: DatasetSpec,
+    data_dir: Path,
+    *,
+    origin: Path | None = None,
+    offline: bool = False,
+    progress: FetchProgress | None = None,
+) -> None:
+    """Make the files of a dataset exist below the data folder.
+
+    What is there is left alone. An archive that lies in the folder is verified and unpacked; others
+    are downloaded, and kept. Of several processes one does the work and the others wait.
+
+    Args:
+        spec: The dataset.
+        data_dir: The data folder.
+        origin: What the user has already: an official archive, a folder of them, or the unpacked
+            data. It is copied.
+        offline: Refuse to download.
+        progress: Called now and then.
+
+    Raises:
+        DataError: If a file is missing and cannot be had, or is not the official one; the message
+            says what to do by hand. Also if ``origin`` cannot be read or links to itself.
+    """
+    if origin is not None and not origin.exists():
+        raise DataError(f"no file or folder at {origin}: --from takes an archive or a folder")
+    if is_present(spec, data_dir):
+        if origin is not None:
+            logger.info("nothing of %s is missing: %s was not used", spec.name, origin)
+        return
+    report = progress or (lambda what, done, total: None)
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_dir / f".{spec.name}.lock"):
+            # Another process may have done it while this one waited.
+            if origin is not None and not is_present(spec, data_dir):
+                _take(spec, data_dir, origin)
+            if spec.hub is not None and not is_present(spec, data_dir):
+                # Imported late: only one dataset needs the client.
+                from smallvit.data.files.hub import fetch_hub
+
+                fetch_hub(spec.hub, data_dir / hub_folder(spec.hub), offline=offline)
+            _fetch_files(spec, data_dir, report, offline=offline)
+    except OSError as error:
+        why = " ".join(str(error.strerror or error).split())
+        if origin is not None and _is_of(error, origin, data_dir):
+            raise DataError(
+                f"cannot read {error.filename} in --from {origin} ({why}): mend or remove it there"
+            ) from error
+        raise DataError(
+            f"cannot bring {spec.name} to {data_dir} ({why}): set SMALLVIT_DATA_DIR to a folder "
+            "with room that can be written"
+        ) from error
+
+
+def is_present(spec: DatasetSpec, data_dir: Path) -> bool:
+    """Tell whether all that the reader of a dataset needs is below the data folder."""
+    return all(_is_there(data_dir / target) for target in _targets(spec))
+
+
+def hub_folder(reference: str) -> str:
+    """Return the folder of a dataset of the Hub below the data folder: the repository's name."""
+    return reference.partition("@")[0].rpartition("/")[2]
+
+
+def manual_steps(spec: DatasetSpec, data_dir: Path) -> str:
+    """Say in one line how to bring by hand what is missing; empty where nothing is."""
+    if is_present(spec, data_dir):
+        return ""
+    if spec.hub is not None:
+        name, _, revision = spec.hub.partition("@")
+        steps = (
+            f"put the parquet files of https://huggingface.co/datasets/{name}/tree/{revision} "
+            f"in {data_dir / hub_folder(spec.hub)}"
+        )
+    else:
+        steps = "; ".join(
+            _manual_step(file, data_dir / file.name)
+            for file in spec.files
+            if not _is_there(data_dir / file.target) and not (data_dir / file.name).exists()
+        )
+    get = f"smallvit data get {spec.name}"
+    if not steps:
+        return f"run `{get}` to unpack what is there"
+    return f"{steps}; then run `{get}`, or `{get} --from PATH` with the files at any PATH"
+
+
+def check_archives(spec: DatasetSpec, data_dir: Path) -> list[str]:
+    """Verify length and checksum of the official files that lie in the data folder.
+
+    Returns:
+        A line for each file that is not the official one.
+    """
+    paths = [(data_dir / file.name, file) for file in spec.files]
+    problems = [(path, _problem(path, file)) for path, file in paths if path.exists()]
+    return [f"{path}: {problem}" for path, problem in problems if problem is not None]
+
+
+def download(file: RemoteFile, folder: Path, progress: FetchProgress | None = None) -> Path:
+    """Download a file from the first of its addresses that serves it, going on where it stopped.
+
+    The caller sees to it that no other process downloads the same file.
+
+    Args:
+        file: What to download.
+        folder: Where to put it.
+        progress: Called for each piece.
+
+    Returns:
+        The verified file.
+
+    Raises:
+        DataError: If no address serves it; the message gives each with its reason.
+    """
+    path = folder / file.name
+    part = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report = progress or (lambda what, done, total: None)
+    failures: list[str] = []
+    for url in file.urls:
+        try:
+            _download_from(url, file, part, report)
+        except _AddressError as error:
+            failures.append(f"{url}: {error}")
+            continue
+        with part.open("rb+") as whole:
+            os.fsync(whole.fileno())  # else a crash could leave the name with less behind it
+        part.replace(path)
+        _discard(part)
+        return path
+    raise DataError(
+        f"cannot download {file.name} ({'; '.join(failures)}): run again later, or "
+        f"{_manual_step(file, path)} and run again"
+    )
+
+
+def _targets(spec: DatasetSpec) -> list[str]:
+    from_hub = [] if spec.hub is None else [hub_folder(spec.hub)]
+    return [file.target for file in spec.files] + from_hub
+
+
+def _is_there(path: Path) -> bool:
+    """Tell whether a file or a folder with something in it is there."""
+    try:
+        return path.is_file() or (path.is_dir() and any(path.iterdir()))
+    except PermissionError:
+        return True  # the reader says what is wrong with it
+
+
+def _is_of(error: OSError, origin: Path, data_dir: Path) -> bool:
+    """Tell whether what failed lies in the folder of the user's, not in the data folder.
+
+    With two names it is a file that was being copied or renamed, mostly for want of room.
+    """
+    if error.filename is None or error.filename2 is not None:
+        return False
+    path = Path(error.filename)
+    return path.is_relative_to(origin) and not path.is_relative_to(data_dir)
+
+
+def _manual_step(file: RemoteFile, path: Path) -> str:
+    return f"download {' or '.join(file.urls)} (md5 {file.md5}) to {path}"
+
+
+def _fetch_files(
+    spec: DatasetSpec, data_dir: Path, report: FetchProgress, *, offline: bool
+) -> None:
+    for file in spec.files:
+        target, archive = data_dir / file.target, data_dir / file.name
+        if _is_there(target):
+            continue
+        if archive.exists():
+            _require_official(archive, file, "remove it, and download it again")
+        elif offline:
+            continue
+        else:
+            download(file, data_dir, report)
+        if file.target != file.name:
+            what = f"unpacking {file.name}"
+            unpack(
+                archive, target, progress=lambda done, total, what=what: report(what, done, total)
+            )
+    if not is_present(spec, data_dir):
+        raise DataError(
+            f"{spec.name} is missing and downloads are off: {manual_steps(spec, data_dir)}"
+        )
+
+
+def _take(spec: DatasetSpec, data_dir: Path, origin: Path) -> None:
+    """Copy what is missing of a dataset from a file or folder of the user's."""
+    if origin.is_file():
+        _copy(origin, data_dir / _recognise(spec, origin).name)
+        return
+    missing = [file for file in spec.files if not _is_there(data_dir / file.target)]
+    taken = [_take_one(file, data_dir, origin) for file in missing]
+    expected = [f"{file.name} or, unpacked, {file.target}" for file in missing]
+    if spec.hub is not None:
+        folder = hub_folder(spec.hub)
+        taken.append(_take_unpacked(folder, data_dir, origin, marks="**/*.parquet"))
+        expected.append(f"{folder} or parquet files")
+    if not any(taken):
+        raise DataError(
+            f"{origin} holds nothing that is missing of {spec.name}: expected {'; '.join(expected)}"
+        )
+
+
+def _recognise(spec: DatasetSpec, path: Path) -> RemoteFile:
+    for file in spec.files:
+        if Path(file.name).name == path.name:
+            _require_official(path, file, OR_UNPACKED)
+            return file
+    md5 = _md5(path)
+    for file in spec.files:
+        if file.md5 == md5:
+            return file
+    known = ", ".join(f"{file.name} (md5 {file.md5})" for file in spec.files)
+    raise DataError(
+        f"{path} (md5 {md5}) is no official file of {spec.name}: --from takes {known or 'a folder'}"
+    )
+
+
+def _take_one(file: RemoteFile, data_dir: Path, origin: Path) -> bool:
+    for archive in (origin / file.name, origin / Path(file.name).name):
+        if archive.is_file():
+            _require_official(archive, file, OR_UNPACKED)
+            _copy(archive, data_dir / file.name)
+            return True
+    return _take_unpacked(file.target, data_dir, origin)
+
+
+def _take_unpacked(target: str, data_dir: Path, origin: Path, marks: str | None = None) -> bool:
+    """Copy a target that lies in ``origin`` or is ``origin``, as its name or ``marks`` tell."""
+    parts = Path(target).parts
+    inside = [origin.joinpath(*parts[i:]) for i in range(len(parts))]
+    found = next((path for path in inside if _is_there(path)), None)
+    if found is None:
+        same_name = origin.name.casefold() == parts[-1].casefold() and _is_there(origin)
+        marked = marks is not None and any(origin.glob(marks))
+        if not (same_name or marked):
+            return False
+        found = origin
+    _copy(found, data_dir / target)
+    logger.info("copied %s; no checksum was verified, since it is unpacked", found)
+    return True
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.exists() and source.samefile(target):
+        return
+    if target.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"{source} holds the data folder, {target.parent}: give another --from")
+    with staging_folder(target) as staging:
+        new = staging / "new"
+        if source.is_dir():
+            _copy_folder(source, new)
+        else:
+            shutil.copyfile(source, new)
+        move_into_place(new, target, staging)
+
+
+def _copy_folder(source: Path, target: Path, above: frozenset[Path] = frozenset()) -> None:
+    """Copy a tree, what its links point to included.
+
+    Modes are left behind, unlike by ``shutil.copytree``: a read-only folder could not be renamed.
+
+    Args:
+        source: What to copy.
+        target: What it becomes.
+        above: The folders that ``source`` was reached through, without links.
+    """
+    real = source.resolve()
+    if real in above:
+        raise DataError(f"{source} in --from is a link to a folder that holds it: remove the link")
+    target.mkdir()
+    for path in source.iterdir():
+        if path.is_dir():
+            _copy_folder(path, target / path.name, above | {real})
+        else:
+            shutil.copyfile(path, target / path.name)
+
+
+def _require_official(path: Path, file: RemoteFile, remedy: str) -> None:
+    problem = _problem(path, file)
+    if problem is not None:
+        raise DataError(f"{path} is not the official file ({problem}): {remedy}")
+
+
+def _problem(path: Path, file: RemoteFile) -> str | None:
+    """Say how a file differs from the official one; the length first, since it is cheap."""
+    size = path.stat().st_size
+    if file.size is not None and size != file.size:
+        return f"{size:,} bytes, expected {file.size:,}"
+    md5 = _md5(path)
+    return None if md5 == file.md5 else f"md5 {md5}, expected {file.md5}"
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        # The sum that the sources publish; some systems forbid md5 where it is to be secure.
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+
+
+def _download_from(url: str, file: RemoteFile, part: Path, report: FetchProgress) -> None:
+    """Complete ``part`` from one address, verified."""
+    resumed = part.exists()
+    _receive_all(url, file, part, report)
+    problem = _problem(part, file)
+    if problem is not None and resumed:
+        # What was there before may be to blame: it came from another day or address.
+        _discard(part)
+        _receive_all(url, file, part, report)
+        problem = _problem(part, file)
+    if problem is not None:
+        _discard(part)
+        raise _AddressError(problem)
+
+
+def _receive_all(url: str, file: RemoteFile, part: Path, report: FetchProgress) -> None:
+    failures = 0
+    while True:
+        before = _length(part)
+        try:
+            _receive(url, file, part, report)
+            return
+        except _StalePartError:
+            _discard(part)  # the next request is for the whole, which cannot be stale
+        except _CutShortError as error:
+            failures = 0 if _length(part) - before >= _ENOUGH else failures + 1
+            if failures == MAX_FAILURES:
+                raise _AddressError(str(error)) from error
+            time.sleep(BACK_OFF_S * failures)
+
+
+def _receive(url: str, file: RemoteFile, part: Path, report: FetchProgress) -> None:
+    """Ask once for what is missing of ``part`` and append it.
+
+    Raises:
+        _AddressError: If the address does not serve the file.
+        _CutShortError: If the connection ended early or the server is busy.
+        _StalePartError: If what is there is no beginning of it.
+    """
+    offset = _length(part)
+    if file.size is not None and offset >= file.size:
+        if offset > file.size:
+            raise _StalePartError
+        return
+    try:
+        response = _create_opener().open(_request(url, part, offset), timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        with error:
+            status = f"HTTP {error.code} {error.reason}"
+            if error.code in _BUSY:
+                raise _CutShortError(status) from error
+            if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not offset:
+                raise _AddressError(status) from error
+            if error.headers.get("Content-Range") == f"bytes */{offset}":
+                return  # nothing is missing
+            raise _StalePartError from error
+    except urllib.error.URLError as error:
+        raise _AddressError(_one_line(error.reason)) from error
+    except (TimeoutError, ValueError) as error:  # ValueError: no address at all
+        raise _AddressError(_one_line(error)) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _CutShortError(_one_line(error)) from error
+    with response:
+        _append(response, url, file, part, offset, report)
+
+
+def _append(
+    response: http.client.HTTPResponse,
+    url: str,
+    file: RemoteFile,
+    part: Path,
+    offset: int,
+    report: FetchProgress,
+) -> None:
+    done, total = _span(response, offset)
+    if response.headers.get_content_type() == "text/html":
+        raise _AddressError("an HTML page, not the file")
+    if file.size is not None and total is not None and total != file.size:
+        raise _AddressError(f"{total:,} bytes, expected {file.size:,}")
+    total = file.size if total is None else total
+    head = _read(response, 512)
+    if done == 0 and _HTML.match(head):
+        raise _AddressError("an HTML page, not the file")
+    if total is not None:
+        need_room(part.parent, total - done, f"downloading {file.name}")
+    if done == 0:
+        _note_source(part, url, response)
+    with part.open("ab" if done else "wb") as out:
+        chunk = head
+        while chunk:
+            out.write(chunk)
+            done += len(chunk)
+            report(f"downloading {file.name}", done, total)
+            if total is not None and done >= total:
+                break
+            chunk = _read_some(response)
+    if total is not None and done < total:
+        raise _CutShortError(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def _span(response: http.client.HTTPResponse, offset: int) -> tuple[int, int | None]:
+    """Return where the body begins in the file, and the file's length where it is told."""
+    if response.status == http.HTTPStatus.OK:  # the whole, whatever was asked for
+        length = response.headers.get("Content-Length", "")
+        return 0, int(length) if length.isdecimal() else None
+    if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+        raise _AddressError(f"HTTP {response.status} {response.reason}")
+    found = re.fullmatch(
+        r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip()
+    )
+    if found is None or int(found[1]) != offset:
+        if not offset:
+            raise _AddressError("HTTP 206 without having been asked for a part")
+        raise _StalePartError
+    return offset, None if found[2] == "*" else int(found[2])
+
+
+def _read(response: http.client.HTTPResponse, size: int) -> bytes:
+    try:
+        return response.read(size)
+    except (OSError, http.client.HTTPException) as error:
+        raise _CutShortError(_one_line(error)) from error
+
+
+def _read_some(response: http.client.HTTPResponse) -> bytes:
+    """Read what has arrived, so that little is lost when the connection is cut."""
+    try:
+        return response.read1(_CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _CutShortError(_one_line(error)) from error
+
+
+def _request(url: str, part: Path, offset: int) -> urllib.request.Request:
+    request = urllib.request.Request(url, headers={"User-Agent": f"smallvit/{__version__}"})
+    if offset:
+        request.add_header("Range", f"bytes={offset}-")
+        try:
+            source = json.loads(_note_of(part).read_text())
+        except (OSError, ValueError):
+            source = {}
+        # A server that has another version by now sends it whole. Another address knows nothing of
+        # this one's marks; there the checksum tells.
+        if source.get("url") == url and source.get("version"):
+            request.add_header("If-Range", source["version"])
+    return request
+
+
+def _note_source(part: Path, url: str, response: http.client.HTTPResponse) -> None:
+    """Note beside ``part`` where it comes from, and the server's mark of this version."""
+    mark = response.headers.get("ETag", "")
+    if not mark.startswith('"'):  # weak marks do not promise the same bytes
+        mark = response.headers.get("Last-Modified", "")
+    _note_of(part).write_text(json.dumps({"url": url, "version": mark}))
+
+
+def _note_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _note_of(part).unlink(missing_ok=True)
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _create_opener() -> urllib.request.OpenerDirector:
+    """Create an opener for http and https alone: a redirect could lead to a file or to FTP."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    return opener

@@ -1,0 +1,537 @@
+"""Reader of parquet files with encoded images, as the Hugging Face Hub keeps them."""
+
+import json
+import sys
+import threading
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from smallvit.core.errors import ConfigError, DataError
+from smallvit.data.files.class_lists import (
+    check_enough_classes,
+    check_every_class,
+    order_classes,
+    plural,
+    read_split_name,
+    some,
+)
+from smallvit.data.files.file_kinds import what_instead
+from smallvit.data.files.images import open_image
+from smallvit.data.files.layout import Layout
+from smallvit.data.files.sources import FoundFile, Listing, SourceSplit
+
+BATCH_BYTES = 2**24  # images of a parquet file decompressed at a time, about
+LARGEST_HASH = 64  # bytes; columns of a fixed width up to this hold identifiers and no images
+ROWS_KEPT = 64  # rows before the newest batch that stay at hand: more than store.MAX_AHEAD
+
+
+def parquet_splits(
+    root: Path, files: Iterable[FoundFile], layout: Layout | None = None
+) -> dict[str, list[Path]]:
+    """Sort parquet files by split: by their names, else by the nearest folder that names one.
+
+    A name counts that begins with train, val or test. Where none does, all files are of train.
+
+    Args:
+        root: Folder of the files.
+        files: The files, with names below ``root``.
+        layout: How the names of each split's files begin, where the user named it; others are not
+            read. Where none begins so, a column ``split`` is meant.
+
+    Raises:
+        DataError: If only some of the files tell their split, or none is of train.
+    """
+    given = layout is not None and layout.kind == "splits"
+    begins = layout.splits if layout and given else {s: s for s in ("train", "val", "test")}
+    found: dict[str | None, list[Path]] = {}
+    for file in files:
+        parts = reversed(file.name.lower().split("/"))
+        split = next(
+            (s for part in parts for s in begins if part.startswith(begins[s].lower())), None
+        )
+        found.setdefault(split, []).append(root / file.name)
+    unnamed = found.pop(None, [])
+    if given and found:
+        unnamed = []
+    named = {split: found[split] for split in ("train", "val", "test") if split in found}
+    if not named:
+        return {"train": unnamed}
+    if unnamed:
+        raise DataError(
+            f"{root}: the names of {plural(len(unnamed), 'parquet file')} (such as "
+            f"{unnamed[0].name}) give no split, others do: rename them to train-*, val-* or "
+            "test-*, or say how the names begin, as in --data.layout train=train,test=test"
+        )
+    if "train" not in named:
+        only = next(iter(named.values()))[0].name.partition("-")[0].partition(".")[0]
+        raise DataError(
+            f"{root} has parquet files of {' and '.join(named)} but none of train: add them, or "
+            f"train on others, --data.layout train={only}"
+        )
+    return named
+
+
+def list_parquet(
+    files: Mapping[str, Sequence[Path]],
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    named: Layout | None = None,
+) -> Listing:
+    """List the images of parquet files.
+
+    The image column holds encoded images: binary, or a struct with a binary field ``bytes`` as the
+    Hugging Face Hub writes it. The label column holds integers, text or truth values. Any column
+    may be dictionary-encoded. Names of the classes are those of the Hub's metadata, else the
+    distinct labels, ordered as in a CSV. Without a label column, images are unlabelled and only
+    train is read. Where there is no other split than train, a text column ``split`` divides
+    the rows, as in a CSV.
+
+    Images are decompressed in batches of about ``BATCH_BYTES`` (at least a page of the file), and
+    ``ROWS_KEPT`` rows before the newest batch stay at hand for all threads together. Reading in
+    about the order of the rows is fast; a jump further back starts a row group anew.
+
+    Args:
+        files: The files of each split, in order.
+        image_column: Column of the images; ``None`` is the one whose type fits.
+        label_column: Column of the labels; ``None`` is the one that the metadata marks as class
+            labels, else ``label``.
+        named: What a column ``split`` calls each split, or that labels are not read, where the
+            user named it.
+
+    Raises:
+        ConfigError: If pyarrow is not installed, or a column is absent, unfit or ambiguous.
+        DataError: If a file is broken or repeats a column in use, files differ in their columns, an
+            image or label is missing, a label is out of range, or a class has no image.
+    """
+    layouts = [_read_layout(file, image_column, label_column) for file in _flat(files)]
+    layout = layouts[0]
+    if named is not None and named.kind == "unlabelled":
+        layouts = [replace(each, label=None, text=False, class_names=None) for each in layouts]
+        layout = layouts[0]
+    for other in layouts:
+        if other != replace(layout, path=other.path):
+            raise DataError(
+                f"{layout.path} ({layout}) and {other.path} ({other}) differ: the files of a "
+                "dataset need the same columns and classes: leave a split without labels out, as "
+                "in --data.layout train=train, or give one file"
+            )
+    where = str(layout.path if len(layouts) == 1 else layout.path.parent)
+    if layout.label is None:
+        files = {"train": files["train"]}
+    tables = {
+        split: [_read_table(file, layout) for file in paths] for split, paths in files.items()
+    }
+    class_names, labels = _number_labels(where, layout, tables)
+    splits: dict[str, SourceSplit] = {}
+    for split, parts in tables.items():
+        names = [f"{table.path.name} row {i}" for table in parts for i in range(table.num_rows)]
+        rows = {split: np.arange(len(names))}
+        if layout.split and list(tables) == ["train"]:
+            rows = _divide(where, parts, named, labelled=layout.label is not None)
+        images = _ParquetImages([table.path for table in parts], layout.leaf)
+        for part, index in rows.items():
+            splits[part] = _table_split(images, names, labels[split], index)
+    listing = Listing(class_names=class_names, splits=splits)
+    if class_names:
+        check_enough_classes(where, class_names)
+        check_every_class(where, listing)
+    return listing
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """The columns of a parquet file.
+
+    Attributes:
+        path: The file.
+        image: Column of the images.
+        leaf: Where in it the bytes lie.
+        label: Column of the labels, if there is one.
+        text: Whether they are read as text: text and truth values.
+        class_names: Names of the integer labels, where the metadata has them.
+        split: Whether there is a text column ``split``.
+    """
+
+    path: Path
+    image: str
+    leaf: str
+    label: str | None
+    text: bool
+    class_names: tuple[str, ...] | None
+    split: bool
+
+    def __str__(self) -> str:
+        if self.label is None:
+            return f"{self.image}, no labels"
+        kind = "text" if self.text else "numbers"
+        named = "" if self.class_names is None else f" of {len(self.class_names)} named classes"
+        return f"{self.image}, {self.label}: {kind}{named}"
+
+
+class _Table(NamedTuple):
+    path: Path
+    num_rows: int
+    labels: np.ndarray  # int64 or text; empty where there are none
+    splits: Sequence[str | None]
+
+
+def _parquet_modules() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError(
+            "reading parquet needs pyarrow: pip install 'smallvit[parquet]'"
+        ) from None
+    return pyarrow, pyarrow.parquet
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn pyarrow's errors into one that names the file."""
+    pa, _ = _parquet_modules()
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        with path.open("rb") as file:
+            instead = what_instead(file.read(512))
+        if instead is not None:
+            raise DataError(f"{path} is {instead}") from error
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path} is not a whole parquet file ({reason}): replace it") from error
+
+
+def _read_layout(path: Path, image_column: str | None, label_column: str | None) -> _Layout:
+    pa, pq = _parquet_modules()
+    with _reading(path):
+        schema = pq.read_schema(path)
+    types = {field.name: _plain_type(pa, field.type) for field in schema}
+    fits = {name: _image_leaf(pa, kind, name) for name, kind in types.items()}
+    fits = {name: leaf for name, leaf in fits.items() if leaf is not None}
+    for name, option in ((image_column, "image-column"), (label_column, "label-column")):
+        if name is not None and name not in types:
+            raise ConfigError(
+                f"{path} has no column {name!r}; its columns: {', '.join(types)}: set "
+                f"--data.{option} to one of them"
+            )
+    if not fits:
+        raise ConfigError(
+            f"{path} has no column of encoded images, only {', '.join(types)}: write the content "
+            "of the files to it, or, where it names files, save it as CSV"
+        )
+    if image_column is not None and image_column not in fits:
+        raise ConfigError(
+            f"column {image_column!r} of {path} is {types[image_column]}, not encoded images; set "
+            f"--data.image-column to one that is: {', '.join(fits)}"
+        )
+    if image_column is None and len(fits) != 1:
+        raise ConfigError(
+            f"{path} has several columns of encoded images ({', '.join(fits)}): name one with "
+            "--data.image-column"
+        )
+    image = next(iter(fits)) if image_column is None else image_column
+    class_labels = {name: names for name, names in _hub_classes(schema).items() if name in types}
+    label = label_column
+    if label is None and len(class_labels) > 1:
+        raise ConfigError(
+            f"{path} has several columns of class labels ({', '.join(class_labels)}): name one "
+            "with --data.label-column"
+        )
+    if label is None:
+        label = next(iter(class_labels), "label" if "label" in types else None)
+    for name in (image, label, "split"):
+        if schema.names.count(name) > 1:
+            raise DataError(
+                f"{path} has {schema.names.count(name)} columns {name!r}: rename all but one"
+            )
+    text = label is not None and (_is_text(pa, types[label]) or pa.types.is_boolean(types[label]))
+    if label is not None and not text and not pa.types.is_integer(types[label]):
+        raise ConfigError(
+            f"column {label!r} of {path} is {types[label]}, neither integers nor text: name the "
+            "labels with --data.label-column"
+        )
+    return _Layout(
+        path=path,
+        image=image,
+        leaf=fits[image],
+        label=label,
+        text=text,
+        class_names=None if label is None or text else class_labels.get(label),
+        split="split" in types and _is_text(pa, types["split"]),
+    )
+
+
+def _image_leaf(pa: Any, kind: Any, name: str) -> str | None:
+    """Return where encoded images lie in a column of this type, if they can."""
+    if _is_binary(pa, kind):
+        return name
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return None
+    inner = _plain_type(pa, kind.field("bytes").type)
+    return f"{name}.bytes" if _is_binary(pa, inner) else None
+
+
+def _plain_type(pa: Any, kind: Any) -> Any:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_binary(pa: Any, kind: Any) -> bool:
+    if pa.types.is_fixed_size_binary(kind):
+        return kind.byte_width > LARGEST_HASH
+    return any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    )
+
+
+def _is_text(pa: Any, kind: Any) -> bool:
+    return any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
+
+
+def _hub_classes(schema: Any) -> dict[str, tuple[str, ...]]:
+    """Return the class names of the columns that the Hub's metadata marks as class labels."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: tuple(str(each) for each in feature["names"])
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}  # no such metadata, or of another form: the column's type has to do
+
+
+def _read_table(path: Path, layout: _Layout) -> _Table:
+    """Read all of a file but its images; check that each row has an image and a label."""
+    pa, pq = _parquet_modules()
+    small = [layout.label] if layout.label is not None else []
+    small += ["split"] if layout.split else []
+    with _reading(path), pq.ParquetFile(path, memory_map=True) as file:
+        num_rows = file.metadata.num_rows
+        table = file.read(columns=small)
+        missing = {layout.image: _count_nulls(file, layout.leaf)}
+        labels, splits = np.empty(0, dtype=np.int64), []
+        if layout.label is not None:
+            column = table.column(layout.label)
+            missing[layout.label] = column.null_count
+            if layout.text:
+                labels = np.asarray(column.cast(pa.string()).to_pylist(), dtype=object)
+                missing[layout.label] += int(np.count_nonzero(labels == ""))
+            elif not column.null_count:
+                # Not safe: what is too large becomes negative, and is refused with its row.
+                labels = column.cast(pa.int64(), safe=False).to_numpy()
+        if layout.split:
+            splits = table.column("split").cast(pa.string()).to_pylist()
+    for name, count in missing.items():
+        if count:
+            raise DataError(
+                f"{path}: {count} of {plural(num_rows, 'row')} have no {name}: remove them from "
+                "the file, or leave a split without labels out, as in --data.layout train=train"
+            )
+    return _Table(path, num_rows, labels, splits)
+
+
+def _count_nulls(file: Any, leaf: str) -> int:
+    """Count rows without bytes by the file's statistics, or by reading where it has none."""
+    count = 0
+    for group in range(file.metadata.num_row_groups):
+        statistics = _leaf_metadata(file, group, leaf).statistics
+        if statistics is not None and statistics.has_null_count:
+            count += statistics.null_count
+        else:
+            count += sum(column.null_count for column in _iter_leaf(file, group, leaf))
+    return count
+
+
+def _leaf_metadata(file: Any, group: int, leaf: str) -> Any:
+    row_group = file.metadata.row_group(group)
+    columns = (row_group.column(i) for i in range(row_group.num_columns))
+    return next(column for column in columns if column.path_in_schema == leaf)
+
+
+def _iter_leaf(file: Any, group: int, leaf: str) -> Iterator[Any]:
+    """Iterate over the byte strings of a row group, about ``BATCH_BYTES`` at a time."""
+    pa, _ = _parquet_modules()
+    metadata = _leaf_metadata(file, group, leaf)
+    row_bytes = max(1, metadata.total_uncompressed_size // max(1, metadata.num_values))
+    for batch in file.iter_batches(
+        batch_size=max(1, BATCH_BYTES // row_bytes),
+        row_groups=[group],
+        columns=[leaf],
+        use_threads=False,
+    ):
+        column = batch.column(0)
+        yield column.flatten()[0] if isinstance(column, pa.StructArray) else column
+
+
+def _number_labels(
+    where: str, layout: _Layout, tables: Mapping[str, Sequence[_Table]]
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Return the class names and each split's class indices."""
+    counts = {split: sum(table.num_rows for table in parts) for split, parts in tables.items()}
+    if not all(counts.values()):
+        empty = ", ".join(split for split, count in counts.items() if not count)
+        raise DataError(f"{where}: the parquet files of {empty} have no rows: remove or fill them")
+    if layout.label is None:
+        return (), {split: np.full(count, -1) for split, count in counts.items()}
+    values = {
+        split: np.concatenate([table.labels for table in parts]) for split, parts in tables.items()
+    }
+    if layout.text:
+        names = order_classes(set().union(*values.values()))
+        number = {name: i for i, name in enumerate(names)}
+        return names, {
+            split: np.asarray([number[value] for value in texts], dtype=np.int64)
+            for split, texts in values.items()
+        }
+    names = layout.class_names
+    end = np.inf if names is None else len(names)
+    for table in _flat(tables):
+        odd = np.flatnonzero((table.labels < 0) | (table.labels >= end))
+        if len(odd):
+            allowed = "not negative" if names is None else f"0 to {end - 1}"
+            raise DataError(
+                f"{table.path}: {len(odd)} of {plural(table.num_rows, 'row')} have a "
+                f"{layout.label} that is not a class (the first: row {odd[0]}, "
+                f"{table.labels[odd[0]]}; classes are {allowed}): remove these rows, or leave a "
+                "split without labels out, as in --data.layout train=train"
+            )
+    if names is None:
+        numbers = np.unique(np.concatenate(list(values.values())))
+        names = tuple(str(number) for number in numbers)
+        values = {split: np.searchsorted(numbers, part) for split, part in values.items()}
+    return names, values
+
+
+def _divide(
+    where: str, tables: Sequence[_Table], named: Layout | None, *, labelled: bool
+) -> dict[str, np.ndarray]:
+    """Return the rows of each split that a column ``split`` names."""
+    if named is not None and named.kind == "splits":
+        values = np.asarray([(split or "").strip() for table in tables for split in table.splits])
+        found = {split: np.flatnonzero(values == name) for split, name in named.splits.items()}
+        for split, rows in found.items():
+            if len(rows) == 0:
+                raise DataError(
+                    f"{where}: no row has the split {named.splits[split]!r}, which data.layout "
+                    f"names as {split}; there are {some(sorted(set(map(str, values))))}"
+                )
+    else:
+        of_row = np.asarray(
+            [
+                read_split_name(split or "", f"{table.path}, row {i}")
+                for table in tables
+                for i, split in enumerate(table.splits)
+            ]
+        )
+        found = {split: np.flatnonzero(of_row == split) for split in ("train", "val", "test")}
+    if len(found["train"]) == 0:
+        raise DataError(
+            f"{where}: no row has the split train: name the rows to train on train, or say what "
+            "they are called, as in --data.layout train=test"
+        )
+    return {
+        split: rows
+        for split, rows in found.items()
+        if split == "train" or (labelled and len(rows) > 0)
+    }
+
+
+def _table_split(
+    images: "_ParquetImages", names: Sequence[str], labels: np.ndarray, rows: np.ndarray
+) -> SourceSplit:
+    return SourceSplit(
+        names=[names[row] for row in map(int, rows)],
+        labels=labels[rows],
+        read=lambda i: open_image(images.read(int(rows[i]))),
+    )
+
+
+class _ParquetImages:
+    """The encoded images of some parquet files, by row, for many threads.
+
+    Args:
+        paths: The files, in order.
+        leaf: Where in each the bytes lie.
+    """
+
+    def __init__(self, paths: Sequence[Path], leaf: str) -> None:
+        _, self._parquet = _parquet_modules()
+        self._leaf = leaf
+        self._groups: list[tuple[Path, int]] = []
+        self._starts: list[int] = []
+        start = 0
+        for path in paths:
+            metadata = self._parquet.read_metadata(path)
+            for group in range(metadata.num_row_groups):
+                if metadata.row_group(group).num_rows:
+                    self._groups.append((path, group))
+                    self._starts.append(start)
+                    start += metadata.row_group(group).num_rows
+        self._lock = threading.Lock()
+        self._kept: deque[_Batch] = deque()  # in the order of reading
+        self._file: tuple[Path, Any] | None = None
+        self._batches: Iterator[Any] = iter(())
+        self._next_row = sys.maxsize  # first row of the next of _batches
+
+    def read(self, row: int) -> bytes:
+        """Return the encoded image of a row."""
+        with self._lock:
+            batch = next((each for each in self._kept if each.start <= row < each.stop), None)
+            if batch is None:
+                try:
+                    batch = self._advance(row)
+                except Exception:  # a broken page, perhaps before the row: start at its row group
+                    self._next_row = sys.maxsize
+                    batch = self._advance(row)
+        return batch.values[row - batch.start].as_py()
+
+    def _advance(self, row: int) -> "_Batch":
+        """Read on to the batch of a row; where that is not near, start at its row group."""
+        group = self._group_of(row)
+        ahead = row - self._next_row
+        if ahead < 0 or (ahead >= ROWS_KEPT and group != self._group_of(self._next_row)):
+            self._batches, self._next_row = self._iter_batches(group), self._starts[group]
+        for values in self._batches:
+            batch = _Batch(self._next_row, self._next_row + len(values), values)
+            self._next_row = batch.stop
+            self._kept.append(batch)
+            before = sum(each.stop - each.start for each in self._kept) - len(values)
+            while before - (self._kept[0].stop - self._kept[0].start) >= ROWS_KEPT:
+                dropped = self._kept.popleft()
+                before -= dropped.stop - dropped.start
+            if row < batch.stop:
+                return batch
+        raise AssertionError(f"row {row} lies behind the last row group")
+
+    def _group_of(self, row: int) -> int:
+        return bisect_right(self._starts, row) - 1
+
+    def _iter_batches(self, first_group: int) -> Iterator[Any]:
+        for path, group in self._groups[first_group:]:
+            if self._file is None or self._file[0] != path:
+                # Not pre_buffer, which would read the column of a whole row group ahead.
+                file = self._parquet.ParquetFile(path, memory_map=True, pre_buffer=False)
+                self._file = (path, file)
+            yield from _iter_leaf(self._file[1], group, self._leaf)
+
+
+class _Batch(NamedTuple):
+    start: int
+    stop: int
+    values: Any
+
+
+def _flat(lists: Mapping[str, Sequence[Any]]) -> list[Any]:
+    return [item for items in lists.values() for item in items]

@@ -1,0 +1,109 @@
+"""What every reader returns: the images of a dataset, listed by split and not yet decoded.
+
+``official.py`` reads the datasets known by name, ``own.py`` folders and tables of the user's;
+``store.py`` decodes each image once.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from smallvit.data.files.images import IMAGE_SUFFIXES
+from smallvit.data.files.registry import AutoAugmentPolicy
+from smallvit.data.files.walk import FoundFile, walk
+
+READER_VERSION = 1  # of the readers of the user's own data
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSplit:
+    """The undecoded images of one split, in a fixed order.
+
+    Attributes:
+        names: Name of each image, for messages; a file's path below the dataset's folder.
+        labels: Class index of each image, int64; all -1 where images carry no labels.
+        read: Opens image ``i``, which may be decoded later; raises any exception where that file
+            is broken. Called from several threads at once.
+    """
+
+    names: Sequence[str]
+    labels: np.ndarray
+    read: Callable[[int], Image.Image]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The images of a dataset.
+
+    Attributes:
+        class_names: Names in the order of the labels; empty where images carry no labels.
+        splits: By name (``"train"``, ``"val"``, ``"test"``); ``"train"`` alone where the dataset
+            comes in one piece.
+    """
+
+    class_names: tuple[str, ...]
+    splits: dict[str, SourceSplit]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A dataset before packing.
+
+    Attributes:
+        name: Name in run folders and result tables.
+        key: Hash of what would be read, so that a changed source is packed anew; cheap, since it
+            is formed whenever the dataset is opened.
+        hflip: Whether a mirrored image keeps its class.
+        image_size: Side that the dataset is usually packed at, in pixels; ``None`` where the
+            images decide.
+        list_images: Lists the images; called when they are packed, and may take seconds.
+        autoaugment: Which of AutoAugment's published policies suits it.
+        kind: How the images were read, in a few words; empty for a dataset known by name.
+        notes: What was passed over or left out, a line each.
+        by_content: Whether its images are put in the order of their contents; those of a known
+            dataset keep their published order, which other archives are aligned to.
+    """
+
+    name: str
+    key: str
+    hflip: bool
+    image_size: int | None
+    list_images: Callable[[], Listing]
+    autoaugment: AutoAugmentPolicy = "imagenet"
+    kind: str = ""
+    notes: tuple[str, ...] = ()
+    by_content: bool = False
+
+
+def find_files(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[FoundFile]:
+    """List the files below ``root`` by name, as ``walk.walk`` does.
+
+    Args:
+        root: Folder to search, with its sub-folders; links to folders are followed.
+        suffixes: Lower-case endings that count, with their dot.
+
+    Raises:
+        DataError: If links of any name lead nowhere, or a link leads to a folder above it.
+        OSError: If a folder cannot be read.
+    """
+    return walk(root, suffixes).files
+
+
+def printable(name: str) -> str:
+    """Replace what is not UTF-8 in the name of a file, which nothing could print or write."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def files_key(files: Iterable[FoundFile]) -> str:
+    """Hash names, sizes and times of change."""
+    lines = (f"{file.name}\0{file.size}\0{file.mtime_ns}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def source_key(*parts: str | None) -> str:
+    """Hash what the user's own data is read from and how."""
+    return hashlib.sha256(repr((READER_VERSION, *parts)).encode()).hexdigest()

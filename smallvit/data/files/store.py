@@ -1,0 +1,649 @@
+"""The packed store: each split decoded once into a uint8 array, kept in the cache.
+
+A store is a folder ``<cache>/packed/<name>-<key>/`` with ``<split>.images.npy`` (N, 3, H, W),
+``<split>.labels.npy`` (N,), ``<split>.hashes.npy`` and ``<split>.content.npy`` (N,), and
+``manifest.json``. It is written in a temporary folder, synced and renamed when whole, under a file
+lock. One whose manifest, labels or sampled pixels do not fit is packed anew.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock
+
+from smallvit.core.cores import cores
+from smallvit.core.errors import DataError
+from smallvit.data.files.content import pack_image
+from smallvit.data.files.grey import (
+    GreyExtent,
+    GreyScale,
+    GreySetting,
+    choose_range,
+    describe_scale,
+)
+from smallvit.data.files.sources import Listing, Source, SourceSplit
+
+logger = logging.getLogger("smallvit")
+
+STORE_VERSION = 3
+MAX_BROKEN = 0.01  # fraction of the files
+FEW_BROKEN = 3  # files that may be broken of a small set as well
+MAX_BROKEN_OF_FEW = 0.1  # unless they are more than this fraction of it
+CHUNK = 8  # images a task: one a task takes a fifth longer (64 px JPEG), 64 are no faster
+MAX_AHEAD = 48  # images in work at a time; readers of tables keep a little more than that at hand
+MAX_THREADS = 16
+PROGRESS_EVERY = 512
+NUM_SAMPLED = 256  # images of a split that are hashed again whenever a store is opened
+NUM_EXAMPLES = 3
+Progress = Callable[[int, int], None]  # (images done, images in all)
+_NOT_WHOLE = (OSError, EOFError, ValueError, TypeError, KeyError)  # what ``_read`` raises
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Images of a split whose packed pixels another image has as well.
+
+    Attributes:
+        split: Where they are counted.
+        other: Where the same pixels are; ``split`` itself for images that repeat an earlier one.
+        count: How many.
+        conflicting: Those of them whose label is not that of the first such image in ``other``.
+        examples: Names of the first few, each with that of its twin in ``other``; conflicting
+            ones come first.
+    """
+
+    split: str
+    other: str
+    count: int
+    conflicting: int
+    examples: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a store holds.
+
+    Attributes:
+        version: Format of the store.
+        name: Dataset.
+        class_names: In the order of the labels; empty where images carry no labels.
+        image_size: Side of the images, in pixels.
+        counts: Images a split.
+        broken: Files that could not be decoded and were left out.
+        overlaps: Repeated images within each split and across splits, where there are any.
+        fingerprint: SHA-256 of the class names and of the labels and image hashes of all splits;
+            the hashes stand for the pixels, so that it can be checked without reading those.
+        unordered: The same of the images of each split in whatever order they are listed.
+        grey: How grey values of more than 8 bits became 8 bits; ``None`` where there are none.
+    """
+
+    version: int
+    name: str
+    class_names: tuple[str, ...]
+    image_size: int
+    counts: dict[str, int]
+    broken: tuple[str, ...]
+    overlaps: tuple[Overlap, ...]
+    fingerprint: str
+    unordered: str
+    grey: GreyScale | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedStore:
+    """An opened store; the images are memory-mapped.
+
+    Attributes:
+        path: Its folder.
+        manifest: What it holds.
+        images: uint8 (N, 3, H, W) by split.
+        labels: int64 (N,) by split; all -1 where images carry no labels.
+        hashes: uint64 (N,) by split, a hash of each image's packed pixels.
+        contents: uint64 (N,) by split, the content hash of each image.
+    """
+
+    path: Path
+    manifest: Manifest
+    images: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    hashes: dict[str, np.ndarray]
+    contents: dict[str, np.ndarray]
+
+
+def open_store(
+    source: Source,
+    *,
+    image_size: int,
+    cache_dir: Path,
+    grey_range: GreySetting = "auto",
+    progress: Progress | None = None,
+) -> PackedStore:
+    """Open the packed store of a source, packing it first where there is none that is whole.
+
+    Args:
+        source: Where the images lie.
+        image_size: Side that they are packed at, in pixels.
+        cache_dir: Folder for all stores.
+        grey_range: Grey values of more than 8 bits that become 0 and 255, or who decides them.
+        progress: Called now and then while packing, and when all images are packed.
+
+    Raises:
+        DataError: If too many files cannot be decoded, a label is out of range, a split or a class
+            has no images, grey values fit no usual range, or the cache cannot be written.
+    """
+    parts = f"{STORE_VERSION}/{image_size}/{grey_range}/{source.key}"
+    key = hashlib.sha256(parts.encode()).hexdigest()[:16]
+    folder = cache_dir / "packed" / f"{file_stem(source.name)}-{key}"
+    with suppress(*_NOT_WHOLE):
+        return _read(folder)  # without the lock, which a cache that is read-only cannot hold
+    with cache_errors(cache_dir):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            store = _open_whole(folder)
+            if store is None:
+                progress = progress or (lambda done, total: None)
+                _pack(source, image_size, grey_range, folder, progress)
+                store = _read(folder)
+    return store
+
+
+def file_stem(name: str) -> str:
+    """Turn a dataset's name into one that any file system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:80] or "data"
+
+
+@contextmanager
+def cache_errors(cache_dir: Path) -> Iterator[None]:
+    """Explain a cache that cannot be written.
+
+    Raises:
+        DataError: In place of any ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write the cache {cache_dir} ({error.strerror or error}): set "
+            "SMALLVIT_CACHE_DIR to a folder with room"
+        ) from error
+
+
+@contextmanager
+def stored_if_possible(what: str) -> Iterator[None]:
+    """Go on without storing something that can be computed anew; say so and why.
+
+    Args:
+        what: It, for the message.
+    """
+    try:
+        yield
+    except OSError as error:
+        logger.info("%s is not stored (%s)", what, error.strerror or error)
+
+
+def hash_images(images: np.ndarray) -> np.ndarray:
+    """Hash each image of an array to 8 bytes; images of the same pixels have the same hash."""
+    digests = (hashlib.blake2b(image, digest_size=8).digest() for image in images)
+    return np.frombuffer(bytearray().join(digests), dtype=np.uint64)
+
+
+def verify_store(store: PackedStore, progress: Progress | None = None) -> list[str]:
+    """Read the whole store again and compare it with its hashes.
+
+    Args:
+        store: What to check.
+        progress: Called now and then.
+
+    Returns:
+        One line a problem; none for a store that is whole.
+    """
+    problems = []
+    total, done = sum(store.manifest.counts.values()), 0
+    for name, images in store.images.items():
+        wrong: list[int] = []
+        for start in range(0, len(images), PROGRESS_EVERY):
+            found = hash_images(images[start : start + PROGRESS_EVERY])
+            wanted = store.hashes[name][start : start + PROGRESS_EVERY]
+            wrong += (start + np.flatnonzero(found != wanted)).tolist()
+            done += len(found)
+            if progress is not None:
+                progress(done, total)
+        if wrong:
+            problems.append(
+                f"{store.path / f'{name}.images.npy'}: {len(wrong)} of {len(images)} images differ "
+                f"from their hashes, first: image {wrong[0]}"
+            )
+    manifest = store.manifest
+    if _fingerprint(manifest.class_names, store.labels, store.hashes) != manifest.fingerprint:
+        problems.append(f"{store.path}: labels or hashes do not fit the manifest's fingerprint")
+    return problems
+
+
+def find_overlaps(
+    hashes: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    names: Mapping[str, Sequence[str]],
+) -> tuple[Overlap, ...]:
+    """Find images that occur more than once, within each split and across each pair of splits.
+
+    Args:
+        hashes: Image hashes by split.
+        labels: Class indices by split.
+        names: Image names by split, for the examples.
+
+    Returns:
+        One entry for each pair of splits that has any, the later split compared with the earlier
+        in the order train, val, test.
+    """
+    splits = [name for name in ("train", "val", "test") if name in hashes]
+    overlaps = []
+    for number, split in enumerate(splits):
+        for other in splits[: number + 1]:
+            values, first = np.unique(hashes[other], return_index=True)
+            nearest = np.minimum(np.searchsorted(values, hashes[split]), len(values) - 1)
+            twin = first[nearest]
+            same = values[nearest] == hashes[split]
+            if split == other:
+                same &= twin != np.arange(len(twin))
+            found = np.flatnonzero(same)
+            if len(found) == 0:
+                continue
+            conflicting = labels[split][found] != labels[other][twin[found]]
+            shown = found[np.argsort(~conflicting, kind="stable")][:NUM_EXAMPLES]
+            overlaps.append(
+                Overlap(
+                    split=split,
+                    other=other,
+                    count=len(found),
+                    conflicting=int(conflicting.sum()),
+                    examples=tuple(
+                        (names[split][int(i)], names[other][int(twin[i])]) for i in shown
+                    ),
+                )
+            )
+    return tuple(overlaps)
+
+
+def _open_whole(folder: Path) -> PackedStore | None:
+    if not folder.exists():
+        return None
+    try:
+        return _read(folder)
+    except _NOT_WHOLE as error:
+        logger.warning("the packed store %s is broken (%s): packing it anew", folder, error)
+        return None
+
+
+def _read(folder: Path) -> PackedStore:
+    """Open a store; any error says that it is not whole."""
+    plain = json.loads((folder / "manifest.json").read_text())
+    plain |= {key: tuple(plain[key]) for key in ("class_names", "broken")}
+    plain["overlaps"] = tuple(
+        Overlap(**{**entry, "examples": tuple(tuple(pair) for pair in entry["examples"])})
+        for entry in plain["overlaps"]
+    )
+    if plain["version"] != STORE_VERSION:
+        raise ValueError(f"version {plain['version']}, not {STORE_VERSION}")
+    plain["grey"] = _read_scale(plain["grey"])
+    manifest = Manifest(**plain)
+    side = manifest.image_size
+    images, labels, hashes, contents = {}, {}, {}, {}
+    for split, count in manifest.counts.items():
+        # A copy-on-write map: torch wants writable memory, and nothing here writes.
+        images[split] = _map(folder / f"{split}.images.npy", "uint8", (count, 3, side, side))
+        labels[split] = np.array(_map(folder / f"{split}.labels.npy", "int64", (count,)))
+        hashes[split] = np.array(_map(folder / f"{split}.hashes.npy", "uint64", (count,)))
+        contents[split] = np.array(_map(folder / f"{split}.content.npy", "uint64", (count,)))
+        sampled = np.linspace(0, count - 1, num=min(NUM_SAMPLED, count)).astype(int)
+        differ = hash_images(images[split][sampled]) != hashes[split][sampled]
+        if differ.any():
+            raise ValueError(
+                f"{differ.sum()} of {len(sampled)} {split} images differ from their hashes"
+            )
+    if _fingerprint(manifest.class_names, labels, hashes) != manifest.fingerprint:
+        raise ValueError("labels or hashes do not fit the manifest's fingerprint")
+    if _fingerprint_unordered(manifest.class_names, labels, contents, hashes) != manifest.unordered:
+        raise ValueError("labels or content hashes do not fit the manifest")
+    return PackedStore(
+        path=folder,
+        manifest=manifest,
+        images=images,
+        labels=labels,
+        hashes=hashes,
+        contents=contents,
+    )
+
+
+def _read_scale(plain: dict[str, Any] | None) -> GreyScale | None:
+    if plain is None:
+        return None
+    scale = None if plain["range"] is None else (plain["range"][0], plain["range"][1])
+    return GreyScale(**{**plain, "range": scale, "notes": tuple(plain["notes"])})
+
+
+def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    # Not np.load, which takes a damaged header for a zip file or a pickle.
+    array = np.lib.format.open_memmap(path, mode="c")
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(f"{path.name} holds {array.dtype} {array.shape}, not {dtype} {shape}")
+    return array
+
+
+def _fingerprint(
+    class_names: Sequence[str], labels: Mapping[str, np.ndarray], hashes: Mapping[str, np.ndarray]
+) -> str:
+    digest = hashlib.sha256(json.dumps(list(class_names)).encode())
+    for split in labels:
+        digest.update(f"{split}/{len(labels[split])}/".encode())
+        digest.update(labels[split].data)
+        digest.update(hashes[split].data)
+    return digest.hexdigest()
+
+
+def content_order(contents: np.ndarray, labels: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Return the order of images by content, then label, then packed pixels.
+
+    Images that are alike in all three stay as they come: nothing tells them apart.
+    """
+    return np.lexsort((hashes, labels, contents))
+
+
+def _fingerprint_unordered(
+    class_names: Sequence[str],
+    labels: Mapping[str, np.ndarray],
+    contents: Mapping[str, np.ndarray],
+    hashes: Mapping[str, np.ndarray],
+) -> str:
+    digest = hashlib.sha256(json.dumps(list(class_names)).encode())
+    for split in sorted(labels):
+        order = content_order(contents[split], labels[split], hashes[split])
+        digest.update(f"{split}/{len(order)}/".encode())
+        for array in (contents, labels, hashes):
+            digest.update(array[split][order].data)
+    return digest.hexdigest()
+
+
+def _pack(
+    source: Source, image_size: int, grey_range: GreySetting, folder: Path, progress: Progress
+) -> None:
+    try:
+        listing = source.list_images()
+    except OSError as error:
+        raise DataError(
+            f"{source.name}: cannot list the images ({error.strerror or error}: "
+            f"{error.filename}): check that they are there and readable"
+        ) from error
+    _check_listing(source.name, listing)
+    total = sum(len(split.names) for split in listing.splits.values())
+    # One packer at a time holds the lock, so a folder of this name is what a killed one left.
+    partial = folder.with_name(f".packing-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    packed: dict[str, _Packed] = {}
+    done = 0
+    try:
+        for name, split in listing.splits.items():
+            packed[name] = _pack_images(
+                split,
+                image_size,
+                grey_range,
+                partial / f"{name}.images.npy",
+                lambda count, start=done: progress(start + count, total),
+            )
+            done += len(split.names)
+            _check_broken(source.name, listing, packed, total)
+        grey = _scale_grey(listing, packed, image_size, grey_range, partial, source.name, progress)
+        labels, hashes, contents, names = {}, {}, {}, {}
+        for name, split in listing.splits.items():
+            kept, hashes[name], contents[name], *_ = packed[name]
+            labels[name] = np.asarray(split.labels, dtype=np.int64)[kept]
+            names[name] = [split.names[i] for i in kept]
+            arrays = {"labels": labels, "hashes": hashes, "content": contents}
+            for kind, array in ((kind, each[name]) for kind, each in arrays.items()):
+                with _synced(partial / f"{name}.{kind}.npy") as file:
+                    np.save(file, array)
+        manifest = Manifest(
+            version=STORE_VERSION,
+            name=source.name,
+            class_names=listing.class_names,
+            image_size=image_size,
+            counts={name: len(values) for name, values in labels.items()},
+            broken=tuple(name for split in packed.values() for name in split.broken),
+            overlaps=find_overlaps(hashes, labels, names),
+            fingerprint=_fingerprint(listing.class_names, labels, hashes),
+            unordered=_fingerprint_unordered(listing.class_names, labels, contents, hashes),
+            grey=grey,
+        )
+        with _synced(partial / "manifest.json") as file:
+            file.write(json.dumps(asdict(manifest), indent=2).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_broken(
+    dataset: str, listing: Listing, packed: Mapping[str, "_Packed"], total: int
+) -> None:
+    """Refuse a data set of which too many files cannot be decoded, or all of a split or a class."""
+    broken = [name for split in packed.values() for name in split.broken]
+    if not broken:
+        return
+    most = max(MAX_BROKEN * total, min(FEW_BROKEN, MAX_BROKEN_OF_FEW * total))
+    first = f"first: {', '.join(broken[:NUM_EXAMPLES])}"
+    if len(broken) > most:
+        allowed = f"no more than {int(most):,}" if most >= 1 else "none"
+        raise DataError(
+            f"{dataset}: {len(broken):,} of {total:,} files cannot be decoded, and {allowed} may "
+            f"be left out; {first}: mend or remove them"
+        )
+    for name, split in packed.items():
+        labels = np.asarray(listing.splits[name].labels)
+        lost = np.setdiff1d(labels, labels[split.kept])
+        if len(split.kept) == 0 or (len(lost) and listing.class_names):
+            what = f"image of {listing.class_names[lost[0]]}" if listing.class_names else "image"
+            raise DataError(
+                f"{dataset}: no {what} in {name} can be decoded; {first}: mend them, or add others "
+                "that are whole"
+            )
+
+
+def _scale_grey(
+    listing: Listing,
+    packed: dict[str, "_Packed"],
+    image_size: int,
+    setting: GreySetting,
+    folder: Path,
+    dataset: str,
+    progress: Progress,
+) -> GreyScale | None:
+    """Say how grey values of more than 8 bits became 8 bits; pack those that waited for a scale."""
+    files = [
+        (listing.splits[name].names[int(split.kept[row])], extent)
+        for name, split in packed.items()
+        for row, extent in split.grey.items()
+    ]
+    if isinstance(setting, tuple):
+        return describe_scale(files, setting, given=True)
+    if not files:
+        return None
+    if setting == "file":
+        return describe_scale(files, None, given=False)
+    scale, done = choose_range(files, dataset), 0
+    for name, split in packed.items():
+        rows = sorted(split.grey)
+        waiting = _select(listing.splits[name], split.kept[rows])
+        with (folder / f"{name}.images.npy").open("r+b") as file:
+            start = file.seek(0, os.SEEK_END) - len(split.kept) * 3 * image_size**2
+            number = 0
+            for chunk in _decode(waiting, image_size, scale):
+                if chunk.broken:
+                    raise DataError(f"{dataset}: changed while it was packed: {chunk.broken[0]}")
+                for pixels, value in zip(chunk.images, chunk.hashes, strict=True):
+                    file.seek(start + rows[number] * pixels.nbytes)
+                    file.write(np.ascontiguousarray(pixels).data)
+                    split.hashes[rows[number]] = value
+                    number += 1
+                progress(done + number, len(files))
+            file.flush()
+            os.fsync(file.fileno())
+        done += number
+    return describe_scale(files, scale, given=False)
+
+
+def _select(split: SourceSplit, index: np.ndarray) -> SourceSplit:
+    return SourceSplit(
+        names=[split.names[int(i)] for i in index],
+        labels=np.asarray(split.labels)[index],
+        read=lambda i: split.read(int(index[i])),
+    )
+
+
+def _check_listing(name: str, listing: Listing) -> None:
+    if "train" not in listing.splits:
+        raise DataError(
+            f"{name}: no train split, only {', '.join(listing.splits) or 'nothing'}: name the "
+            "images to train on train"
+        )
+    num_classes = len(listing.class_names)
+    low, high = (0, num_classes - 1) if num_classes else (-1, -1)
+    for split_name, split in listing.splits.items():
+        assert len(split.names) == len(split.labels)
+        if len(split.names) == 0:
+            raise DataError(f"{name}: no images in {split_name}: add some or remove that split")
+        wrong = np.flatnonzero((split.labels < low) | (split.labels > high))
+        if len(wrong):
+            raise DataError(
+                f"{name}: {len(wrong)} labels of {split_name} are outside {low} to {high} "
+                f"({num_classes} classes), first: {split.names[wrong[0]]} has "
+                f"{split.labels[wrong[0]]}: mend the labels"
+            )
+
+
+@contextmanager
+def _synced(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file whose content is on the disk when it is closed."""
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class _Chunk(NamedTuple):
+    """Some decoded images in a row, without the broken ones among them."""
+
+    kept: list[int]
+    images: np.ndarray
+    hashes: np.ndarray
+    contents: list[int]
+    broken: list[str]
+    grey: dict[int, GreyExtent]  # by place in ``kept``
+
+
+class _Packed(NamedTuple):
+    """What was packed of a split: indices kept, hashes of pixels and contents, names of broken."""
+
+    kept: np.ndarray
+    hashes: np.ndarray
+    contents: np.ndarray
+    broken: list[str]
+    grey: dict[int, GreyExtent]  # by place in ``kept``
+
+
+def _pack_images(
+    split: SourceSplit,
+    image_size: int,
+    grey_range: GreySetting,
+    path: Path,
+    progress: Callable[[int], None],
+) -> _Packed:
+    """Decode a split into an array file.
+
+    The file is written in order, not through a memory map: a broken image leaves no row to close
+    up, and a full disk is an error that can be explained instead of a bus error.
+    """
+    kept: list[int] = []
+    broken: list[str] = []
+    hashes: list[np.ndarray] = []
+    contents: list[int] = []
+    grey: dict[int, GreyExtent] = {}
+    total = len(split.names)
+    with _synced(path) as file:
+        _write_header(file, (total, 3, image_size, image_size))
+        start = file.tell()
+        for chunk in _decode(split, image_size, grey_range):
+            file.write(chunk.images.data)
+            before = len(kept) + len(broken)
+            grey |= {len(kept) + place: extent for place, extent in chunk.grey.items()}
+            kept += chunk.kept
+            broken += chunk.broken
+            hashes.append(chunk.hashes)
+            contents += chunk.contents
+            done = len(kept) + len(broken)
+            if done == total or done // PROGRESS_EVERY > before // PROGRESS_EVERY:
+                progress(done)
+        if broken:
+            file.seek(0)
+            _write_header(file, (len(kept), 3, image_size, image_size))
+            assert file.tell() == start  # NumPy pads the header for a first axis of any length
+    return _Packed(
+        np.asarray(kept, dtype=np.int64),
+        np.concatenate(hashes),
+        np.asarray(contents, dtype=np.uint64),
+        broken,
+        grey,
+    )
+
+
+def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _decode(split: SourceSplit, image_size: int, grey_range: GreySetting) -> Iterator[_Chunk]:
+    """Decode in threads (PIL releases the GIL), a bounded number of chunks ahead."""
+
+    def decode(indices: range) -> _Chunk:
+        images = np.empty((len(indices), 3, image_size, image_size), dtype=np.uint8)
+        kept: list[int] = []
+        contents: list[int] = []
+        broken: list[str] = []
+        grey: dict[int, GreyExtent] = {}
+        for i in indices:
+            try:
+                packed = pack_image(lambda i=i: split.read(i), image_size, grey_range)
+                images[len(kept)] = packed.pixels
+                contents.append(packed.content)
+                if packed.grey is not None:
+                    grey[len(kept)] = packed.grey
+                kept.append(i)
+            except Exception as error:  # PIL raises nearly anything on a broken file
+                why = " ".join(str(error).split()) or type(error).__name__
+                broken.append(f"{split.names[i]} ({why})")
+        images = images[: len(kept)]
+        return _Chunk(kept, images, hash_images(images), contents, broken, grey)
+
+    threads = min(MAX_THREADS, cores())
+    most_waiting = 2 * threads + 1
+    size = max(1, min(CHUNK, MAX_AHEAD // most_waiting))
+    waiting: deque[Future[_Chunk]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(split.names), size):
+            indices = range(start, min(start + size, len(split.names)))
+            waiting.append(pool.submit(decode, indices))
+            if len(waiting) == most_waiting:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

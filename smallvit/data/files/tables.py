@@ -1,0 +1,404 @@
+"""Reader of tables that list images with their classes: comma, semicolon or tab between cells."""
+
+import csv
+import hashlib
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from smallvit.core.errors import ConfigError, DataError
+from smallvit.data.files.class_lists import (
+    check_enough_classes,
+    check_every_class,
+    order_classes,
+    plural,
+    read_split_name,
+    some,
+)
+from smallvit.data.files.file_kinds import what_instead
+from smallvit.data.files.folders import file_split
+from smallvit.data.files.images import IMAGE_SUFFIXES
+from smallvit.data.files.layout import Layout
+from smallvit.data.files.sources import FoundFile, Listing, Source, files_key, printable, source_key
+from smallvit.data.files.walk import LEFT_BY_SYSTEMS
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
+MOST_SEARCHED = 500  # folders beside a table in which its images are looked for
+# What other tools call these columns.
+IMAGE_HEADERS = "image file filename file_name filepath path img image_id image_name id id_code"
+LABEL_HEADERS = "class category class_name label_name labels target species breed diagnosis y"
+_IMAGES = tuple(IMAGE_SUFFIXES)
+
+
+class Columns(NamedTuple):
+    """Columns that the user named."""
+
+    image: str | None
+    label: str | None
+
+
+class _Row(NamedTuple):
+    line: int
+    image: str
+    label: str
+    split: str
+
+
+def open_table(path: Path, columns: Columns, layout: Layout | None) -> Source:
+    """Open a table of images.
+
+    Args:
+        path: The table.
+        columns: Those that the user named.
+        layout: What the column ``split`` calls each split; ``None`` takes the usual names.
+
+    Raises:
+        ConfigError: If a column or split is named that is not there.
+        DataError: If the table or what it names cannot be used whole.
+    """
+    if layout is not None and layout.kind == "classes":
+        raise ConfigError(
+            f"data.layout classes is for folders, and {path} is a table: leave it out"
+        )
+    content = path.read_bytes()
+    table = _read(path, content, columns)
+    notes: list[str] = []
+    rows = list(_split_rows(path, table, layout, notes))
+    labelled = table.label in table.header and (layout is None or layout.kind != "unlabelled")
+    if not labelled:
+        rows = [row for row in rows if row.split == "train"]
+        if table.label not in table.header:
+            notes.append(_why_unlabelled(table))
+    if not any(row.split == "train" for row in rows):
+        raise DataError(
+            f"{path}: no row has the split train: name the rows to train on train, or say what "
+            "they are called, as in --data.layout train=test"
+        )
+    rows, found = _find_images(path, rows, notes)
+    _check_repeated(path, rows)
+    if labelled:
+        _check_one_label(path, rows)
+    by_split: dict[str, list[_Row]] = {}
+    for row in rows:
+        by_split.setdefault(row.split, []).append(row)
+    class_names = order_classes({row.label for row in rows}) if labelled else ()
+    number = {name: i for i, name in enumerate(class_names)}
+    splits = {}
+    for split in (name for name in ("train", "val", "test") if name in by_split):
+        labels = [number[row.label] for row in by_split[split]] if labelled else None
+        splits[split] = file_split(
+            path.parent,
+            [row.image for row in by_split[split]],
+            None if labels is None else np.asarray(labels, dtype=np.int64),
+        )
+    listing = Listing(class_names=class_names, splits=splits)
+    if labelled:
+        check_enough_classes(str(path), class_names)
+        check_every_class(str(path), listing)
+    named = [] if layout is None else [repr(layout)]
+    return Source(
+        name=printable(path.stem),
+        key=source_key(
+            "csv", hashlib.sha256(content).hexdigest(), files_key(found), *columns, *named
+        ),
+        hflip=True,
+        image_size=None,
+        list_images=lambda: listing,
+        kind="table",
+        notes=tuple(notes),
+    )
+
+
+class _Table(NamedTuple):
+    """The cells of a table below its header, with the line of each row."""
+
+    header: list[str]
+    rows: list[tuple[int, dict[str, str]]]
+    image: str
+    label: str
+
+
+def _read(path: Path, content: bytes, columns: Columns) -> _Table:
+    text = _decode(path, content)
+    image, label = columns.image or "image_path", columns.label or "label"
+    lines = io.StringIO(text, newline=None)
+    line = lines.readline()
+    skipped = 0
+    if re.fullmatch(r'"?sep=.\n?"?', line):  # what Excel is told the separator by
+        line, skipped = lines.readline(), 1
+    try:
+        headers = {each: next(csv.reader([line], delimiter=each), []) for each in ",;\t"}
+    except csv.Error as error:
+        raise DataError(f"{path}, line 1: {error}: mend that line") from None
+    headers = {each: [cell.strip() for cell in cells] for each, cells in headers.items()}
+    delimiter = max(headers, key=lambda each: (image in headers[each], len(headers[each])))
+    header = headers[delimiter]
+    if any(cell.lower().endswith(_IMAGES) for cell in re.split(r"[,;\s]", line.strip())):
+        raise DataError(
+            f"{path}, line 1 names an image, not the columns: put the line image_path,label above "
+            "it, with commas between the cells of all lines"
+        )
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows = []
+    try:
+        for _ in range(skipped + 1):
+            next(reader, None)
+        for name in (image, label, "split"):
+            needed = name in (image, columns.label)
+            if header.count(name) > 1 or (name not in header and needed):
+                raise DataError(
+                    f"{path} has {'more than one' if name in header else 'no'} column {name!r}; "
+                    f"its columns: {', '.join(header)}: {_name_columns(header, next(reader, []))}"
+                )
+        for cells in reader:
+            if cells:
+                rows.append((reader.line_num, _named(path, reader.line_num, cells, header)))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}: mend that line") from None
+    if not rows:
+        raise DataError(f"{path} has a header and no rows: add a row for each image")
+    return _Table(header, rows, image, label)
+
+
+def _decode(path: Path, content: bytes) -> str:
+    instead = what_instead(content)
+    if instead is not None:
+        raise DataError(f"{path} is {instead}")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return content.decode("utf-16", "replace")
+    if b"\0" in content[:4096]:
+        raise DataError(
+            f"{path} has null characters: if it is UTF-16, save it as UTF-8, as by iconv -f "
+            f"utf-16le -t utf-8 {path.name} > new.csv"
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path} is not UTF-8 (byte {error.start}, line {line}): save it as UTF-8, in Excel as "
+            f"'CSV UTF-8', or by iconv -f cp1252 -t utf-8 {path.name} > new.csv"
+        ) from None
+
+
+def _name_columns(header: Sequence[str], first: Sequence[str]) -> str:
+    """Say with which options the columns are named, as far as their names and cells tell."""
+    lower = {name.lower(): name for name in header}
+    cells = dict(zip(header, first, strict=False))
+    images = [name for name, cell in cells.items() if cell.strip().lower().endswith(_IMAGES)]
+    images += [lower[name] for name in IMAGE_HEADERS.split() if name in lower]
+    labels = [lower[name] for name in ("label", *LABEL_HEADERS.split()) if name in lower]
+    labels += [name for name in header if len(header) == 2 and name not in images[:1]]
+    if not images or not labels or header.count(images[0]) > 1 or header.count(labels[0]) > 1:
+        return "name the right ones with --data.image-column and --data.label-column"
+    return (
+        f"name the right ones, as in --data.image-column {images[0]} --data.label-column "
+        f"{labels[0]}"
+    )
+
+
+def _why_unlabelled(table: _Table) -> str:
+    others = [name for name in table.header if name not in (table.image, "split", "")]
+    flags = [
+        name
+        for name in others
+        if all(row[name].strip() in ("0", "1", "0.0", "1.0") for _, row in table.rows)
+    ]
+    if len(flags) > 1:
+        return (
+            f"without labels: the columns {some(flags)} hold 0 and 1; write the class of each "
+            f"image to one column {table.label}"
+        )
+    there = f" among {some(others)}, of which --data.label-column can name one" if others else ""
+    return f"without labels: there is no column {table.label}{there}"
+
+
+def _named(path: Path, line: int, cells: Sequence[str], header: Sequence[str]) -> dict[str, str]:
+    if len(cells) != len(header):
+        raise DataError(
+            f"{path}, line {line}: {len(cells)} cells under {len(header)} columns: put cells with "
+            "a separator in them in double quotes"
+        )
+    return dict(zip(header, cells, strict=True))  # names in use are not repeated
+
+
+def _split_rows(
+    path: Path, table: _Table, layout: Layout | None, notes: list[str]
+) -> Iterator[_Row]:
+    """Yield the rows of the splits that are read."""
+    of_value = None
+    if layout is not None and layout.kind == "splits":
+        of_value = {name: split for split, name in layout.splits.items()}
+        if "split" not in table.header:
+            raise ConfigError(
+                f"data.layout names splits, and {path} has no column split: leave it out"
+            )
+        there = {row["split"].strip() for _, row in table.rows}
+        for name, split in of_value.items():
+            if name not in there:
+                raise DataError(
+                    f"{path}: no row has the split {name!r}, which data.layout names as {split}; "
+                    f"there are {some(sorted(there))}"
+                )
+    left_out = 0
+    for line, cells in table.rows:
+        image = cells[table.image].strip()
+        label = cells.get(table.label, "").strip()
+        for name, value in ((table.image, image), (table.label, label)):
+            if not value and name in cells:
+                raise DataError(f"{path}, line {line}: no {name}: fill the cell or remove the row")
+        split = "train"
+        if of_value is not None:
+            split = of_value.get(cells["split"].strip())
+            if split is None:
+                left_out += 1
+                continue
+        elif "split" in cells:
+            split = read_split_name(cells["split"], f"{path}, line {line}")
+        yield _Row(line, image, label, split)
+    if left_out:
+        notes.append(f"left out: {plural(left_out, 'row')} of splits that data.layout names not")
+
+
+def _check_one_label(path: Path, rows: Sequence[_Row]) -> None:
+    """Refuse cells that name several classes, told by classes that are named alone too."""
+    lines = {row.label: row.line for row in reversed(rows)}
+    for mark in "|;, ":
+        parts = {
+            label: {part.strip(" []'\"") for part in label.split(mark)}
+            for label in lines
+            if mark in label
+        }
+        alone = lines.keys() - parts.keys()
+        several = [label for label, names in parts.items() if len(names) > 1 and names <= alone]
+        if mark in "|,":  # marks that hardly stand in a name
+            every = [name for names in parts.values() for name in names]
+            listed = [label for label in parts if label.startswith("[") and label.endswith("]")]
+            shared = {name for name in every if every.count(name) > 1} if mark == "|" else set()
+            several += [label for label, names in parts.items() if names & shared]
+            several += listed
+        if several:
+            first = min(several, key=lines.__getitem__)
+            count = sum(row.label in several for row in rows)
+            raise DataError(
+                f"{path}: {plural(count, 'row')} name several classes in one cell (the first: "
+                f"{first!r}, line {lines[first]}), and an image has one class here: keep one, or, "
+                f"if that is a class of its own, write it without {mark!r}, as in "
+                f"{'_'.join(part.strip() for part in first.split(mark))!r}"
+            )
+
+
+class _Finder:
+    """Finds the images that a table names below a folder.
+
+    Names with backslashes are those of Windows. A name without the suffix of an image is that of
+    the one image of that stem.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._stems: dict[Path, dict[str, list[str]]] = {}
+
+    def find(self, image: str) -> FoundFile | None:
+        """Return the file that is meant; ``None`` where there is none or more than one."""
+        names = [image, image.replace("\\", "/")] if "\\" in image else [image]
+        names += [found[0] for name in names if len(found := self.of_stem(name)) == 1]
+        for name in names:
+            try:
+                status = (self.root / name).stat()
+            except (OSError, ValueError):  # ValueError: a null character in the path
+                continue
+            if stat.S_ISREG(status.st_mode):
+                return FoundFile(name, status.st_size, status.st_mtime_ns)
+        return None
+
+    def of_stem(self, image: str) -> list[str]:
+        """Return the images whose names are this one and a suffix."""
+        if image.lower().endswith(_IMAGES) or "\0" in image:
+            return []
+        folder, slash, stem = image.rpartition("/")
+        parent = self.root / folder
+        if parent not in self._stems:
+            names: dict[str, list[str]] = {}
+            if parent.is_dir():
+                for entry in sorted(os.listdir(parent)):  # noqa: PTH208 (far faster)
+                    if entry.lower().endswith(_IMAGES):
+                        names.setdefault(entry.rpartition(".")[0], []).append(entry)
+            self._stems[parent] = names
+        return [f"{folder}{slash}{name}" for name in self._stems[parent].get(stem, ())]
+
+
+def _find_images(
+    path: Path, rows: Sequence[_Row], notes: list[str]
+) -> tuple[list[_Row], list[FoundFile]]:
+    """Return the rows with the names of the files as they are, and the files."""
+    finder = _Finder(path.parent)
+    found = [finder.find(row.image) for row in rows]
+    folders: list[Path] = []
+    if not any(found):
+        folders = [
+            folder for folder in _folders_beside(path) if _Finder(folder).find(rows[0].image)
+        ]
+        if len(folders) == 1:
+            inside = folders[0].relative_to(path.parent).as_posix()
+            finder = _Finder(folders[0])
+            there = [finder.find(row.image) for row in rows]
+            if any(there):
+                found = [file and file._replace(name=f"{inside}/{file.name}") for file in there]
+                notes.append(f"the images of {path.name} are in {inside}")
+    missing = [row for row, file in zip(rows, found, strict=True) if file is None]
+    if missing:
+        several = finder.of_stem(missing[0].image.replace("\\", "/"))
+        also = f" (could be {some(several)})" if several else ""
+        if len(folders) > 1:
+            names = [folder.relative_to(path.parent).as_posix() for folder in folders]
+            also = f" (there are such in {some(names)}: write the folder before each name)"
+        if re.match(r"[A-Za-z]:[\\/]", missing[0].image):
+            also = " (a path of Windows with its drive)"
+        raise DataError(
+            f"{path}: {len(missing)} of {plural(len(rows), 'file')} not found: "
+            f"{', '.join(f'{row.image} (line {row.line})' for row in missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}{also}: paths are relative to {path.parent}, or "
+            "absolute"
+        )
+    files = [file for file in found if file is not None]
+    return [row._replace(image=file.name) for row, file in zip(rows, files, strict=True)], files
+
+
+def _folders_beside(path: Path) -> Iterator[Path]:
+    """Yield the folders beside a table, and those in them."""
+    searched = 0
+    todo = [(path.parent, 0)]
+    while todo and searched < MOST_SEARCHED:
+        folder, depth = todo.pop(0)
+        for entry in sorted(folder.iterdir()):
+            hidden = entry.name.startswith(".") or entry.name.lower() in LEFT_BY_SYSTEMS
+            if not hidden and entry.is_dir():
+                searched += 1
+                yield entry
+                if depth == 0:
+                    todo.append((entry, 1))
+
+
+def _check_repeated(path: Path, rows: Sequence[_Row]) -> None:
+    seen: dict[str, _Row] = {}
+    root = os.fspath(path.parent)
+    for row in rows:
+        file = os.path.normpath(os.path.join(root, row.image))  # noqa: PTH118 (far faster)
+        first = seen.setdefault(file, row)
+        if first is row:
+            continue
+        what = "twice"
+        if first.label != row.label:
+            what = f"with two labels, {first.label!r} and {row.label!r}"
+        elif first.split != row.split:
+            what = f"in two splits, {first.split} and {row.split}"
+        raise DataError(
+            f"{path} names {row.image} {what} (lines {first.line} and {row.line}): keep one row"
+        )

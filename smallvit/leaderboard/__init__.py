@@ -1,0 +1,1 @@
+"""Scores of many runs: the rows of a leaderboard and the files that show it."""

@@ -1,0 +1,210 @@
+"""The columns of a leaderboard's table, under their headings."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from smallvit.leaderboard.figures import FIGURES, ROUNDS_OF, kind_of, label_of
+from smallvit.leaderboard.report_text import (
+    format_commonest,
+    format_count,
+    format_labels,
+    format_percent,
+    format_spread,
+    format_std,
+    format_time,
+    format_value,
+    spread_name,
+)
+from smallvit.leaderboard.rows import Row
+
+ATTACKS_NOTE = "not adversarially trained"
+COMMONEST_HEAD = "commonest class, %"  # what naming it always would score
+MEAN_PER_CLASS = "accuracy/mean_per_class"
+# Units that a column's head names; a time says its own, a ratio has none.
+UNIT_NAMES = {"fraction": "%", "ms": "ms", "MiB": "MiB", "nats": "nats"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One figure of one row.
+
+    Attributes:
+        text: What is shown; empty where the row lacks the figure.
+        spread: Its standard deviation as it is shown, or nothing.
+        value: What the table is sorted by; ``None`` where it is the text.
+    """
+
+    text: str
+    spread: str = ""
+    value: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of the table.
+
+    Attributes:
+        head: What stands above it.
+        cells: One for each row.
+        is_text: Whether it holds words.
+        is_score: Whether it is the top-1 by which rows are ranked.
+    """
+
+    head: str
+    cells: Sequence[Cell]
+    is_text: bool = False
+    is_score: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """Columns under one heading.
+
+    Attributes:
+        name: The heading.
+        columns: At least one.
+        note: What must be read with the heading.
+    """
+
+    name: str
+    columns: Sequence[Column]
+    note: str = ""
+
+    @property
+    def slug(self) -> str:
+        """The heading as a word for the page's script."""
+        return re.sub(r"\W+", "-", self.name.lower())
+
+
+def table_bands(rows: Sequence[Row]) -> list[Band]:
+    """Arrange what is known of rows of one dataset: accuracy first, then what it took.
+
+    Only figures that at least one row has get a column.
+    """
+    figures = _figure_bands(rows)
+    accuracy = [*_accuracy_columns(rows), *figures.pop("Accuracy", [])]
+    cost = figures.pop("Cost", [])
+    if cost or len({row.params for row in rows}) > 1:
+        cost.insert(0, _counts("parameters", rows, lambda row: row.params))
+    groups = {
+        "Accuracy": accuracy,
+        **figures,
+        "Seeds and images": [
+            _counts("seeds", rows, lambda row: row.num_seeds),
+            replace(_counts("labelled", rows, lambda row: row.num_labels), cells=_labelled(rows)),
+            _counts("supervised", rows, lambda row: row.samples_seen),
+            _counts("pretrain", rows, lambda row: row.pretrain_samples),
+            _counts("teacher", rows, lambda row: row.teacher_samples),
+        ],
+        "Training": [
+            _times("stage 2", rows, lambda row: row.wall_s),
+            _times("in total", rows, lambda row: row.total_wall_s),
+            _counts("images/s", rows, lambda row: row.images_per_s),
+        ],
+        "Cost": cost,
+    }
+    if len({row.extra_data for row in rows}) > 1:
+        cells = [Cell(text=row.extra_data) for row in rows]
+        groups["Data"] = [Column(head="extra data", cells=cells, is_text=True)]
+    return [
+        Band(name=name, columns=columns, note=ATTACKS_NOTE if name == "Attacks" else "")
+        for name, columns in groups.items()
+        if columns
+    ]
+
+
+def figure_names(rows: Sequence[Row]) -> list[str]:
+    """Return the paths of all figures of the rows, in the order of ``FIGURES``."""
+    places = {id(kind): place for place, kind in enumerate(FIGURES.values())}
+    names = {name for row in rows for name in (*row.figures, *row.missing)}
+    return sorted(names, key=lambda name: (places[id(kind_of(name))], *natural_key(name)))
+
+
+def natural_key(name: str) -> list[tuple[float, str]]:
+    """Sort numbers within names by their size."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(float(part), "") if index % 2 else (-1.0, part) for index, part in enumerate(parts)]
+
+
+def show_top5(rows: Sequence[Row]) -> bool:
+    """With five classes or fewer, top-5 is 1 for every model and says nothing."""
+    return any(row.top5_mean < 1 for row in rows)
+
+
+def lower_is_better(rows: Sequence[Row]) -> list[str]:
+    """Name the columns in which a small figure is the good one."""
+    names = [name for name in figure_names(rows) if kind_of(name).column]
+    return [label_of(name) for name in names if kind_of(name).better == "lower"]
+
+
+def _accuracy_columns(rows: Sequence[Row]) -> list[Column]:
+    top1 = [Cell(text=format_percent(row.top1_mean), value=row.top1_mean) for row in rows]
+    spread = [Cell(text=format_spread(row), value=_width(row)) for row in rows]
+    columns = [
+        Column(head="top-1, %", cells=top1, is_score=True),
+        Column(head=spread_name(rows), cells=spread),
+    ]
+    if any(row.commonest_share is not None for row in rows):
+        cells = [Cell(text=format_commonest(row), value=row.commonest_share) for row in rows]
+        columns.append(Column(head=COMMONEST_HEAD, cells=cells))
+    if show_top5(rows):
+        top5 = [
+            Cell(
+                text=format_percent(row.top5_mean),
+                spread="" if row.top5_std is None else f"\u00b1 {format_percent(row.top5_std)}",
+                value=row.top5_mean,
+            )
+            for row in rows
+        ]
+        columns.append(Column(head="top-5, %", cells=top5))
+    return columns
+
+
+def _figure_bands(rows: Sequence[Row]) -> dict[str, list[Column]]:
+    bands: dict[str, list[Column]] = {}
+    uneven = any(row.uneven or row.commonest_share is None for row in rows)
+    for name in figure_names(rows):
+        kind = kind_of(name)
+        if kind.column and (uneven or name != MEAN_PER_CLASS):
+            unit = UNIT_NAMES.get(kind.unit)
+            head = f"{label_of(name)}, {unit}" if unit else label_of(name)
+            cells = [_figure_cell(row, name) for row in rows]
+            bands.setdefault(kind.group, []).append(Column(head=head, cells=cells))
+    return bands
+
+
+def _figure_cell(row: Row, name: str) -> Cell:
+    if name not in row.figures:
+        reason = row.missing.get(name, "")
+        return Cell(text="-" if reason else "", spread=reason)
+    figure, unit = row.figures[name], kind_of(name).unit
+    text = format_value(figure.mean, unit)
+    if figure.n < len(row.seeds):
+        text += f" (n = {figure.n})"
+    spread = format_std(figure, unit)
+    if name in ROUNDS_OF:  # of seeds there is none: all runs of a network share the measurement
+        rounds = row.figures.get(ROUNDS_OF[name])
+        spread = "" if rounds is None else f"\u00b1 {50 * rounds.mean:.0f} %"
+    return Cell(text=text, spread=spread, value=figure.mean)
+
+
+def _counts(head: str, rows: Sequence[Row], read: Callable[[Row], float]) -> Column:
+    cells = [Cell(text=format_count(read(row)), value=read(row)) for row in rows]
+    return Column(head=head, cells=cells)
+
+
+def _times(head: str, rows: Sequence[Row], read: Callable[[Row], float]) -> Column:
+    return Column(
+        head=head, cells=[Cell(text=format_time(read(row)), value=read(row)) for row in rows]
+    )
+
+
+def _labelled(rows: Sequence[Row]) -> list[Cell]:
+    return [Cell(text=format_labels(row), value=row.num_labels) for row in rows]
+
+
+def _width(row: Row) -> float | None:
+    if row.top1_low is not None and row.top1_high is not None:
+        return row.top1_high - row.top1_low
+    return row.top1_std

@@ -1,0 +1,113 @@
+"""How the figures of a leaderboard are written, in every file and on the terminal."""
+
+from collections.abc import Iterable
+
+from smallvit.core.console import format_duration
+from smallvit.leaderboard.figures import Figure, Unit
+from smallvit.leaderboard.rows import Row
+
+
+def format_percent(value: float) -> str:
+    """Write a number in [0, 1] as a percentage with two decimals, without the sign."""
+    return f"{100 * value:.2f}"
+
+
+def format_time(time_s: float) -> str:
+    """Write a time that was measured: ``12.3 s``, ``4 min 05 s``, ``1 h 05 min``."""
+    return format_duration(time_s, decimals=1)
+
+
+def format_count(count: float) -> str:
+    """Write a number of things in full."""
+    return f"{count:,.0f}"
+
+
+def short_count(count: float) -> str:
+    """Write a number of things with at most three digits before the point."""
+    for size, letter in ((1e9, "G"), (1e6, "M")):
+        if count >= 0.9999995 * size:
+            return f"{count / size:,.2f} {letter}"
+    return format_count(count)
+
+
+def format_spread(row: Row) -> str:
+    """Write the standard deviation over seeds, or the 95 % interval of a single seed."""
+    if row.top1_low is not None and row.top1_high is not None:
+        return f"{format_percent(row.top1_low)} to {format_percent(row.top1_high)}"
+    return "" if row.top1_std is None else f"\u00b1 {format_percent(row.top1_std)}"
+
+
+def spread_name(rows: Iterable[Row]) -> str:
+    """Say what ``format_spread`` writes of these rows."""
+    kinds = {row.top1_std is not None for row in rows}
+    return "std or interval" if len(kinds) == 2 else "std" if True in kinds else "95 % interval"
+
+
+def format_commonest(row: Row) -> str:
+    """Write the accuracy of naming the commonest class always, or nothing if it is not known."""
+    return "" if row.commonest_share is None else format_percent(row.commonest_share)
+
+
+def format_labels(row: Row) -> str:
+    """Write the number of labelled images, and the part of all that they are if not all."""
+    part = f" ({format_part(row.label_fraction)})" if row.label_fraction < 1 else ""
+    return f"{row.num_labels:,}{part}"
+
+
+def format_part(fraction: float) -> str:
+    """Write a part of all labels as a percentage."""
+    return f"{100 * fraction:g} %"
+
+
+def format_commit(commit: str) -> str:
+    """Shorten each commit to seven characters."""
+    return ", ".join(part[:7] for part in commit.split(", "))
+
+
+def format_value(value: float, unit: Unit) -> str:
+    """Write one value of a figure, without its unit."""
+    match unit:
+        case "fraction":
+            return format_percent(value)
+        case "nats" | "ratio":
+            return f"{value:.3f}"
+        case "count":
+            return short_count(value)
+        case "ms":
+            return f"{value:,.2f}"
+        case "images/s" | "MiB":
+            return format_count(value)
+
+
+def format_std(figure: Figure, unit: Unit) -> str:
+    """Write the standard deviation of a figure, or nothing if it has none."""
+    return "" if figure.std is None else f"\u00b1 {format_value(figure.std, unit)}"
+
+
+def format_p(p_value: float) -> str:
+    """Write a p-value; below a thousandth its size says nothing more."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def format_difference(difference: float) -> str:
+    """Write a difference of two accuracies in points, always with a sign."""
+    return f"{100 * difference:+.2f}"
+
+
+def group_name(row: Row) -> str:
+    """Name what the rows of one comparison share."""
+    part = f", {format_part(row.label_fraction)} of labels" if row.label_fraction < 1 else ""
+    return f"{row.dataset}, {row.model}{part}"
+
+
+def row_labels(rows: Iterable[Row]) -> list[str]:
+    """Name each row of a dataset by its arm and by what else tells it from the others."""
+    rows = list(rows)
+    several_models = len({row.model for row in rows}) > 1
+    several_parts = len({row.label_fraction for row in rows}) > 1
+    labels = []
+    for row in rows:
+        model = f", {row.model}" if several_models else ""
+        part = f", {format_part(row.label_fraction)}" if several_parts else ""
+        labels.append(f"{row.arm}{model}{part}")
+    return labels

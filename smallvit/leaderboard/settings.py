@@ -1,0 +1,75 @@
+"""What tells the rows of a leaderboard apart, as the runs themselves say it."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from smallvit.core.run_folder import Run
+from smallvit.runs.recipe import run_values
+from smallvit.runs.start import pretrain_method
+
+# Of a recipe: what has a column of its own, and where files lie.
+NOT_SETTINGS = (
+    "data.dataset",
+    "data.path",
+    "data.label_fraction",
+    "model.name",
+    "finetune.init",
+    "finetune.score_maps",
+    "finetune.teacher",
+    "finetune.allow_leak",
+    "finetune.token_label.enabled",
+)
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Return what a run's recipe says, by path, and how much what it builds on has seen.
+
+    Left out is what rows are told apart by, what a seed changes, and what moves no result.
+    """
+    plain = run_values(run, "finetune")
+    flat = {
+        name: value
+        for name, value in _flatten({key: plain[key] for key in ("data", "model", "finetune")})
+        if name not in NOT_SETTINGS
+    }
+    if not plain["finetune"]["token_label"]["enabled"]:
+        flat = {k: v for k, v in flat.items() if not k.startswith("finetune.token_label.")}
+    method = run.result.get("start_method")
+    init = plain["finetune"]["init"]
+    if (
+        method is None
+        and run.result["init"] == "pretrain"
+        and (Path(init) / "recipe.yaml").is_file()
+    ):
+        method = pretrain_method(Run(Path(init)))  # of a run that was made before it was noted
+    if method is not None:
+        flat["pretrain.method"] = method
+    for stage, cost in run.result["upstream"].items():
+        flat[f"{stage}.{stage} samples"] = cost["samples_seen"]
+    return flat
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", tuple(value) if isinstance(value, list) else value
+
+
+def chosen_on(run: Run) -> str:
+    """Return the split and metric that a run's weights were chosen by, without the step."""
+    return str(run.result.get("selected_on", "")).partition(" at step")[0]
+
+
+def row_identity(run: Run) -> str:
+    """Return all that tells the row of a run from others: equal for runs that differ in their seed.
+
+    ``rows.separate`` and ``rows.row_key`` make rows of the same facts.
+    """
+    result, env = run.result, run.env
+    names = ("dataset", "model", "init", "token_labels", "label_fraction")
+    facts = [result[name] for name in names]
+    data = env["dataset"]["fingerprint"], env["split_hashes"]["test"], chosen_on(run)
+    return repr((facts, data, sorted(settings_of(run).items())))

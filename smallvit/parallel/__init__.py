@@ -1,0 +1,1 @@
+"""Several processes that train one network, and batches that are cut into parts."""

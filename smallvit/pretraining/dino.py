@@ -1,0 +1,115 @@
+"""View prediction: a student predicts, from one view, what its momentum teacher sees in another.
+
+Shapes in this file:
+    V    global views
+    B    images
+    K    prototypes
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from smallvit.core.momentum import update_momentum
+from smallvit.core.objective import StepOutput
+from smallvit.core.schedule import cosine
+from smallvit.data.batches import ViewBatch
+from smallvit.models.tokens import AbstractBackbone
+from smallvit.pretraining.method import AbstractPretraining, project
+from smallvit.pretraining.prototypes import (
+    PrototypeConfig,
+    create_head,
+    create_view_loss,
+    freeze_prototypes,
+    target_metrics,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DinoConfig(PrototypeConfig):
+    """View prediction; the defaults are those of Gani et al.
+
+    Attributes:
+        name: The method.
+        ema_teacher_mode: Mode of the momentum teacher's network: ``train`` leaves its stochastic
+            depth on, as in the paper's code, so that targets are noisy.
+
+    Source:
+        Gani et al., 2022, https://arxiv.org/abs/2210.07240; Caron et al., 2021, Emerging
+        Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294.
+        hananshafi/vits-for-small-scale-datasets@43a7493, train_ssl.py and projection_head.py. There
+        the momentum teacher stayed in training mode, CaiT read the positions of the first patches
+        in place of interpolated ones, a run shorter than its warm-up failed, and all processes
+        had the same seed; the temperature rose by the epoch, where it rises by the step here.
+    """
+
+    name: Literal["dino"] = "dino"
+    ema_teacher_mode: Literal["eval", "train"] = "eval"
+
+
+class DinoObjective(AbstractPretraining):
+    """Student, momentum teacher, their heads and the loss of view prediction.
+
+    The loss is the mean cross-entropy over all pairs of a global view of the momentum teacher and
+    another view of the student: 18 pairs for two global and eight local views.
+
+    Args:
+        backbone: The student; the momentum teacher starts as its copy.
+        config: Settings.
+        image_size: Not needed: every size of view goes through the same network.
+    """
+
+    def __init__(
+        self, backbone: AbstractBackbone, config: DinoConfig, *, image_size: int | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.student = backbone
+        self.student_head = create_head(backbone.embed_dim, config)
+        self.ema_teacher = copy.deepcopy(backbone).requires_grad_(False)
+        # Built anew: deepcopy refuses a weight-normed layer.
+        self.ema_teacher_head = create_head(backbone.embed_dim, config).requires_grad_(False)
+        self.ema_teacher_head.load_state_dict(self.student_head.state_dict())
+        self.criterion = create_view_loss(config)
+
+    @property
+    def exported(self) -> AbstractBackbone:
+        """The momentum teacher's network."""
+        return self.ema_teacher
+
+    @property
+    def max_entropy(self) -> float:
+        """Log K, in nats."""
+        return math.log(self.config.num_prototypes)
+
+    def forward(self, batch: ViewBatch) -> StepOutput:
+        """Compare the student's views with the momentum teacher's."""
+        config = self.config
+        self.ema_teacher.train(self.training and config.ema_teacher_mode == "train")
+        freeze_prototypes(self.student_head, batch.epoch < config.freeze_last_layer_epochs)
+        with torch.no_grad():
+            teacher = project(self.ema_teacher, self.ema_teacher_head, batch.global_views)
+        student = list(project(self.student, self.student_head, batch.global_views))
+        if batch.local_views is not None:
+            student += project(self.student, self.student_head, batch.local_views)
+        temp = config.target_temp(batch.epoch)
+        metrics = target_metrics(teacher, self.criterion.center, temp)
+        with torch.autocast(teacher.device.type, enabled=False):  # bfloat16 has two digits
+            loss = self.criterion(list(teacher), student, teacher_temp=temp)
+        return StepOutput(loss=loss, metrics=metrics)
+
+    def before_update(self) -> None:
+        """Add up the means that the centre moves by."""
+        self.criterion.add_up_center()
+
+    def after_step(self, progress: float) -> None:
+        """Move the centre, and the momentum teacher towards the student."""
+        self.criterion.move_center()
+        momentum = cosine(self.config.momentum, 1.0, progress)
+        teacher = (self.ema_teacher, self.ema_teacher_head)
+        update_momentum(
+            list(zip(teacher, (self.student, self.student_head), strict=True)), momentum
+        )

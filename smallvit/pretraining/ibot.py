@@ -1,0 +1,225 @@
+"""Masked view prediction: dino, and the momentum teacher's patch tokens where the student's hide.
+
+Shapes in this file:
+    V    global views
+    B    images
+    N    tokens, row-major over the grid
+    M    tokens that are hidden, in one of the views
+    D    embed dim
+    K    prototypes
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from lightly.loss import IBOTPlusPlusPatchLoss, KoLeoLoss
+from torch import Tensor, nn
+
+from smallvit.core.config import Range
+from smallvit.core.errors import ConfigError
+from smallvit.core.momentum import update_momentum
+from smallvit.core.objective import StepOutput
+from smallvit.core.schedule import cosine
+from smallvit.data.batches import ViewBatch
+from smallvit.models.tokens import AbstractBackbone
+from smallvit.parallel.rows import current_rows, gather
+from smallvit.pretraining.masks import (
+    as_mask,
+    encode_masked,
+    mask_grid,
+    num_block_draws,
+    num_hidden,
+    split_in_blocks,
+)
+from smallvit.pretraining.method import AbstractPretraining, project
+from smallvit.pretraining.prototypes import (
+    PatchCenter,
+    PrototypeConfig,
+    create_head,
+    create_view_loss,
+    freeze_prototypes,
+    target_metrics,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IbotConfig(PrototypeConfig):
+    """Masked view prediction; the defaults are those of dino here, and iBOT's where it adds to it.
+
+    Attributes:
+        name: The method.
+        mask_ratio: Part of the tokens that are hidden, in one of the two large views.
+        patch_weight: Weight of the term of the patch tokens.
+        koleo_weight: Weight of the term that spreads the student's features over the sphere;
+            DINOv2 has 0.1.
+
+    Source:
+        Zhou et al., 2022, iBOT: Image BERT Pre-Training with Online Tokenizer,
+        https://arxiv.org/abs/2111.07832; bytedance/ibot@564f363, main_ibot.py. Oquab et al., 2023,
+        DINOv2, https://arxiv.org/abs/2304.07193; facebookresearch/dinov2@01c3638,
+        dinov2/configs/ssl_default_config.yaml.
+    """
+
+    name: Literal["ibot"] = "ibot"
+    mask_ratio: Annotated[float, Range(gt=0, lt=1)] = 0.3
+    patch_weight: Annotated[float, Range(ge=0)] = 1.0
+    koleo_weight: Annotated[float, Range(ge=0)] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.views.num_global != 2:
+            raise ConfigError(
+                f"method.views.num_global ({self.views.num_global}) must be 2: ibot hides tokens "
+                "of one large view, and the other stays whole"
+            )
+
+
+class IbotObjective(AbstractPretraining):
+    """Student, momentum teacher, one head each for images and tokens, and the sum of the losses.
+
+    To the loss of dino comes the mean cross-entropy over hidden tokens, between what the student
+    says of them and what the momentum teacher, which sees the whole view, says at the same place.
+    Views without a mask count as zero in that mean, as in iBOT: a patch term that knows nothing
+    costs half of log K.
+
+    Images and tokens share head and prototypes, as in the paper, where that was better than two of
+    each; DINOv2 found the opposite at its own scale only.
+
+    Args:
+        backbone: The student; the momentum teacher starts as its copy.
+        config: Settings.
+        image_size: Side of the large views, in pixels.
+
+    Raises:
+        ConfigError: If the network's final tokens do not stand for whole patches.
+
+    Source:
+        As ``IbotConfig``. iBOT hides blocks of each view with probability one half; here of the
+        first view in every other image and of the second in the rest, so that shapes are fixed.
+        Masks lie on the grid of final tokens. The centre of the tokens is that of the hidden ones,
+        as in DINOv2; iBOT's is that of all. Patches share the temperatures of images, as in the
+        paper's runs.
+    """
+
+    def __init__(self, backbone: AbstractBackbone, config: IbotConfig, *, image_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.grid, patch_dim = mask_grid(backbone, image_size, method=config.name)
+        self.hidden = num_hidden(self.grid[0] * self.grid[1], config.mask_ratio)
+        self.student = backbone
+        self.student_head = create_head(backbone.embed_dim, config)
+        self.mask_token = nn.Parameter(torch.zeros(patch_dim))
+        self.ema_teacher = copy.deepcopy(backbone).requires_grad_(False)
+        # Built anew: deepcopy refuses a weight-normed layer.
+        self.ema_teacher_head = create_head(backbone.embed_dim, config).requires_grad_(False)
+        self.ema_teacher_head.load_state_dict(self.student_head.state_dict())
+        self.criterion = create_view_loss(config)
+        # lightly's IBOTPatchLoss picks tokens by a mask of truth values, for which a GPU makes the
+        # host wait; this one without a mask is the plain mean over those it is given.
+        self.patch_criterion = IBOTPlusPlusPatchLoss(
+            output_dim=config.num_prototypes,
+            teacher_temp=config.teacher_temp,
+            student_temp=config.student_temp,
+            center_momentum=config.center_momentum,
+        )
+        self.patch_criterion.center = PatchCenter(config)
+        self.koleo = KoLeoLoss()
+        self.compares_images = config.koleo_weight > 0
+
+    @property
+    def exported(self) -> AbstractBackbone:
+        """The momentum teacher's network."""
+        return self.ema_teacher
+
+    @property
+    def mask_draws(self) -> int:
+        """Those of the rectangles and one a token."""
+        return num_block_draws(self.grid)
+
+    @property
+    def max_entropy(self) -> float:
+        """Log K, in nats."""
+        return math.log(self.config.num_prototypes)
+
+    def forward(self, batch: ViewBatch) -> StepOutput:
+        """Compare the student's views and hidden tokens with the momentum teacher's."""
+        assert batch.mask_draws is not None
+        config, views = self.config, batch.global_views
+        self.ema_teacher.eval()
+        freeze_prototypes(self.student_head, batch.epoch < config.freeze_last_layer_epochs)
+        place, _ = split_in_blocks(batch.mask_draws, self.grid, self.hidden)
+        here = current_rows()
+        row = torch.arange(len(place), device=place.device) if here is None else here.index
+        second = row % 2 == 1  # the view with the mask
+        mask = as_mask(place, self.grid)
+        masks = torch.cat([mask & ~second[:, None, None], mask & second[:, None, None]])
+        with torch.no_grad():
+            tokens = self.ema_teacher(views.flatten(0, 1))
+            teacher = self._describe(self.ema_teacher_head, tokens.pooled).unflatten(0, (2, -1))
+            seen = self._describe(self.ema_teacher_head, pick(tokens.patch, place, second))
+        tokens = encode_masked(self.student, views.flatten(0, 1), masks, self.mask_token)
+        student = list(self._describe(self.student_head, tokens.pooled).unflatten(0, (2, -1)))
+        guessed = self._describe(self.student_head, pick(tokens.patch, place, second))
+        if batch.local_views is not None:
+            student += project(self.student, self.student_head, batch.local_views)
+
+        temp = config.target_temp(batch.epoch)
+        metrics = target_metrics(teacher, self.criterion.center, temp)
+        with torch.autocast(views.device.type, enabled=False):
+            terms = {
+                "cls": self.criterion(list(teacher), student, teacher_temp=temp),
+                "patch": 0.5 * self.patch_criterion(seen, guessed, teacher_temp=temp),
+            }
+            loss = terms["cls"] + config.patch_weight * terms["patch"]
+            if config.koleo_weight:
+                # By view: two views of one image should be neighbours.
+                pooled = gather(tokens.pooled.float().unflatten(0, (2, -1)))
+                terms["koleo"] = self.koleo(pooled[0]) + self.koleo(pooled[1])
+                loss = loss + config.koleo_weight * terms["koleo"]
+        metrics |= {f"train/loss_{name}": term.detach() for name, term in terms.items()}
+        return StepOutput(loss=loss, metrics=metrics)
+
+    @property
+    def _patch_center(self) -> PatchCenter:
+        center = self.patch_criterion.center
+        assert isinstance(center, PatchCenter)
+        return center
+
+    def before_update(self) -> None:
+        """Add up the means that both centres move by."""
+        self.criterion.add_up_center()
+        self._patch_center.add_up()
+
+    def after_step(self, progress: float) -> None:
+        """Move both centres, and the momentum teacher towards the student."""
+        self.criterion.move_center()
+        self._patch_center.move()
+        pairs: list[tuple[nn.Module, nn.Module]] = [
+            (self.ema_teacher, self.student),
+            (self.ema_teacher_head, self.student_head),
+        ]
+        update_momentum(pairs, cosine(self.config.momentum, 1.0, progress))
+
+    @staticmethod
+    def _describe(head: nn.Module, features: Float[Tensor, "*at D"]) -> Float[Tensor, "*at K"]:
+        """Apply a head to images or tokens; its batch norms take one axis of them."""
+        return head(features.flatten(0, -2)).float().unflatten(0, features.shape[:-1])
+
+
+def pick(
+    patch: Float[Tensor, "_ N D"], place: Int[Tensor, "B M"], second: Bool[Tensor, " B"]
+) -> Float[Tensor, "B M D"]:
+    """Return the listed tokens of one of the two views of each image.
+
+    Args:
+        patch: Tokens of the first views of all images, then of the second.
+        place: Which tokens.
+        second: Whether they are of the image's second view.
+    """
+    views = patch.unflatten(0, (2, -1))
+    chosen = torch.where(second[:, None, None], views[1], views[0])
+    return torch.take_along_dim(chosen, place[..., None], dim=1)

@@ -1,0 +1,181 @@
+"""Masked autoencoding: the network sees a quarter of the patches, a decoder draws the others.
+
+Shapes in this file:
+    B    images
+    N    patches, row-major over the grid
+    M    patches that are hidden
+    P    numbers in the pixels of a patch
+    H W  image in pixels
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from lightly.models.modules import MaskedVisionTransformerDecoderTIMM
+from lightly.models.modules.masked_vision_transformer_timm import init_weights
+from torch import Tensor, nn
+
+from smallvit.core.config import Range
+from smallvit.core.errors import ConfigError
+from smallvit.core.objective import StepOutput
+from smallvit.data.batches import ViewBatch
+from smallvit.data.views import ViewsConfig
+from smallvit.models.attention import choose_attention
+from smallvit.models.tokens import AbstractBackbone
+from smallvit.pretraining.masks import mask_grid, num_hidden, split_at_random
+from smallvit.pretraining.method import AbstractPretraining
+from smallvit.pretraining.pixels import check_one_view, cut_cells, one_plain_view
+
+# Added to the variance of a patch before its root divides the pixels.
+VARIANCE_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaeConfig:
+    """Masked autoencoding; the decoder is MAE-Lite's for ViT-Tiny.
+
+    The paper's decoder, 8 blocks of width 512, goes with a network of width 1024: it would be
+    larger than a small network, and do its work.
+
+    Attributes:
+        name: The method.
+        views: The view; one, in the image's own colours.
+        mask_ratio: Part of the patches that the network does not see.
+        decoder_dim: Width of the decoder, a multiple of 4.
+        decoder_depth: Blocks of the decoder.
+        decoder_num_heads: Attention heads of the decoder.
+        norm_pix: Whether each hidden patch is predicted less its mean, over its standard
+            deviation.
+
+    Source:
+        He et al., 2021, Masked Autoencoders Are Scalable Vision Learners,
+        https://arxiv.org/abs/2111.06377; facebookresearch/mae@be47fef, models_mae.py. Decoder:
+        Wang et al., 2022, A Closer Look at Self-Supervised Lightweight Vision Transformers,
+        https://arxiv.org/abs/2205.14443; wangsr126/MAE-Lite@4fd33d1,
+        projects/mae_lite/models_mae.py.
+    """
+
+    name: Literal["mae"] = "mae"
+    views: ViewsConfig = field(default_factory=lambda: one_plain_view((0.2, 1.0)))
+    mask_ratio: Annotated[float, Range(gt=0, lt=1)] = 0.75
+    decoder_dim: Annotated[int, Range(ge=4)] = 96
+    decoder_depth: Annotated[int, Range(ge=1)] = 1
+    decoder_num_heads: Annotated[int, Range(ge=1)] = 3
+    norm_pix: bool = True
+
+    def __post_init__(self) -> None:
+        check_one_view(self.name, self.views)
+        if self.decoder_dim % 4:
+            raise ConfigError(
+                f"method.decoder_dim ({self.decoder_dim}) must be a multiple of 4: sines and "
+                "cosines of rows and columns share it"
+            )
+        if self.decoder_dim % self.decoder_num_heads:
+            raise ConfigError(
+                f"method.decoder_num_heads ({self.decoder_num_heads}) must divide "
+                f"method.decoder_dim ({self.decoder_dim})"
+            )
+
+
+class MaeObjective(AbstractPretraining):
+    """Encoder of visible patches, decoder of all, and the error on hidden ones.
+
+    The decoder reads what the network ends in: its patch tokens and its class token, which is
+    trained in this way, or the vector of its own pooling; none where it pools by the mean.
+
+    Args:
+        backbone: The network.
+        config: Settings.
+        image_size: Side of the view, in pixels.
+
+    Raises:
+        ConfigError: If the network cannot leave patches out.
+
+    Source:
+        As ``MaeConfig``. The network keeps its own start and learned positions where theirs has
+        Xavier's and fixed sines.
+    """
+
+    def __init__(self, backbone: AbstractBackbone, config: MaeConfig, *, image_size: int) -> None:
+        super().__init__()
+        if backbone.drop_refusal is not None:
+            raise ConfigError(
+                f"mae drops patches, which {backbone.model_name} cannot ({backbone.drop_refusal}): "
+                f"use --method {_instead(backbone, image_size)}, or --model vit_tiny"
+            )
+        self.config = config
+        self.student = backbone
+        tokens = backbone.probe(image_size)[1]
+        self.grid = tokens.grid
+        self.num_prefix = 0 if tokens.cls is None else 1
+        dim = config.decoder_dim
+        self.decoder_embed = nn.Linear(backbone.embed_dim, dim)
+        self.decoder = MaskedVisionTransformerDecoderTIMM(
+            num_patches=self.grid[0] * self.grid[1],
+            embed_dim=dim,
+            depth=config.decoder_depth,
+            num_heads=config.decoder_num_heads,
+            num_prefix_tokens=self.num_prefix,
+        )
+        height, width = backbone.patch_size
+        self.decoder_pred = nn.Linear(dim, 3 * height * width)
+        self.decoder_embed.apply(init_weights)
+        self.decoder_pred.apply(init_weights)
+        choose_attention(self.decoder)
+
+    @property
+    def exported(self) -> AbstractBackbone:
+        """The network, which sees whole images when it is used."""
+        return self.student
+
+    @property
+    def mask_draws(self) -> int:
+        """One a patch."""
+        return self.grid[0] * self.grid[1]
+
+    def forward(self, batch: ViewBatch) -> StepOutput:
+        """Predict the pixels of the patches that the network did not see."""
+        assert batch.mask_draws is not None
+        images = batch.global_views[0]
+        hidden, visible = split_at_random(
+            batch.mask_draws, num_hidden(self.mask_draws, self.config.mask_ratio)
+        )
+        target = torch.take_along_dim(cut_cells(images, self.grid), hidden[..., None], dim=1)
+        if self.config.norm_pix:
+            target = normalise_pixels(target)
+        return StepOutput(loss=F.mse_loss(self.predict(images, hidden, visible), target))
+
+    def predict(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        hidden: Int[Tensor, "B M"],
+        visible: Int[Tensor, "B L"],
+    ) -> Float[Tensor, "B M P"]:
+        """Return the pixels of hidden patches as visible ones suggest them."""
+        tokens = self.student.encode_visible(self.student.embed(images), visible)
+        patch = self.decoder_embed(tokens.patch)
+        mask_token = self.decoder.mask_token.to(patch.dtype)
+        place = visible[..., None].expand_as(patch)
+        x = mask_token.expand(len(images), self.mask_draws, -1).scatter(1, place, patch)
+        if tokens.cls is not None:
+            x = torch.cat([self.decoder_embed(tokens.cls)[:, None], x], dim=1)
+        x = self.decoder(x)[:, self.num_prefix :]
+        return self.decoder_pred(torch.take_along_dim(x, hidden[..., None], dim=1)).float()
+
+
+def normalise_pixels(cells: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
+    """Subtract the mean of each cell and divide by its standard deviation."""
+    var, mean = torch.var_mean(cells, dim=-1, keepdim=True)
+    return (cells - mean) * (var + VARIANCE_EPS).rsqrt()
+
+
+def _instead(backbone: AbstractBackbone, image_size: int) -> str:
+    """Name the methods that take a network which cannot drop patches."""
+    try:
+        mask_grid(backbone, image_size, method="simmim")
+    except ConfigError:
+        return "dino, which hides none"
+    return "simmim or ibot, which hide them in place"

@@ -1,0 +1,120 @@
+"""Masked pixels in place: each final token draws the pixels of its own cell.
+
+Shapes in this file:
+    B    images
+    M    cells that are hidden
+    P    numbers in the pixels of a cell
+    H W  image in pixels
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from smallvit.core.config import Range
+from smallvit.core.objective import StepOutput
+from smallvit.data.batches import ViewBatch
+from smallvit.data.views import ViewsConfig
+from smallvit.models.tokens import AbstractBackbone, Features
+from smallvit.pretraining.masks import (
+    as_mask,
+    encode_masked,
+    mask_grid,
+    num_hidden,
+    split_at_random,
+)
+from smallvit.pretraining.method import AbstractPretraining
+from smallvit.pretraining.pixels import check_one_view, cut_cells, one_plain_view
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimMimConfig:
+    """Masked pixels in place; the defaults are the paper's.
+
+    A masked cell is a final token: 4 px of 32, or 8 px for a Swin, where the paper's is 32 px of
+    192 or 224.
+
+    Attributes:
+        name: The method.
+        views: The view; one, in the image's own colours.
+        mask_ratio: Part of the cells that the network does not see.
+
+    Source:
+        Xie et al., 2022, SimMIM: A Simple Framework for Masked Image Modeling,
+        https://arxiv.org/abs/2111.09886; microsoft/SimMIM@0e71746, models/simmim.py and
+        data/data_simmim.py.
+    """
+
+    name: Literal["simmim"] = "simmim"
+    views: ViewsConfig = field(default_factory=lambda: one_plain_view((0.67, 1.0)))
+    mask_ratio: Annotated[float, Range(gt=0, lt=1)] = 0.6
+
+    def __post_init__(self) -> None:
+        check_one_view(self.name, self.views)
+
+
+class SimMimObjective(AbstractPretraining):
+    """Network, mask token, one linear layer, and the absolute error on hidden pixels.
+
+    It works with every architecture. Final tokens alone are trained: what only pools them, such
+    as CaiT's class attention, stays as it was. So the mean of the patch tokens is watched.
+
+    Args:
+        backbone: The network.
+        config: Settings.
+        image_size: Side of the view, in pixels.
+
+    Raises:
+        ConfigError: If the final tokens do not divide the image and its patches.
+
+    Source:
+        As ``SimMimConfig``. The number of hidden cells is rounded to the nearest, theirs up.
+        Hidden pixels are blackened before the stem, which theirs, without overlap, need not.
+    """
+
+    # No target reaches a class token at the end, or what pools the tokens.
+    features: ClassVar[Features] = "patches"
+
+    def __init__(
+        self, backbone: AbstractBackbone, config: SimMimConfig, *, image_size: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.student = backbone
+        self.grid, patch_dim = mask_grid(backbone, image_size, method=config.name)
+        height, width = (image_size // cells for cells in self.grid)
+        self.mask_token = nn.Parameter(torch.zeros(patch_dim))
+        self.decoder = nn.Linear(backbone.embed_dim, 3 * height * width)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    @property
+    def exported(self) -> AbstractBackbone:
+        """The network, which sees whole images when it is used."""
+        return self.student
+
+    @property
+    def mask_draws(self) -> int:
+        """One a final token."""
+        return self.grid[0] * self.grid[1]
+
+    def forward(self, batch: ViewBatch) -> StepOutput:
+        """Predict the pixels of the cells that the network did not see."""
+        assert batch.mask_draws is not None
+        images = batch.global_views[0]
+        hidden, _ = split_at_random(
+            batch.mask_draws, num_hidden(self.mask_draws, self.config.mask_ratio)
+        )
+        target = torch.take_along_dim(cut_cells(images, self.grid), hidden[..., None], dim=1)
+        return StepOutput(loss=F.l1_loss(self.predict(images, hidden), target))
+
+    def predict(
+        self, images: Float[Tensor, "B 3 H W"], hidden: Int[Tensor, "B M"]
+    ) -> Float[Tensor, "B M P"]:
+        """Return the pixels of hidden cells as the others suggest them."""
+        mask = as_mask(hidden, self.grid)
+        tokens = encode_masked(self.student, images, mask, self.mask_token)
+        return self.decoder(torch.take_along_dim(tokens.patch, hidden[..., None], dim=1)).float()

@@ -1,0 +1,344 @@
+"""The stages of a recipe one after the other, and finding what stage 2 can build on."""
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from smallvit.core import places
+from smallvit.core.config import to_plain
+from smallvit.core.console import format_duration
+from smallvit.core.errors import ConfigError
+from smallvit.core.once import saying_once
+from smallvit.core.run_folder import Run, find_runs, new_folder
+from smallvit.data.loader import Dataset
+from smallvit.engine.forecast import Forecast
+from smallvit.models.registry import ModelConfig
+from smallvit.parallel.launch import refuse_several
+from smallvit.runs.adopt import run_teacher
+from smallvit.runs.data import check_out, load_dataset, require_labels
+from smallvit.runs.label import SCORE_MAPS, run_label
+from smallvit.runs.recipe import (
+    Arm,
+    Recipe,
+    Stage,
+    differences,
+    run_values,
+    stage_values,
+    with_values,
+)
+from smallvit.runs.stage import foresee_stage, run_stage
+
+logger = logging.getLogger("smallvit")
+WORTH_PLANNING_S = 60.0
+ARM_NAMES: dict[Arm, str] = {
+    "scratch": "scratch",
+    "ssl": "SSL start",
+    "token-labels": "token labels",
+    "both": "both",
+}
+
+
+@saying_once()
+def run_recipe(
+    recipe: Recipe, *, out: Path | None = None, argv: Sequence[str] = ()
+) -> tuple[Path, list[Run]]:
+    """Run every arm of a recipe and what the arms build on; a second call goes on where it was.
+
+    Args:
+        recipe: Resolved settings.
+        out: Folder of all its runs; ``None`` names one under the runs folder.
+        argv: Command line, for env.json.
+
+    Returns:
+        That folder, and the fine-tuned run of each arm in order.
+
+    Raises:
+        ConfigError: If a run in ``out`` was made with other settings.
+    """
+    if not recipe.arms:
+        raise ConfigError("arms is empty: list some of scratch, ssl, token-labels, both")
+    check_out(out, recipe.data)
+    dataset = _load_labelled(recipe)  # before stage 1 takes hours
+    label = f"run-{recipe.model.name}-s{recipe.seed}"
+    folder = places.absolute(out or new_folder(places.runs_dir(), dataset.name, label))
+    say_plan(recipe, folder)
+    pretrained = teacher = maps = None
+    if {"ssl", "both"} & set(recipe.arms):
+        pretrained = complete_stage(recipe, "pretrain", folder / "pretrain", argv).path
+    source = recipe.finetune.token_label.source
+    if {"token-labels", "both"} & set(recipe.arms) and source != "ema":
+        teacher = complete_stage(recipe, "teacher", folder / "teacher", argv).path
+        if source == "stored":
+            labelling = with_values(recipe, {"label": {"teacher": str(teacher)}})
+            maps = complete_stage(labelling, "label", folder / "label", argv).path / SCORE_MAPS
+    runs = []
+    for arm in recipe.arms:
+        armed = arm_recipe(
+            recipe,
+            pretrained=pretrained if arm in ("ssl", "both") else None,
+            token_label=arm in ("token-labels", "both"),
+            teacher=teacher,
+            score_maps=maps,
+        )
+        runs.append(complete_stage(armed, "finetune", folder / f"finetune-{arm}", argv))
+    return folder, runs
+
+
+@saying_once()
+def plan_recipe(recipe: Recipe, title: str) -> None:
+    """Check the settings and data of a recipe and say how long its stages will take; write nothing.
+
+    Args:
+        recipe: Resolved settings.
+        title: Name of the recipe.
+
+    Raises:
+        SmallViTError: If a stage cannot be trained with these settings, data or memory.
+    """
+    _load_labelled(recipe)
+    say_plan(recipe)
+    logger.info("dry run of %s: settings and data are fine", title)
+
+
+def _load_labelled(recipe: Recipe) -> Dataset:
+    dataset = load_dataset(recipe.data)
+    require_labels(dataset, "`smallvit run`")
+    return dataset
+
+
+def say_plan(recipe: Recipe, folder: Path | None = None) -> None:
+    """Say how long the stages of a recipe will take on this machine, and all of them together.
+
+    Nothing is said of less than a minute, and on a CUDA device, where only the steps tell.
+
+    Args:
+        recipe: Resolved settings.
+        folder: Of its runs; those that are complete there are left out.
+
+    Raises:
+        SmallViTError: If a stage cannot be trained with these settings, data or memory.
+    """
+    arms = set(recipe.arms)
+    stages: list[tuple[str, Stage]] = []
+    if {"ssl", "both"} & arms:
+        stages.append(("pretrain", "pretrain"))
+    if {"token-labels", "both"} & arms and recipe.finetune.token_label.source != "ema":
+        stages.append(("teacher", "teacher"))
+    for arm in recipe.arms:
+        stages.append((f"finetune-{arm}", "finetune"))
+    left = [each for each in stages if folder is None or not Run(folder / each[0]).completed]
+    plain = arm_recipe(recipe, pretrained=None, token_label=False, teacher=None, score_maps=None)
+    forecasts: dict[Stage, Forecast] = {}
+    named: dict[Stage, None] = {stage: None for _, stage in left}
+    for stage in named:
+        if stage == "teacher" and recipe.teacher.adopt is not None:
+            continue
+        with _quiet():
+            forecast = foresee_stage(plain, stage)
+        if forecast is None:
+            return
+        forecasts[stage] = forecast
+    whole = sum(forecasts[stage].seconds for _, stage in left if stage in forecasts)
+    if whole < WORTH_PLANNING_S:
+        return
+    for stage, forecast in forecasts.items():
+        number = sum(each == stage for _, each in left)
+        times = f"{number} x " if number > 1 else ""
+        most = forecast.micro_batch
+        at_once = "" if most is None else f", {most} images at once (--micro-batch)"
+        logger.info("plan: %s%s: %s%s", times, stage, forecast, at_once)
+    if len(left) > 1:
+        logger.info("plan: about %s for all steps together", format_duration(whole))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave to each stage what it says when it starts."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def arm_recipe(
+    recipe: Recipe,
+    *,
+    pretrained: Path | None,
+    token_label: bool,
+    teacher: Path | None,
+    score_maps: Path | None,
+) -> Recipe:
+    """Return the recipe of one arm of stage 2, which names the runs that it builds on.
+
+    Args:
+        recipe: Resolved settings.
+        pretrained: Run that it starts from; ``None`` is from scratch.
+        token_label: Whether its patch tokens are supervised.
+        teacher: Run of the teacher, which ``token_label.source`` ``online`` reads.
+        score_maps: File of score maps, which ``token_label.source`` ``stored`` reads.
+    """
+    config = replace(
+        recipe.finetune,
+        init="scratch" if pretrained is None else str(pretrained),
+        token_label=replace(recipe.finetune.token_label, enabled=token_label),
+    )
+    if token_label and config.token_label.source == "stored":
+        config = replace(config, score_maps=score_maps)
+    if token_label and config.token_label.source == "online":
+        config = replace(config, teacher=teacher)
+    return replace(recipe, finetune=config)
+
+
+def add_token_labels(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) -> Recipe:
+    """Fill in what the patch tokens of stage 2 learn from, where it is not named.
+
+    Args:
+        recipe: Resolved settings.
+        teacher: Run of the teacher that was named beside them.
+        argv: Command line, for env.json.
+
+    Raises:
+        ConfigError: If what was named is not what ``token_label.source`` reads.
+    """
+    config = recipe.finetune
+    source = config.token_label.source
+    if source != "stored" and config.score_maps is not None:
+        raise ConfigError(f"token_label.source {source} reads no score maps: leave them out")
+    if source == "ema":
+        if teacher is not None:
+            raise ConfigError("token_label.source ema has no teacher: leave --teacher out")
+        return recipe
+    if source == "online":
+        named = teacher or config.teacher or _find_teacher(recipe, argv)
+        return with_values(recipe, {"finetune": {"teacher": str(places.absolute(named))}})
+    if config.score_maps is not None and teacher is None:
+        return recipe
+    maps = _make_score_maps(recipe, teacher, argv)
+    return with_values(recipe, {"finetune": {"score_maps": str(maps)}})
+
+
+def _make_score_maps(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) -> Path:
+    """Return score maps for a recipe: those there are, else from a teacher, trained if need be.
+
+    Args:
+        recipe: Resolved settings.
+        teacher: Run of the teacher; ``None`` takes the newest of the same data and split.
+        argv: Command line, for env.json.
+    """
+    dataset = load_dataset(recipe.data)
+    if teacher is None:
+        maps = newest_run(dataset, "label", same=("labelled", "val", "test"))
+        if maps is not None and (maps.path / SCORE_MAPS).is_file():
+            logger.info("score maps: %s", maps.path / SCORE_MAPS)
+            return maps.path / SCORE_MAPS
+    refuse_several("writing score maps, which --score-maps would name,")
+    if teacher is None:
+        teacher = _find_teacher(recipe, argv)
+    logger.info("writing score maps with %s", teacher)
+    settings = {
+        "teacher": str(teacher),
+        "allow_leak": recipe.finetune.allow_leak or recipe.label.allow_leak,
+    }
+    run = run_label(with_values(recipe, {"label": settings}), argv=argv)
+    assert run is not None
+    return run.path / SCORE_MAPS
+
+
+def _find_teacher(recipe: Recipe, argv: Sequence[str]) -> Path:
+    """Return the newest teacher of the same data and split; train one where there is none."""
+    dataset = load_dataset(recipe.data)
+    found = newest_run(dataset, "teacher", same=("labelled", "val", "test"))
+    if found is None:
+        logger.info("no teacher of %s under %s: training one", dataset.name, places.runs_dir())
+        found = run_teacher(recipe, argv=argv)
+        assert found is not None
+    return found.path
+
+
+def newest_run(
+    dataset: Dataset, stage: Stage, *, same: Sequence[str], model: ModelConfig | None = None
+) -> Run | None:
+    """Return the newest finished run of a stage on the same images and splits, if there is one.
+
+    Args:
+        dataset: Images and splits that must be the same.
+        stage: Stage of the run.
+        same: Splits whose hash must agree.
+        model: Settings that its network must have; ``None`` takes any. A run passed over for its
+            network is named.
+    """
+    newest = None
+    for run in find_runs(places.runs_dir()):
+        if not run.completed or run.result["stage"] != stage:
+            continue
+        env = run.env
+        if env["dataset"]["fingerprint"] == dataset.fingerprint and all(
+            env["split_hashes"][split] == dataset.split_hashes[split] for split in same
+        ):
+            theirs = run_values(run, stage).get("model") if model else None
+            changed = differences(theirs, to_plain(model)) if model else ()
+            if changed:
+                logger.info("passing over %s: model.%s", run.path, "; model.".join(changed))
+            else:
+                newest = run
+    return newest
+
+
+def complete_stage(recipe: Recipe, stage: Stage, folder: Path, argv: Sequence[str] = ()) -> Run:
+    """Return the finished run of a stage in ``folder``: as it is there, gone on with, or made.
+
+    Args:
+        recipe: Resolved settings.
+        stage: Which stage.
+        folder: Its run folder.
+        argv: Command line, for env.json.
+
+    Raises:
+        ConfigError: If the run there was made with other settings.
+    """
+    refuse_other_settings(recipe, stage, folder)
+    if Run(folder).completed:
+        logger.info("%s: complete already in %s", stage, folder)
+        return Run(folder)
+    _clear_false_start(folder)
+    unfinished = folder if (folder / "result.json").is_file() else None
+    run_it: Any = {"teacher": run_teacher, "label": run_label}.get(
+        stage, partial(run_stage, stage=stage)
+    )
+    made = run_it(recipe, out=folder, resume=unfinished, argv=argv)
+    assert made is not None
+    return made
+
+
+def refuse_other_settings(recipe: Recipe, stage: Stage, folder: Path) -> None:
+    """Refuse a run in ``folder`` that was made with other settings; none there is fine.
+
+    Raises:
+        ConfigError: Naming the first few that differ.
+        DataError: If its recipe.yaml is broken.
+    """
+    if not ((folder / "recipe.yaml").is_file() and (folder / "result.json").is_file()):
+        return
+    changed = differences(run_values(Run(folder), stage), stage_values(recipe, stage))
+    if changed:
+        raise ConfigError(
+            f"{folder} was made with other settings ({'; '.join(changed[:5])}): choose another "
+            "--out, or remove it"
+        )
+
+
+def _clear_false_start(folder: Path) -> None:
+    """Remove what a run leaves that was killed before its result.json: nothing was computed yet."""
+    if not folder.is_dir() or (folder / "result.json").is_file():
+        return
+    own = {"recipe.yaml", "env.json", "checkpoints"}  # anything else is not of a run
+    written = all(path.name in own or path.suffix == ".part" for path in folder.iterdir())
+    if written and not any((folder / "checkpoints").glob("*")):
+        shutil.rmtree(folder)

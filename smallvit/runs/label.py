@@ -1,0 +1,328 @@
+"""Writing a teacher's score maps.
+
+Shapes in this file:
+    B    some images of a split
+"""
+
+import logging
+import math
+import shlex
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from smallvit.core import places
+from smallvit.core.alone import alone
+from smallvit.core.errors import ConfigError, DataError, InterruptedRunError
+from smallvit.core.run_folder import (
+    Run,
+    check_target,
+    create_folder,
+    new_folder,
+    write_json,
+    write_recipe,
+)
+from smallvit.data.loader import Dataset, Split
+from smallvit.data.views import eval_batches
+from smallvit.engine.fit import note_signals
+from smallvit.engine.log import TrainLog
+from smallvit.engine.runtime import Runtime, open_runtime
+from smallvit.inference.alignment import draw_alignment
+from smallvit.parallel.launch import refuse_several
+from smallvit.runs.annotator import Annotator, open_annotator
+from smallvit.runs.data import check_out, load_dataset, require_labels
+from smallvit.runs.learned import write_learned
+from smallvit.runs.moved import check_same
+from smallvit.runs.recipe import (
+    LabelConfig,
+    Recipe,
+    open_unfinished,
+    refuse_changes,
+    run_values,
+    stage_values,
+)
+from smallvit.runs.record import recorded
+from smallvit.runs.token_labels import SCORE_MAPS
+from smallvit.runs.training import describe_environment
+from smallvit.teachers.parts import Parts
+from smallvit.teachers.score_maps import (
+    ScoreMapHeader,
+    ScoreMaps,
+    read_score_maps,
+    write_score_maps,
+)
+from smallvit.teachers.spot_check import TOLERANCE, spot_check
+from smallvit.teachers.teacher import Teacher
+
+logger = logging.getLogger("smallvit")
+PARTS = "parts"
+ALL_CLASSES = 10  # up to so many classes, every one is listed
+PART_IMAGES = 2048  # of a part on disk: what a kill can cost
+CHECKED_IMAGES = 10  # computed again
+DRAWN_IMAGES = 6
+
+
+@alone
+def run_label(
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    resume: Path | None = None,
+    dry_run: bool = False,
+    argv: Sequence[str] = (),
+) -> Run | None:
+    """Write the score maps of the labelled training split, or go on with it.
+
+    Args:
+        recipe: Resolved settings; ``label.teacher`` names the teacher's run.
+        out: Run folder; ``None`` names one under the runs folder.
+        overwrite: Replace an earlier run in ``out``.
+        resume: Folder of the run to continue, with the same settings; the file is the same, bit
+            for bit, as without the interruption.
+        dry_run: Check everything and label one batch, but write nothing.
+        argv: Command line, for env.json.
+
+    Returns:
+        The run with ``score_maps.safetensors`` in it; ``None`` after a dry run.
+
+    Raises:
+        ConfigError: If there is no teacher, it is of other data, classes or splits, it guesses, or
+            settings differ from those of the run to continue.
+        DataError: If the teacher's run or the data is missing or broken, or its maps are.
+        InterruptedRunError: After SIGTERM or SIGINT, once what was made is saved.
+    """
+    config = recipe.label
+    if resume is not None and (overwrite or out not in (None, resume)):
+        raise ConfigError("--resume goes on in its own folder: leave --out and --overwrite out")
+    values = stage_values(recipe, "label")
+    if resume is not None:
+        run = open_unfinished(resume, "label")
+        refuse_changes(resume, run_values(run, "label"), values)
+    refuse_several("labeling")
+    if not dry_run:
+        if resume is None:
+            check_out(out, recipe.data)
+        check_target(out, resume=resume, overwrite=overwrite)
+    runtime = open_runtime(recipe.runtime)
+    dataset = load_dataset(recipe.data).to(runtime.device)
+    if resume is not None and (resume / "env.json").is_file():
+        check_same(Run(resume), dataset, f"--resume {resume}")
+    require_labels(dataset, "`smallvit label`")
+    if config.teacher is None:
+        raise ConfigError("no teacher named: give --teacher RUN; 'smallvit teacher' trains one")
+    annotator = open_annotator(
+        config.teacher,
+        dataset,
+        runtime,
+        temperature=config.temperature,
+        flip=config.flip,
+        allow_leak=config.allow_leak,
+    )
+    labelled = dataset.splits["labelled"]
+    if dry_run:
+        images, _ = eval_batches(dataset, labelled, config.batch_size)[0]
+        with runtime.autocast():
+            ScoreMaps.from_batch(annotator.teacher(images), 1)
+        logger.info("dry run of label: settings, data, teacher and one batch are fine")
+        return None
+    result = annotator.run.result
+    folder = (
+        resume
+        or out
+        or new_folder(places.runs_dir(), dataset.name, f"label-{result['model']}-s{recipe.seed}")
+    )
+    if resume is None:
+        create_folder(folder, overwrite=overwrite)
+        write_recipe(folder / "recipe.yaml", values)
+    provenance = {
+        "teacher": {"run": str(annotator.run.path), "model": result["model"]},
+        "extra_data": annotator.extra_data,
+    }
+    facts = {
+        "stage": "label",
+        "dataset": dataset.name,
+        "model": result["model"],
+        "seed": recipe.seed,
+        "upstream": {
+            **result.get("upstream", {}),
+            "teacher": {key: result[key] for key in ("samples_seen", "wall_s")},
+        },
+        **provenance,
+    }
+    logger.info("label of %s -> %s", dataset.name, folder)
+    with recorded(folder, facts, resume is not None) as record:
+        write_json(folder / "env.json", describe_environment(dataset, runtime, argv, provenance))
+        write_learned(folder, dataset, "nothing", annotator.learned)
+        identity = {
+            "teacher": annotator.weights,
+            "images": dataset.fingerprint,
+            "training split": dataset.split_hashes["labelled"],
+        }
+        parts = Parts(folder / PARTS, identity, dataset.num_classes)
+        # A signal during the checks after the last batch waits for their end.
+        with note_signals() as received:
+            _label(annotator.teacher, dataset, runtime, config, parts, received)
+            maps = _check_and_write(folder, parts, annotator, dataset, runtime, config)
+            agreement = _pooled_agreement(maps, labelled, config.batch_size)
+            _draw(folder, maps, dataset, annotator, recipe.seed)
+            parts.remove()
+        images_per_s = len(labelled) / max(parts.wall_s, 1e-9)
+        logger.info(
+            "score maps of %d images, %d of %d classes a place on a %dx%d grid, %.0f images/s; "
+            "teacher: train %.2f%%, val %.2f%%; pooled map agrees with the label on %.2f%%",
+            len(labelled),
+            maps.prob.shape[1],
+            dataset.num_classes,
+            *maps.prob.shape[2:],
+            images_per_s,
+            100 * annotator.scores["labelled"],
+            100 * annotator.scores["val"],
+            100 * agreement,
+        )
+        record |= {
+            "samples_seen": len(labelled),
+            "wall_s": parts.wall_s,
+            "images_per_s": images_per_s,
+            "metrics": {
+                "train/teacher_top1": annotator.scores["labelled"],
+                "val/teacher_top1": annotator.scores["val"],
+                "train/pooled_agreement": agreement,
+            },
+        }
+    return Run(folder)
+
+
+def _label(
+    teacher: Teacher,
+    dataset: Dataset,
+    runtime: Runtime,
+    config: LabelConfig,
+    parts: Parts,
+    received: Sequence[int],
+) -> None:
+    """Label the images that no part holds yet; parts end where batches do."""
+    labelled, size = dataset.splits["labelled"], config.batch_size
+    if parts.done >= len(labelled):
+        return
+    top_k = config.top_k or (dataset.num_classes if dataset.num_classes <= ALL_CLASSES else 5)
+    num_batches, first = math.ceil(len(labelled) / size), math.ceil(parts.done / size)
+    start = lap = time.monotonic()
+    pending: list[ScoreMaps] = []
+    labelled_now = 0
+    with TrainLog(None, "label", num_batches, first) as log:
+        batches = eval_batches(dataset, _pick(labelled, slice(parts.done, None)), size)
+        for number, (images, _) in enumerate(batches, start=first + 1):
+            try:
+                with runtime.autocast():
+                    pending.append(ScoreMaps.from_batch(teacher(images), top_k))
+            except DataError:
+                parts.remove()  # they are of the same teacher
+                raise
+            labelled_now += len(images)
+            last, stop, now = number == num_batches, bool(received), time.monotonic()
+            if last or stop or len(pending) * size >= PART_IMAGES:
+                parts.write(pending, now - lap)
+                pending, lap = [], now
+            log.move(number)
+            if log.is_due:
+                log.say({"perf/images_per_s": labelled_now / max(now - start, 1e-9)})
+            if stop and not last:
+                raise InterruptedRunError(
+                    received[0],
+                    f"stopped by {signal.Signals(received[0]).name} after image {parts.done} of "
+                    f"{len(labelled)}, maps saved: continue with smallvit label --resume "
+                    f"{shlex.quote(str(parts.folder.parent))}",
+                )
+
+
+def _check_and_write(
+    folder: Path,
+    parts: Parts,
+    annotator: Annotator,
+    dataset: Dataset,
+    runtime: Runtime,
+    config: LabelConfig,
+) -> ScoreMaps:
+    """Write the file, read it back, compare some maps with the teacher's, and put it in place."""
+    maps = parts.join()
+    header = ScoreMapHeader(
+        dataset=dataset.name,
+        fingerprint=dataset.fingerprint,
+        split_hash=dataset.split_hashes["labelled"],
+        class_names=dataset.class_names,
+        grid=(maps.prob.shape[2], maps.prob.shape[3]),
+        image_size=dataset.image_size,
+        teacher=annotator.run.result["model"],
+        teacher_hash=annotator.weights,
+        teacher_train_top1=annotator.scores["labelled"],
+        teacher_val_top1=annotator.scores["val"],
+        extra_data=annotator.extra_data,
+        temperature=config.temperature,
+        flip=config.flip,
+    )
+    unchecked = parts.folder / SCORE_MAPS
+    write_score_maps(unchecked, maps, header)
+    maps, _ = read_score_maps(unchecked)
+    labelled = dataset.splits["labelled"]
+    position = _even_places(labelled, CHECKED_IMAGES)
+    images = (image for image, _ in eval_batches(dataset, _pick(labelled, position), 1))
+    worst = spot_check(annotator.teacher, images, maps, position, autocast=runtime.autocast)
+    precision = runtime.precision
+    # Logits differ by rounding; a temperature below 1 makes more of it.
+    tolerance = TOLERANCE[precision] / min(config.temperature, 1.0)
+    if not worst <= tolerance:
+        parts.remove()
+        raise DataError(
+            f"the score maps of {folder} are not what the teacher says of the same images: a "
+            f"probability differs by {worst:.3g}, {tolerance:.3g} is rounding; they were removed: "
+            "label again, and look for parts or images that changed meanwhile"
+        )
+    unchecked.replace(folder / SCORE_MAPS)
+    logger.info("%d maps computed again differ by %.1e at most", len(position), worst)
+    return maps
+
+
+def _pooled_agreement(maps: ScoreMaps, labelled: Split, batch_size: int) -> float:
+    """Return the part of images whose label is the top class of their map's mean."""
+    pooled = [
+        maps.dense(place).mean(dim=(2, 3)).argmax(dim=1)
+        for place in torch.arange(len(labelled)).split(batch_size)
+    ]
+    labels = labelled.labels[labelled.index].cpu()
+    return (torch.cat(pooled) == labels).float().mean().item()
+
+
+def _draw(folder: Path, maps: ScoreMaps, dataset: Dataset, annotator: Annotator, seed: int) -> None:
+    labelled = dataset.splits["labelled"]
+    position = _even_places(labelled, DRAWN_IMAGES)
+    shown = _pick(labelled, position)
+    (folder / "plots").mkdir(exist_ok=True)
+    draw_alignment(
+        folder / "plots" / "alignment.png",
+        shown.take(torch.arange(len(shown), device=shown.index.device)).cpu(),
+        maps.dense(position),
+        shown.labels[shown.index].cpu(),
+        dataset.class_names,
+        hflip=dataset.hflip,
+        seed=seed,
+        title=f"{dataset.name}: score maps of {annotator.run.result['model']}",
+    )
+
+
+def _even_places(split: Split, most: int) -> Int[Tensor, " B"]:
+    """Return places in a split at even distances, on the CPU, as the maps are."""
+    num = min(most, len(split))
+    return torch.arange(num) * len(split) // num
+
+
+def _pick(split: Split, position: slice | Int[Tensor, " B"]) -> Split:
+    """Return some images of a split."""
+    if not isinstance(position, slice):
+        position = position.to(split.index.device)
+    return Split(images=split.images, labels=split.labels, index=split.index[position])

@@ -1,0 +1,189 @@
+"""Foreign images by name: what a classifier should be less sure of.
+
+Shapes in this file:
+    B    images
+    H W  image in pixels
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from smallvit.core import places, rng
+from smallvit.core.errors import ConfigError, UnknownNameError
+from smallvit.data.files.own import open_path
+from smallvit.data.files.registry import DATASETS
+from smallvit.data.files.store import PackedStore, open_store
+from smallvit.data.loader import DataConfig, Dataset, open_source
+from smallvit.evaluate.ood import NOISES, Noise, noise_images
+from smallvit.runs.data import show_progress
+from smallvit.runs.provenance import SHARING
+
+logger = logging.getLogger("smallvit")
+NOISE = "noise"
+MOST_IMAGES = 10_000
+MOST_SHARED = 0.01  # part of the foreign images; fewer are chance repeats, and are left out
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignImages:
+    """Images that are of none of a classifier's classes.
+
+    Attributes:
+        name: Name in result tables.
+        fingerprint: What tells its images from those of another set of that name.
+        num_images: How many.
+        batches: Walks them once, as bytes, in batches of a given size; the last may be smaller.
+    """
+
+    name: str
+    fingerprint: str
+    num_images: int
+    batches: Callable[[int], Iterator[UInt8[Tensor, "B 3 H W"]]]
+
+
+def open_foreign(
+    name: str, dataset: Dataset, *, seed: int = 0, most: int = MOST_IMAGES
+) -> list[ForeignImages]:
+    """Find foreign images for a classifier, at the size of its own and on their device.
+
+    Of a data set it is the test images, else those of validation, else all. They are resized and
+    cut like any images that are packed, and chosen by the seed where there are more than ``most``.
+
+    Args:
+        name: ``noise`` for uniform and for Gaussian noise, a known data set or one on the Hub, or
+            the path of a folder of images, a CSV or a parquet file.
+        dataset: What the classifier was trained on.
+        seed: Of noise, and of the choice.
+        most: Images to take at most.
+
+    Returns:
+        One set, or two for ``noise``; of noise, as many images as the test split has.
+
+    Raises:
+        ConfigError: If the name is unknown, or the images share classes or pixels with ``dataset``.
+        DataError: If they are missing or broken.
+    """
+    if name == NOISE:
+        num_images = min(most, len(dataset.splits["test"]))
+        return [_open_noise(kind, num_images, dataset, seed) for kind in NOISES]
+    config = _config(name)
+    shared = _shared_name(name, dataset.name)
+    if shared:
+        raise ConfigError(f"--ood {name}: {shared}, so its images are not foreign: take another")
+    with show_progress() as (progress, fetch_progress):
+        if config.path is not None:
+            # Which folders are classes and which are splits matters little here.
+            source = open_path(config.path, sure=False)
+        else:
+            source = open_source(
+                config,
+                data_dir=places.data_dir(),
+                offline=places.offline(),
+                progress=fetch_progress,
+            )
+        store = open_store(
+            source,
+            image_size=dataset.image_size,
+            cache_dir=places.cache_dir(),
+            # On the scale that the network was trained on, where that is known.
+            grey_range=dataset.grey_range or "auto",
+            progress=progress,
+        )
+    shared = _shared_name(store.manifest.name, dataset.name) or _shared_classes(store, dataset)
+    if shared:
+        raise ConfigError(f"--ood {name}: {shared}, so its images are not foreign: take another")
+    split = next(part for part in ("test", "val", "train") if part in store.images)
+    foreign = _not_shared(name, store, split, dataset)
+    if len(foreign) > most:
+        chosen = rng.permutation(seed, f"ood/{store.manifest.name}", 0, len(foreign))[:most]
+        foreign = foreign[chosen.sort().values]
+    images = torch.from_numpy(store.images[split])
+    device = _device(dataset)
+
+    def batches(batch_size: int) -> Iterator[Tensor]:
+        for part in foreign.split(batch_size):
+            yield images[part].to(device)
+
+    return [
+        ForeignImages(
+            name=store.manifest.name,
+            fingerprint=store.manifest.fingerprint,
+            num_images=len(foreign),
+            batches=batches,
+        )
+    ]
+
+
+def _open_noise(kind: Noise, num_images: int, dataset: Dataset, seed: int) -> ForeignImages:
+    def batches(batch_size: int) -> Iterator[Tensor]:
+        for indices in torch.arange(num_images, device=_device(dataset)).split(batch_size):
+            yield noise_images(kind, indices, dataset.image_size, seed=seed)
+
+    return ForeignImages(name=kind, fingerprint=kind, num_images=num_images, batches=batches)
+
+
+def _config(name: str) -> DataConfig:
+    if name in DATASETS or name.startswith("hf:"):
+        return DataConfig(dataset=name)
+    if name and Path(name).expanduser().exists():
+        return DataConfig(path=Path(name).expanduser())
+    raise UnknownNameError("set of foreign images", name, [NOISE, *DATASETS])
+
+
+def _shared_name(name: str, own: str) -> str | None:
+    """Say what two data sets share, as far as their names tell."""
+    if Path(name).name == own:
+        return f"the classifier was trained on {own}"
+    kin = [
+        next((known for known, pattern in SHARING.items() if pattern.search(one)), None)
+        for one in (name, own)
+    ]
+    if None in kin:
+        return None
+    return f"{name} and {own} share images and classes"
+
+
+def _shared_classes(store: PackedStore, dataset: Dataset) -> str | None:
+    """Say which classes of a store the classifier knows, if any."""
+    known = {name.casefold() for name in dataset.class_names}
+    shared = [name for name in store.manifest.class_names if name.casefold() in known]
+    if not shared:
+        return None
+    listed = ", ".join(shared[:5]) + (" ..." if len(shared) > 5 else "")
+    return f"{len(shared)} of its classes are of {dataset.name} too ({listed})"
+
+
+def _not_shared(name: str, store: PackedStore, split: str, dataset: Dataset) -> Tensor:
+    """Return the places of a split's images that none of the dataset's has the pixels of.
+
+    Raises:
+        ConfigError: If many of them are the dataset's.
+    """
+    parts = ("train", "val", "test")
+    own = np.concatenate([dataset.content_hashes(part) for part in parts])
+    shared = np.isin(store.contents[split], own)
+    if dataset.contents is None:  # the same pictures in another resolution, too
+        own = np.concatenate([dataset.image_hashes(part) for part in parts])
+        shared |= np.isin(store.hashes[split], own)
+    count, total = int(shared.sum()), len(shared)
+    if count > MOST_SHARED * total:
+        raise ConfigError(
+            f"--ood {name}: {count:,} of its {total:,} images are in {dataset.name} too, so they "
+            "are not foreign: take another"
+        )
+    if count:
+        logger.warning(
+            "%d of the %d images of %s are in %s too: left out", count, total, name, dataset.name
+        )
+    return torch.from_numpy(np.flatnonzero(~shared))
+
+
+def _device(dataset: Dataset) -> torch.device:
+    return dataset.splits["test"].index.device

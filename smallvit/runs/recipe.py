@@ -1,0 +1,561 @@
+"""Recipes: the typed settings of all stages, where they come from, and how they are found."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+import smallvit
+from smallvit.core import places
+from smallvit.core.config import Layer, Range, find_errors, merge, resolve, show, to_plain
+from smallvit.core.errors import LISTINGS, ConfigError, DataError, suggest
+from smallvit.core.run_folder import Run, name_version, what_is_at
+from smallvit.data.augment import AugmentConfig
+from smallvit.data.files.registry import DATASETS
+from smallvit.data.loader import DataConfig
+from smallvit.engine.log import LogConfig
+from smallvit.engine.optim import OptimConfig, ScheduleConfig, check_schedule
+from smallvit.engine.runtime import RuntimeConfig, uses_cuda
+from smallvit.finetuning.objective import SupervisedConfig
+from smallvit.finetuning.token_labeling import TokenLabelConfig
+from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.pretraining.dino import DinoConfig
+from smallvit.pretraining.registry import MethodConfig, get_method
+from smallvit.runs.data import find_image_size
+from smallvit.runs.monitor import MonitorConfig
+
+logger = logging.getLogger("smallvit")
+Stage = Literal["pretrain", "teacher", "label", "finetune"]
+Arm = Literal["scratch", "ssl", "token-labels", "both"]
+STAGES: tuple[Stage, ...] = ("pretrain", "teacher", "label", "finetune")
+SHARED = ("seed", "data", "model", "runtime", "log")
+PATHS = (
+    "data.path",
+    "label.teacher",
+    "teacher.adopt",
+    "pretrain.init",
+    "finetune.init",
+    "finetune.score_maps",
+    "finetune.teacher",
+    "segment.init",
+)
+# What a resumed run may change: the step stays as it is, and the same images may lie elsewhere.
+FREE_AT_RESUME = (
+    "runtime.micro_batch",
+    "runtime.grad_checkpointing",
+    "data.dataset",
+    "data.path",
+    "data.layout",
+)
+OF_NAMED_DATA = ("dataset", "path", "image_column", "label_column", "hflip", "layout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Stage 1.
+
+    Attributes:
+        init: Run or export whose weights it goes on from, or ``timm:NAME`` for timm's; null or
+            ``scratch`` is fresh weights.
+        allow_leak: Take a start that may have seen held-out images of this data; it is recorded.
+        method: What is learned, and its views.
+        optim: Optimizer.
+        schedule: Length and learning rate.
+        monitor: What is measured on the way, and what a collapse does.
+    """
+
+    init: str | None = None
+    allow_leak: bool = False
+    method: MethodConfig = field(default_factory=DinoConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=2.0e-4, batch_size=512, weight_decay=0.04)
+    )
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Training the annotator of stage 2.
+
+    Attributes:
+        adopt: Run, export, file of weights or ``timm:NAME`` that is taken instead of training one.
+        allow_leak: Adopt one that may have seen held-out images of this data set; it is recorded.
+        model: Its network.
+        method: Its loss.
+        augment: Its augmentation.
+        optim: Optimizer.
+        schedule: Length and learning rate.
+    """
+
+    adopt: str | None = None
+    allow_leak: bool = False
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(name="resnet20_small"))
+    method: SupervisedConfig = field(default_factory=SupervisedConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """Writing score maps.
+
+    Attributes:
+        teacher: Run of the teacher.
+        top_k: Classes listed a place; null is 5, or all where there are 10 or fewer.
+        temperature: What the teacher's logits are divided by; above 1 its maps are softer.
+        flip: Average each map with the mirrored one of the mirrored image: twice the time.
+        batch_size: Images of one forward pass.
+        allow_leak: Take a teacher that may have seen test images of this data set; it is recorded.
+    """
+
+    teacher: Path | None = None
+    top_k: Annotated[int | None, Range(ge=1)] = None
+    temperature: Annotated[float, Range(gt=0)] = 1.0
+    flip: bool = False
+    batch_size: Annotated[int, Range(ge=1, le=1 << 20)] = 256
+    allow_leak: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Stage 2.
+
+    Attributes:
+        init: Run or export whose weights it starts from, ``timm:NAME`` for timm's, or ``scratch``,
+            which null is as well unless ``smallvit finetune --token-label`` finds a pretrain run to
+            continue from.
+        score_maps: File of score maps for token labeling.
+        teacher: Run of the teacher that labels patches in every step, where
+            ``token_label.source`` is ``online``.
+        allow_leak: Take a start, teacher or maps that may have seen held-out images of this data
+            set; it is recorded.
+        token_label: Token labeling.
+        method: Loss on the image label.
+        augment: Augmentation.
+        optim: Optimizer.
+        schedule: Length and learning rate.
+    """
+
+    init: str | None = None
+    score_maps: Path | None = None
+    teacher: Path | None = None
+    allow_leak: bool = False
+    token_label: TokenLabelConfig = field(default_factory=TokenLabelConfig)
+    method: SupervisedConfig = field(default_factory=SupervisedConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings of every stage; a file may leave out any section.
+
+    Attributes:
+        description: What it is for, in one line.
+        paper: What it follows.
+        expected: What was measured with it, in one line; null until it was.
+        cpu_recipe: Shipped recipe that does on a CPU what this one is for on a GPU; null where this
+            one is for both.
+        seed: Seed of everything but the splits.
+        data: Images and splits.
+        model: The student of both stages.
+        runtime: Device and precision.
+        log: How often to write.
+        pretrain: Stage 1.
+        teacher: The annotator.
+        label: Its score maps.
+        finetune: Stage 2.
+        arms: Stage-2 runs of ``smallvit run``; what they build on is made once.
+    """
+
+    description: str = ""
+    paper: str | None = None
+    expected: str | None = None
+    cpu_recipe: str | None = None
+    seed: Annotated[int, Range(ge=0, lt=1 << 63)] = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    label: LabelConfig = field(default_factory=LabelConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    arms: tuple[Arm, ...] = ("scratch", "ssl", "token-labels", "both")
+
+    def __post_init__(self) -> None:
+        # Not done by the stages: the command line builds one of the options given alone.
+        for stage in (self.pretrain, self.teacher, self.finetune):
+            check_schedule(stage.optim, stage.schedule)
+
+
+def recipes_root() -> Path:
+    """Return the folder of shipped recipes, in the wheel or in the source tree."""
+    package = Path(smallvit.__file__).parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def shipped() -> Iterator[str]:
+    """Yield the names of shipped recipes, such as ``cifar10/cpu-demo``."""
+    root = recipes_root()
+    for path in sorted(root.rglob("*.yaml")):
+        if path.parent != root / "suites":  # recipes of benchmarks, which `smallvit bench` reads
+            yield path.relative_to(root).with_suffix("").as_posix()
+
+
+def find_recipe(name: str) -> Path:
+    """Find a recipe by shipped name or by file.
+
+    Raises:
+        ConfigError: If there is neither.
+    """
+    for path in (recipes_root() / f"{name}.yaml", Path(name)):
+        with suppress(OSError):  # longer than a name of a file can be
+            if path.is_file():
+                return path
+    near = suggest(name, shipped(), listing=LISTINGS["recipe"])
+    raise ConfigError(f"no recipe {name!r}, neither shipped nor a file{near}")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses what a recipe has no use for.
+
+    A key that stands twice, of which YAML takes the last in silence; a key that is no text; and an
+    alias, by which a few lines can stand for more values than any memory holds.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(
+                problem="an alias (*) is not read: write the value out",
+                problem_mark=self.peek_event().start_mark,
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(
+                problem="no mapping", problem_mark=node.start_mark
+            )
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            problem = f"the key {key!r} stands twice"
+            if not isinstance(key, str):
+                problem = f"the key {key!r} is no text: put it in quotes"
+            elif key not in seen:
+                seen.add(key)
+                continue
+            raise yaml.constructor.ConstructorError(
+                problem=problem, problem_mark=key_node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def read_layer(path: Path) -> Layer:
+    """Read a recipe file as one layer of settings; its relative paths start at its folder.
+
+    Raises:
+        ConfigError: If it is no YAML mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    try:
+        values = yaml.load(text, _StrictLoader)  # a SafeLoader
+    except Exception as error:  # PyYAML raises nearly anything on a value that its tag does not fit
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path}: no valid YAML: {problem}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, got {show(values)}")
+    if path.name == "recipe.yaml" and (path.parent / "result.json").is_file():
+        values = name_version(values)  # a run's
+    try:
+        return Layer(source=str(path), values=with_absolute_paths(values, path.parent))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def with_absolute_paths(
+    values: Mapping[str, Any], folder: Path = Path(), prefix: str = ""
+) -> dict[str, Any]:
+    """Make the paths of settings absolute: the runs made with them must run again from any folder.
+
+    Args:
+        values: Nested settings.
+        folder: Where relative paths start: of a file its own folder, else the working directory.
+        prefix: Section that ``values`` are, with a dot.
+
+    Raises:
+        ConfigError: If a path is empty or no file can have it.
+    """
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            plain[key] = with_absolute_paths(value, folder, f"{name}.")
+        elif name in PATHS and isinstance(value, str | Path) and not _is_name(str(value)):
+            plain[key] = str(place(folder, name, str(value)))
+        else:
+            plain[key] = value
+    return plain
+
+
+def _is_name(start: str) -> bool:
+    """Tell whether a start is a name, and no path."""
+    return start == "scratch" or start.startswith("timm:")
+
+
+def place(folder: Path, key: str, value: str) -> Path:
+    """Return the path that a key of a file of settings names, absolute, from the file's folder.
+
+    Raises:
+        ConfigError: If it is empty or no file can have it.
+    """
+    if not value.strip():
+        raise ConfigError(f"{key} is empty: name a path, or leave it out")
+    try:
+        path = places.absolute(folder / Path(value).expanduser())
+        path.exists()
+    except (OSError, RuntimeError) as error:  # too long, or below the home of nobody
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{key}: no path can be {show(value)} ({why})") from error
+    return path
+
+
+def load_recipe(
+    name: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    source: str = "command line",
+    same_data: bool = False,
+) -> tuple[Recipe, str]:
+    """Resolve a recipe: defaults, then the file, then overrides.
+
+    Args:
+        name: Shipped name or file; ``None`` takes the recipe for the dataset and model that
+            ``overrides`` name, else the generic one nearest in image size.
+        overrides: Nested settings that win.
+        source: What to call them in messages.
+        same_data: Whether data that ``overrides`` name are those of the file in another place, of
+            which all stays that the file says of them.
+
+    Returns:
+        The recipe and the name or path of its file.
+
+    Raises:
+        ConfigError: On the first thing that is wrong.
+    """
+    over = Layer(source=source, values=overrides)
+    # Without a name, the data and model asked for decide which recipe is meant.
+    path = find_recipe(name) if name is not None else _matching(resolve(Recipe, [over]))
+    layer = read_layer(path)
+    data = layer.values.get("data")
+    given = overrides.get("data") or {}
+    named = given.get("path") is not None or given.get("dataset") is not None
+    if named and isinstance(data, Mapping):
+        # Naming data replaces the recipe's, whichever way it was named, and what is said of it.
+        replaced = ("dataset", "path") if same_data else OF_NAMED_DATA
+        data = {key: value for key, value in data.items() if key not in replaced}
+        layer = Layer(source=layer.source, values={**layer.values, "data": data})
+    values = _for_named_method(_for_named_model(layer.values, overrides), overrides)
+    layer = Layer(source=layer.source, values=values)
+    label = str(path)
+    if _is_shipped(path):
+        label = path.resolve().relative_to(recipes_root().resolve()).with_suffix("").as_posix()
+    return resolve(Recipe, [layer, over]), label
+
+
+def say_fit(recipe: Recipe, name: str) -> None:
+    """Say where a recipe that is made for a GPU is used without one, and which is for a CPU."""
+    if recipe.cpu_recipe is not None and not uses_cuda(recipe.runtime):
+        logger.warning(
+            "%s is made for a GPU, and none is used here: %s is the recipe for a CPU",
+            name,
+            recipe.cpu_recipe,
+        )
+
+
+def _for_named_model(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the sizes of a recipe's models where another model is named: they are not for it."""
+    kept = dict(values)
+    ours, theirs = kept.get("model"), overrides.get("model")
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        name = theirs.get("name")
+        if name is not None and name != ours.get("name"):
+            kept["model"] = {"name": name}
+    ours, theirs = kept.get("teacher"), overrides.get("teacher")
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        kept["teacher"] = _for_named_model(ours, theirs)
+    return kept
+
+
+def _for_named_method(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the settings of a recipe's method where another one is named: they are not for it."""
+    ours, theirs = values.get("pretrain"), overrides.get("pretrain")
+    if not isinstance(ours, Mapping) or not isinstance(theirs, Mapping):
+        return dict(values)
+    old, new = ours.get("method"), theirs.get("method")
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return dict(values)
+    name = new.get("name")
+    if name is None or name == old.get("name", DinoConfig().name):
+        return dict(values)
+    get_method(name)
+    return {**values, "pretrain": {**ours, "method": {"name": name}}}
+
+
+def stage_values(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """Return the plain settings that one stage's run depends on, as its recipe.yaml has them."""
+    keys = [key for key in SHARED if not (key == "model" and stage in ("teacher", "label"))]
+    plain = {key: to_plain(getattr(recipe, key)) for key in keys}
+    return {**plain, stage: to_plain(getattr(recipe, stage))}
+
+
+def run_values(run: Run, stage: Stage) -> dict[str, Any]:
+    """Return a run's settings; keys that its version did not know have their defaults.
+
+    Raises:
+        ConfigError: If its recipe.yaml is not one that this version reads.
+    """
+    layer = Layer(source=str(run.path / "recipe.yaml"), values=run.recipe)
+    return stage_values(resolve(Recipe, [layer]), stage)
+
+
+def open_unfinished(folder: Path, stage: str) -> Run:
+    """Return the run that ``--resume`` names.
+
+    A complete run whose export or maps are gone is gone on with too: that writes them again.
+
+    Raises:
+        ConfigError: If it is none, is complete or of another stage.
+        DataError: If it is broken.
+    """
+    named = f"--resume {folder}"
+    if not (folder / "result.json").is_file():
+        raise ConfigError(f"{named}: no run there, it {what_is_at(folder)}")
+    run = Run(folder)
+    if not {"stage", "status"} <= run.result.keys():
+        raise DataError(f"{folder}/result.json is broken: repeat the run")
+    if not (folder / "recipe.yaml").is_file():
+        raise DataError(f"{named}: its recipe.yaml is gone: put it back, or repeat the run")
+    theirs = run.result["stage"]
+    if theirs != stage:
+        raise ConfigError(
+            f"{named}: that is a {theirs} run, not {stage}: smallvit {theirs} {named} continues it"
+        )
+    if run.completed:
+        _refuse_complete(run, named)
+    return run
+
+
+def _refuse_complete(run: Run, named: str) -> None:
+    """Refuse to go on with a run that is complete, unless what it made is gone.
+
+    Raises:
+        ConfigError: Saying what a longer run starts from.
+        DataError: If what it made is gone, and all that it could be made again from.
+    """
+    stage, path = run.result["stage"], run.path
+    again = stage == "label" or "adopted" in run.result
+    made = path / ("score_maps.safetensors" if stage == "label" else "export/model.safetensors")
+    if made.is_file() and (stage == "label" or (path / "export" / "config.json").is_file()):
+        longer = {
+            "label": f"its maps are {made}",
+            "teacher": "train a longer one anew, with more --epochs",
+        }.get(stage, f"--init {path} starts a new run from its weights")
+        raise ConfigError(f"{named}: that run is complete: {longer}")
+    if not again and not any((path / "checkpoints").glob("*.pt")):
+        raise DataError(
+            f"{named}: that run is complete, but its {made.relative_to(path).parts[0]} and its "
+            f"checkpoints are gone: repeat it with --recipe {path / 'recipe.yaml'}"
+        )
+
+
+def refuse_changes(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse to continue a run with other settings than its own.
+
+    Raises:
+        ConfigError: Naming the first few that differ.
+    """
+    changed = [
+        change
+        for change in differences(theirs, ours)
+        if not change.startswith(tuple(f"{key}:" for key in FREE_AT_RESUME))
+    ]
+    if changed:
+        raise ConfigError(
+            f"--resume {folder} continues the same run, but these settings differ: "
+            f"{'; '.join(changed[:5])}: leave them out, or start a new run"
+        )
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with some settings replaced."""
+    plain = to_plain(recipe)
+    return resolve(Recipe, [Layer(source="recipe", values=merge(plain, values))])
+
+
+def check_recipe(path: Path) -> list[str]:
+    """Resolve a recipe and build its networks; return every error, a line each."""
+    try:
+        layer = read_layer(path)
+    except ConfigError as error:
+        return [str(error)]
+    errors = list(find_errors(Recipe, [layer]))
+    if errors:
+        return errors
+    recipe = resolve(Recipe, [layer])
+    spec = DATASETS.get(recipe.data.dataset or "")
+    size = recipe.data.image_size or (spec.image_size if spec else 32)
+    num_classes = spec.num_classes if spec else 10
+    for section, model in (("model", recipe.model), ("teacher.model", recipe.teacher.model)):
+        try:
+            create_backbone(model, num_classes=num_classes, image_size=size)
+        except ConfigError as error:
+            errors.append(f"{path}: {section}: {error}")
+    return errors
+
+
+def differences(left: Any, right: Any, prefix: str = "") -> Sequence[str]:
+    """List the settings in which two plain configs differ, as ``key: left -> right``."""
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        found: list[str] = []
+        for key in sorted(left.keys() | right.keys()):
+            found += differences(left.get(key), right.get(key), f"{prefix}{key}.")
+        return found
+    return [] if left == right else [f"{prefix.rstrip('.')}: {left} -> {right}"]
+
+
+def _matching(asked: Recipe) -> Path:
+    root = recipes_root()
+    dataset, method = asked.data.dataset, asked.pretrain.method.name
+    suffix = "" if method == DinoConfig().name else f"-{method}"
+    if dataset is not None:
+        for name in (asked.model.name, asked.model.name.replace("_", "-")):
+            own = root / dataset / f"{name}{suffix}.yaml"
+            if own.is_file():
+                return own
+    if asked.data.path is None and dataset is None:
+        raise ConfigError(
+            "no data named: give --dataset NAME (`smallvit data ls` lists them), --data PATH or "
+            "--recipe NAME"
+        )
+    known = DATASETS.get(dataset or "")
+    size = asked.data.image_size or (known.image_size if known else find_image_size(asked.data))
+    ending = f"px{suffix}.yaml"
+    sizes = {int(p.name.removesuffix(ending)): p for p in (root / "generic").glob(f"*{ending}")}
+    return sizes[min(sizes, key=lambda side: (abs(side - size), side))]
+
+
+def _is_shipped(path: Path) -> bool:
+    return path.resolve().is_relative_to(recipes_root().resolve())
