@@ -43,7 +43,7 @@ from smallvit.engine.runtime import Runtime, compiled_networks, is_out_of_memory
 from smallvit.engine.step import train_step
 from smallvit.parallel import processes
 from smallvit.parallel.by_rows import share_out
-from smallvit.parallel.process_group import is_lost_connection, naming_lost_process
+from smallvit.parallel.process_group import is_lost_connection, raising_process_lost
 from smallvit.parallel.rows import own_rows
 
 logger = logging.getLogger("smallvit")
@@ -571,7 +571,7 @@ def _holds_best(path: Path, best: dict[str, float]) -> bool:
 def _saving_if_lost(save: Callable[[str], None]) -> Iterator[None]:
     """Save where another process is lost: what this one has is whole between two messages."""
     try:
-        with naming_lost_process():
+        with raising_process_lost():
             yield
     except ProcessLostError:
         save(LAST)

@@ -3,9 +3,7 @@
 Alone, a process is the first of one, and every function here is the identity.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +14,6 @@ from torch import Tensor
 from smallvit.core.errors import SmallViTError
 
 ValueT = TypeVar("ValueT")
-_in_message: float | None = None  # since when
 
 
 class OtherProcessError(SmallViTError):
@@ -32,23 +29,6 @@ class OtherProcessError(SmallViTError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-def waiting_s() -> float:
-    """Return for how long this process has been in a message to the others, in seconds."""
-    since = _in_message
-    return 0.0 if since is None else time.monotonic() - since
-
-
-@contextmanager
-def _message() -> Iterator[None]:
-    """Note that this process waits for the others."""
-    global _in_message
-    _in_message = time.monotonic()
-    try:
-        yield
-    finally:
-        _in_message = None
 
 
 def count() -> int:
@@ -77,20 +57,19 @@ def on_first(work: Callable[[], ValueT]) -> ValueT:
     """
     if count() == 1:
         return work()
-    value, error, said = None, None, None
+    value, error, reason = None, None, None
     if is_first():
         try:
             value = work()
         except Exception as failure:
-            error, said = failure, (str(failure), getattr(failure, "exit_code", 1))
-    outcome: list[Any] = [(value, said)]
-    with _message():
-        dist.broadcast_object_list(outcome)
+            error, reason = failure, (str(failure), getattr(failure, "exit_code", 1))
+    outcome: list[Any] = [(value, reason)]
+    dist.broadcast_object_list(outcome)
     if error is not None:
         raise error
-    value, said = outcome[0]
-    if said is not None:
-        raise OtherProcessError(*said)
+    value, reason = outcome[0]
+    if reason is not None:
+        raise OtherProcessError(*reason)
     return value
 
 
@@ -106,8 +85,7 @@ def gather(value: ValueT) -> list[ValueT]:
     if count() == 1:
         return [value]
     found: list[Any] = [None] * count()
-    with _message():
-        dist.all_gather_object(found, value)
+    dist.all_gather_object(found, value)
     return found
 
 
@@ -121,8 +99,8 @@ def deal(items: Iterable[ValueT]) -> Iterator[ValueT]:
         yield from items
         return
     assert isinstance(items, Sequence), "only what has a length can be dealt out"
-    for place in range(number(), len(items), count()):
-        yield items[place]
+    for index in range(number(), len(items), count()):
+        yield items[index]
 
 
 def any_of(flag: bool) -> bool:
@@ -135,8 +113,7 @@ def any_of(flag: bool) -> bool:
 def add_up_(values: Tensor) -> Tensor:
     """Replace a tensor by its sum over the processes, in place."""
     if count() > 1:
-        with _message():
-            dist.all_reduce(values)
+        dist.all_reduce(values)
     return values
 
 
@@ -156,8 +133,7 @@ def add_up_gradients_(parameters: Iterable[torch.nn.Parameter]) -> None:
     if count() == 1 or not gradients:
         return
     message = torch.cat([gradient.flatten() for gradient in gradients])
-    with _message():
-        dist.all_reduce(message)
+    dist.all_reduce(message)
     parts = message.split([gradient.numel() for gradient in gradients])
     torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
         list(gradients), [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]

@@ -130,7 +130,7 @@ def test_a_run_stopped_in_two_processes_goes_on_in_one(tmp_path, places):
         assert row["train/loss"] == pytest.approx(other["train/loss"], rel=1e-4)
 
 
-def test_a_killed_process_ends_the_run_with_its_name_and_what_was_done_is_kept(tmp_path, places):
+def test_a_killed_process_ends_the_run_within_seconds_and_what_was_done_is_kept(tmp_path, places):
     folder = tmp_path / "run"
     words = ("-m", "smallvit", *TINY, "--epochs", "1000", "--out", str(folder))
     process = torchrun(*words, env=places)
@@ -144,10 +144,11 @@ def test_a_killed_process_ends_the_run_with_its_name_and_what_was_done_is_kept(t
     os.kill(lost, signal.SIGKILL)
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode != 0
-    assert f"lost process 1 of 2 ({os.uname().nodename}, pid {lost})" in output, output
+    assert "process 0 of 2 lost the connection to another" in output, output
+    assert f"exitcode  : -9 (pid: {lost})" in output, "torchrun's report names it"
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "failed"
-    assert "process 1 of 2" in result["error"]
+    assert "lost the connection to another" in result["error"]
     state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
     assert state["result"]["step"] >= 3
     moments = state["optimizer"]["state"].values()
