@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from views import make_images, packed
 
-from smallvit.data.loader import Dataset, Split
+from smallvit.data.dataset import Dataset, Split
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
 from smallvit.evaluate.classify import classification_metrics, predict_logits

@@ -39,7 +39,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 from views import MEAN, STD, make_images, packed
 
-from smallvit.data.loader import Dataset
+from smallvit.data.dataset import Dataset
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
 from smallvit.models.registry import ModelConfig, create_backbone

@@ -25,7 +25,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from smallvit.core.run_folder import environment
-from smallvit.data.loader import DataConfig, load_dataset
+from smallvit.data.files.config import DataConfig
+from smallvit.data.files.load import load_dataset
 
 SIZE = 64
 

@@ -44,7 +44,9 @@ from views import PerImage, make_images, packed, view_transforms
 from smallvit.core.run_folder import environment
 from smallvit.core.schedule import cosine
 from smallvit.data.batches import ViewBatch
-from smallvit.data.loader import DataConfig, Order, load_dataset
+from smallvit.data.files.config import DataConfig
+from smallvit.data.files.load import load_dataset
+from smallvit.data.order import Order
 from smallvit.data.views import ViewBatches
 from smallvit.engine.optim import OptimConfig, ScheduleConfig, create_optimizer, set_schedule
 from smallvit.engine.runtime import RuntimeConfig, open_runtime

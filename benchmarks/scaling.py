@@ -41,8 +41,11 @@ from claims import print_claims, state
 from PIL import Image
 
 from smallvit.core.rng import step_seed
-from smallvit.data.augment import AugmentConfig
-from smallvit.data.loader import DataConfig, Dataset, Order, Split, load_dataset
+from smallvit.data.config import AugmentConfig
+from smallvit.data.dataset import Dataset, Split
+from smallvit.data.files.config import DataConfig
+from smallvit.data.files.load import load_dataset
+from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches
 from smallvit.engine.optim import OptimConfig, create_optimizer
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime

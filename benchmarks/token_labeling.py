@@ -42,8 +42,9 @@ from torch import Tensor
 from views import make_images, packed
 
 from smallvit.core.run_folder import environment
-from smallvit.data.augment import AugmentConfig
-from smallvit.data.loader import Dataset, Order
+from smallvit.data.config import AugmentConfig
+from smallvit.data.dataset import Dataset
+from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches
 from smallvit.engine.optim import create_optimizer, set_schedule
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime

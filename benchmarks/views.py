@@ -25,10 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from smallvit.core.run_folder import environment
-from smallvit.data.augment import AugmentConfig
-from smallvit.data.loader import Dataset as PackedDataset
-from smallvit.data.loader import Order, Split
-from smallvit.data.views import LabelledBatches, ViewBatches, ViewsConfig
+from smallvit.data.config import AugmentConfig, ViewsConfig
+from smallvit.data.dataset import Dataset as PackedDataset
+from smallvit.data.dataset import Split
+from smallvit.data.order import Order
+from smallvit.data.views import LabelledBatches, ViewBatches
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
 
 VIEWS = ViewsConfig()

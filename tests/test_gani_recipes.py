@@ -11,7 +11,7 @@ from timm.layers.drop import DropPath
 from smallvit.core.config import to_plain
 from smallvit.data.batches import ViewBatch
 from smallvit.data.files.registry import get_dataset_spec
-from smallvit.data.loader import Order
+from smallvit.data.order import Order
 from smallvit.data.policies import choose_autoaugment
 from smallvit.engine.fit import FitPlan, fit
 from smallvit.engine.log import LogConfig, read_metrics

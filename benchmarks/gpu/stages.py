@@ -19,7 +19,10 @@ from jaxtyping import Float
 from smallvit.core import places, rng
 from smallvit.core.config import merge
 from smallvit.core.objective import AbstractObjective
-from smallvit.data.loader import DataConfig, Dataset, Order, Split, load_dataset
+from smallvit.data.dataset import Dataset, Split
+from smallvit.data.files.config import DataConfig
+from smallvit.data.files.load import load_dataset
+from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches
 from smallvit.engine.fit import FitPlan, Training
 from smallvit.engine.optim import OptimConfig, ScheduleConfig

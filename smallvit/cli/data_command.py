@@ -16,11 +16,12 @@ from smallvit.core import places
 from smallvit.core.config import Layer, merge, resolve
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
 from smallvit.core.places import apply_offline
+from smallvit.data.dataset import Dataset, class_counts
 from smallvit.data.files import fetch
+from smallvit.data.files.config import DataConfig
 from smallvit.data.files.registry import DATASETS, DatasetSpec
 from smallvit.data.files.store import file_stem
 from smallvit.data.files.walk import is_drawn
-from smallvit.data.loader import DataConfig, Dataset, class_counts
 from smallvit.models.registry import create_backbone
 from smallvit.runs.data import load_dataset, open_here, pack, require_labels, show_progress
 from smallvit.runs.data_check import check_dataset, packed_counts, start_again
@@ -102,7 +103,7 @@ def info(
     facts = {
         "classes": str(dataset.num_classes) if dataset.labelled else "none: images without labels",
         "image size": f"{dataset.image_size} px, as recipe {recipe} trains on them",
-        "grey values": str(dataset.grey or "8 bits"),
+        "grey values": dataset.grey or "8 bits",
         "mean (train)": ", ".join(f"{value:.4f}" for value in dataset.mean),
         "std (train)": ", ".join(f"{value:.4f}" for value in dataset.std),
         "horizontal flip": "on" if dataset.hflip else "off",

@@ -12,8 +12,8 @@ from smallvit.core import places
 from smallvit.core.errors import ConfigError
 from smallvit.core.places import apply_offline
 from smallvit.core.run_folder import find_runs, open_classifier
-from smallvit.data.augment import AugmentConfig
-from smallvit.data.loader import DataConfig
+from smallvit.data.config import AugmentConfig
+from smallvit.data.files.config import DataConfig
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.finetuning.objective import SupervisedConfig

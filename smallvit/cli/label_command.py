@@ -13,7 +13,7 @@ from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
 from smallvit.core.places import absolute, apply_offline
 from smallvit.core.run_folder import open_classifier
-from smallvit.data.loader import DataConfig
+from smallvit.data.files.config import DataConfig
 from smallvit.runs.label import SCORE_MAPS, run_label
 from smallvit.runs.recipe import LabelConfig, Recipe, load_recipe, open_unfinished
 

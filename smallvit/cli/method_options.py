@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from docstring_parser import parse_from_object
 
 from smallvit.core.errors import ConfigError
-from smallvit.data.views import ViewsConfig
+from smallvit.data.config import ViewsConfig
 from smallvit.pretraining.dino import DinoConfig
 from smallvit.pretraining.registry import METHODS, get_method
 from smallvit.runs.recipe import PretrainConfig, find_recipe, read_layer

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from smallvit.cli.method_options import MethodOptions, check_method, compare_method
 from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
 from smallvit.cli.training import train
-from smallvit.data.loader import DataConfig
+from smallvit.data.files.config import DataConfig
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.models.registry import ModelConfig

@@ -11,7 +11,7 @@ from smallvit.cli.options import DataOptions, given, overrides
 from smallvit.cli.training import say_recipe
 from smallvit.core.errors import ConfigError
 from smallvit.core.places import apply_offline
-from smallvit.data.loader import DataConfig
+from smallvit.data.files.config import DataConfig
 from smallvit.engine.runtime import say_precision
 from smallvit.models.registry import ModelConfig
 from smallvit.runs.chain import plan_recipe, run_recipe

@@ -9,8 +9,8 @@ from smallvit.cli.training import train
 from smallvit.core.config import merge
 from smallvit.core.errors import ConfigError
 from smallvit.core.places import absolute, apply_offline
-from smallvit.data.augment import AugmentConfig
-from smallvit.data.loader import DataConfig
+from smallvit.data.config import AugmentConfig
+from smallvit.data.files.config import DataConfig
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.finetuning.objective import SupervisedConfig

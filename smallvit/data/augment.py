@@ -6,95 +6,18 @@ Shapes in this file:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
-from smallvit.core.config import Range
-from smallvit.core.errors import ConfigError
+from smallvit.data.config import ErasingAspect
 from smallvit.data.geometry import products
 
-Policy = Literal[
-    "none",
-    "autoaugment",
-    "autoaugment-cifar10",
-    "autoaugment-svhn",
-    "autoaugment-imagenet",
-    "randaugment",
-    "trivialaugment",
-    "3-augment",
-]
-AutoAugmentRules = Literal["torchvision", "deepvoltaire"]
-ErasingAspect = Literal["log-uniform", "uniform"]
-Fraction = Annotated[float, Range(ge=0, le=1)]
 QUANTILES = 1 << 16
 LUMINANCE = (0.2989, 0.587, 0.114)  # of red, green and blue, ITU-R 601
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """What stage 2 does to an image before the network sees it.
-
-    Attributes:
-        crop: Pad and crop at the same size, random resized crop, or the image as it is.
-        padding: Padding of ``pad`` as a fraction of the side; 0.125 is 4 pixels at 32.
-        scale: Area of a resized crop as a fraction of the image's.
-        ratio: Aspect ratio of a resized crop, width over height.
-        policy: Augmentation policy; ``autoaugment`` takes the one learned on the dataset, or
-            ImageNet's where there is none.
-        autoaugment_rules: How AutoAugment's operations are done: as torchvision does, or as the
-            code of DeepVoltaire that the papers on small data use.
-        randaugment_ops: Operations an image, of RandAugment.
-        randaugment_magnitude: Their magnitude, of RandAugment, from 0 to 30.
-        color_jitter: Strength of brightness, contrast, saturation and hue.
-        erasing_prob: Probability of erasing a rectangle of each image.
-        erasing_aspect: Whether its height over width is uniform or its logarithm.
-        cutmix_alpha: Shares of CutMix follow Beta(alpha, alpha); 0 turns it off.
-        mixup_alpha: Shares of MixUp follow Beta(alpha, alpha); 0 turns it off.
-        mix_prob: Probability that an image is mixed, by either.
-        repeats: Times in a row that each image comes, each time augmented anew; an epoch stays as
-            many samples as there are images, of which only one in ``repeats`` is another image.
-    """
-
-    crop: Literal["pad", "resized", "none"] = "pad"
-    padding: Annotated[float, Range(gt=0, le=0.5)] = 0.125
-    scale: tuple[Fraction, Fraction] = (0.35, 1.0)
-    ratio: Annotated[tuple[float, float], Range(gt=0)] = (0.75, 4 / 3)
-    policy: Policy = "none"
-    autoaugment_rules: AutoAugmentRules = "torchvision"
-    randaugment_ops: Annotated[int, Range(ge=1, le=8)] = 2
-    randaugment_magnitude: Annotated[int, Range(ge=0, le=30)] = 9
-    color_jitter: tuple[Fraction, Fraction, Fraction, Annotated[float, Range(ge=0, le=0.5)]] = (
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )
-    erasing_prob: Fraction = 0.0
-    erasing_aspect: ErasingAspect = "log-uniform"
-    cutmix_alpha: Annotated[float, Range(ge=0)] = 0.0
-    mixup_alpha: Annotated[float, Range(ge=0)] = 0.0
-    mix_prob: Fraction = 1.0
-    repeats: Annotated[int, Range(ge=1, le=16)] = 1
-
-    def __post_init__(self) -> None:
-        check_bounds("augment.scale", self.scale)
-        check_bounds("augment.ratio", self.ratio)
-
-
-def check_bounds(name: str, bounds: tuple[float, float]) -> None:
-    """Refuse a pair whose lower bound is not below or at its upper one, or is 0.
-
-    Raises:
-        ConfigError: With the name and the value.
-    """
-    if not 0 < bounds[0] <= bounds[1]:
-        raise ConfigError(f"{name} must be (low, high) with 0 < low <= high, got {bounds}")
 
 
 def to_float(images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:

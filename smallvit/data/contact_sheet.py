@@ -21,11 +21,12 @@ from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from smallvit.core import rng
-from smallvit.data.augment import AugmentConfig
 from smallvit.data.canvas import BADGE, GAP, LINE, Box, Canvas, tile_side, to_pixels
+from smallvit.data.config import AugmentConfig, ViewsConfig
+from smallvit.data.dataset import Dataset, Split, channel_tensors
 from smallvit.data.geometry import Geometry
-from smallvit.data.loader import Dataset, Order, Split, channel_tensors
-from smallvit.data.views import LabelledBatches, ScoreMapReader, ViewBatches, ViewsConfig
+from smallvit.data.order import Order
+from smallvit.data.views import LabelledBatches, ScoreMapReader, ViewBatches
 
 COLUMNS = 8
 # In pixels, as all lengths: smaller images are enlarged to about the first, larger ones reduced to

@@ -21,8 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.data import augment, geometry
-from smallvit.data.augment import AutoAugmentRules, Policy
-from smallvit.data.files.registry import AutoAugmentPolicy
+from smallvit.data.config import AutoAugmentPolicy, AutoAugmentRules, Policy
 
 LEVELS = 255
 GREY = 128 / 255  # what moves in, by DeepVoltaire's rules

@@ -9,70 +9,22 @@ Shapes in this file:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from smallvit.core import rng
-from smallvit.core.config import Range
 from smallvit.data import augment, geometry, mix, policies
-from smallvit.data.augment import AugmentConfig, Fraction, Policy, check_bounds
 from smallvit.data.batches import LabelledBatch, TokenBox, ViewBatch
-from smallvit.data.loader import Dataset, Draw, InOrder, Order, Split, channel_tensors
+from smallvit.data.config import AugmentConfig, Policy, ViewsConfig
+from smallvit.data.dataset import Dataset, Split, channel_tensors
+from smallvit.data.order import Draw, InOrder, Order
 
 DRAWS = 5 + 5 + 4  # uniform numbers of a view: crop and flip, colours, grey and blur and solarize
 FIXED_DRAWS = 5 + 5 + 5 + mix.NUM_DRAWS  # of stage 2, before those of the policy
 BLOCK_PIXELS = 2**19  # of stage 2's images made together: 512 of 32 px
 ScoreMapReader = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewsConfig:
-    """The views of stage 1; the defaults are those of Gani et al. for images of 32 pixels.
-
-    Attributes:
-        num_global: Large views.
-        num_local: Small views beside the large ones.
-        local_size: Side of a small view as a fraction of the image's.
-        global_scale: Area of a large view's crop as a fraction of the image's.
-        local_scale: Area of a small view's crop.
-        ratio: Aspect ratio of every crop, width over height.
-        color_jitter: Strength of brightness, contrast, saturation and hue.
-        color_jitter_prob: Probability that colours are changed.
-        grey_prob: Probability that colours are dropped.
-        blur_prob: Probability of blur in the first large view, the second, and small views.
-        blur_sigma: Bounds of the blur's standard deviation, in pixels.
-        solarize_prob: Probability of solarizing the second large view.
-
-    Source:
-        Gani et al., 2022, https://arxiv.org/abs/2210.07240, training code of
-        hananshafi/vits-for-small-scale-datasets@43a7493.
-    """
-
-    num_global: Annotated[int, Range(ge=1, le=2)] = 2
-    num_local: Annotated[int, Range(ge=0, le=32)] = 8
-    local_size: Annotated[float, Range(gt=0, le=1)] = 0.5
-    global_scale: tuple[Fraction, Fraction] = (0.7, 1.0)
-    local_scale: tuple[Fraction, Fraction] = (0.2, 0.5)
-    ratio: Annotated[tuple[float, float], Range(gt=0)] = (0.75, 4 / 3)
-    color_jitter: tuple[Fraction, Fraction, Fraction, Annotated[float, Range(ge=0, le=0.5)]] = (
-        0.4,
-        0.4,
-        0.2,
-        0.1,
-    )
-    color_jitter_prob: Fraction = 0.8
-    grey_prob: Fraction = 0.2
-    blur_prob: tuple[Fraction, Fraction, Fraction] = (1.0, 0.1, 0.5)
-    blur_sigma: Annotated[tuple[float, float], Range(gt=0)] = (0.1, 2.0)
-    solarize_prob: Fraction = 0.2
-
-    def __post_init__(self) -> None:
-        for name in ("global_scale", "local_scale", "ratio", "blur_sigma"):
-            check_bounds(f"method.views.{name}", getattr(self, name))
 
 
 class ViewBatches:

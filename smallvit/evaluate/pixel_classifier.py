@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from smallvit.data.augment import normalise, to_float
-from smallvit.data.loader import Split
+from smallvit.data.dataset import Split
 from smallvit.models.measure import frozen
 from smallvit.models.tokens import AbstractBackbone
 

@@ -28,7 +28,7 @@ from smallvit.core.console import track
 from smallvit.core.errors import DataError, SmallViTError
 from smallvit.core.run_folder import Run, machine, write_json
 from smallvit.core.whole_file import replacing
-from smallvit.data.loader import Dataset, Split
+from smallvit.data.dataset import Dataset, Split
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
 from smallvit.evaluate.attacks import robust_correct

@@ -19,7 +19,7 @@ from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
 from smallvit.core.objective import StepOutput
 from smallvit.data.batches import ViewBatch
-from smallvit.data.views import ViewsConfig
+from smallvit.data.config import ViewsConfig
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel.rows import gather
 from smallvit.pretraining.method import AbstractPretraining

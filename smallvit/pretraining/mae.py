@@ -22,7 +22,7 @@ from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
 from smallvit.core.objective import StepOutput
 from smallvit.data.batches import ViewBatch
-from smallvit.data.views import ViewsConfig
+from smallvit.data.config import ViewsConfig
 from smallvit.models.attention import choose_attention
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretraining.masks import mask_grid, num_hidden, split_at_random

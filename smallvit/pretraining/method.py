@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from smallvit.core.errors import ConfigError
 from smallvit.core.objective import AbstractObjective
 from smallvit.data.batches import ViewBatch
-from smallvit.data.views import ViewsConfig
+from smallvit.data.config import ViewsConfig
 from smallvit.models.tokens import AbstractBackbone, Features
 
 

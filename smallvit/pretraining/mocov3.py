@@ -24,7 +24,7 @@ from smallvit.core.momentum import update_momentum
 from smallvit.core.objective import StepOutput
 from smallvit.core.schedule import cosine
 from smallvit.data.batches import ViewBatch
-from smallvit.data.views import ViewsConfig
+from smallvit.data.config import ViewsConfig
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel.rows import gather
 from smallvit.pretraining.method import (

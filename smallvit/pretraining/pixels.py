@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smallvit.core.errors import ConfigError
-from smallvit.data.views import ViewsConfig
+from smallvit.data.config import ViewsConfig
 
 
 def one_plain_view(scale: tuple[float, float]) -> ViewsConfig:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
-from smallvit.data.views import ViewsConfig
+from smallvit.data.config import ViewsConfig
 from smallvit.parallel.processes import add_up_
 from smallvit.parallel.rows import current_rows
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from smallvit.core.config import Range
 from smallvit.core.objective import StepOutput
 from smallvit.data.batches import ViewBatch
-from smallvit.data.views import ViewsConfig
+from smallvit.data.config import ViewsConfig
 from smallvit.models.tokens import AbstractBackbone, Features
 from smallvit.pretraining.masks import (
     as_mask,

@@ -24,7 +24,7 @@ from smallvit.core.run_folder import (
     write_json,
     write_recipe,
 )
-from smallvit.data.loader import Dataset
+from smallvit.data.dataset import Dataset
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.inference.export import (

@@ -8,7 +8,7 @@ from pathlib import Path
 from smallvit.core.console import format_duration
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, open_classifier
-from smallvit.data.loader import Dataset
+from smallvit.data.dataset import Dataset
 from smallvit.engine import forecast
 from smallvit.engine.runtime import Runtime
 from smallvit.inference.export import exported_input, read_export, weights_hash

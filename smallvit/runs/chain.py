@@ -15,7 +15,7 @@ from smallvit.core.console import format_duration
 from smallvit.core.errors import ConfigError
 from smallvit.core.once import saying_once
 from smallvit.core.run_folder import Run, find_runs, new_folder
-from smallvit.data.loader import Dataset
+from smallvit.data.dataset import Dataset
 from smallvit.engine.forecast import Forecast
 from smallvit.models.registry import ModelConfig
 from smallvit.parallel.launch import refuse_several

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from smallvit.core.errors import ConfigError, DataError
-from smallvit.data.loader import Dataset
+from smallvit.data.dataset import Dataset
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import Runtime
 from smallvit.evaluate.classify import classification_metrics, confusion_matrix, predict_logits

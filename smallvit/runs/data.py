@@ -12,7 +12,7 @@ from smallvit.core.console import console
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.once import say_once
 from smallvit.core.run_folder import Run
-from smallvit.data import loader
+from smallvit.data.files import load
 from smallvit.data.files import fetch, official
 from smallvit.data.files.class_lists import some
 from smallvit.data.files.fetch import FetchProgress
@@ -20,7 +20,8 @@ from smallvit.data.files.registry import DATASETS
 from smallvit.data.files.sources import Source, find_files
 from smallvit.data.files.store import Progress as PackProgress
 from smallvit.data.files.walk import is_written
-from smallvit.data.loader import DataConfig, Dataset
+from smallvit.data.dataset import Dataset
+from smallvit.data.files.config import DataConfig
 
 logger = logging.getLogger("smallvit")
 
@@ -28,7 +29,7 @@ logger = logging.getLogger("smallvit")
 def load_dataset(config: DataConfig) -> Dataset:
     """Open a dataset from this machine's folders, fetching and packing it where need be."""
     with show_progress() as (pack_progress, fetch_progress):
-        dataset = loader.load_dataset(
+        dataset = load.load_dataset(
             config,
             data_dir=places.data_dir(),
             cache_dir=places.cache_dir(),
@@ -110,7 +111,7 @@ def open_here(config: DataConfig) -> Source:
         DataError: If they are not here; the message says what fetches them.
     """
     if config.dataset is None:
-        return loader.open_source(config, data_dir=places.data_dir(), offline=True)
+        return load.open_source(config, data_dir=places.data_dir(), offline=True)
     absent = DataError(
         f"{config.dataset} is not in {places.data_dir()}: `smallvit data get {config.dataset}` "
         "fetches it"
@@ -121,7 +122,7 @@ def open_here(config: DataConfig) -> Source:
     if spec is not None:
         return official.open_named(spec, data_dir=places.data_dir())
     try:
-        return loader.open_source(config, data_dir=places.data_dir(), offline=True)
+        return load.open_source(config, data_dir=places.data_dir(), offline=True)
     except DataError as error:
         raise absent from error
 
@@ -129,7 +130,7 @@ def open_here(config: DataConfig) -> Source:
 def pack(source: Source, config: DataConfig) -> Dataset:
     """Pack and split the images of a source, with progress."""
     with show_progress() as (progress, _):
-        return loader.prepare_dataset(
+        return load.prepare_dataset(
             source, config, cache_dir=places.cache_dir(), progress=progress
         )
 
@@ -139,13 +140,13 @@ def find_image_size(config: DataConfig) -> int:
     if config.image_size is not None:
         return config.image_size
     with show_progress() as (_, fetch_progress):
-        source = loader.open_source(
+        source = load.open_source(
             config,
             data_dir=places.data_dir(),
             offline=places.offline(),
             progress=fetch_progress,
         )
-    return loader.find_image_size(source, cache_dir=places.cache_dir())
+    return load.find_image_size(source, cache_dir=places.cache_dir())
 
 
 def require_labels(dataset: Dataset, purpose: str) -> None:

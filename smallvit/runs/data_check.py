@@ -1,7 +1,7 @@
 """Verify a dataset as far as that goes without training: files, counts, pixels, labels, splits."""
 
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,7 +12,9 @@ from smallvit.data.files import fetch
 from smallvit.data.files.registry import DATASETS, DatasetSpec
 from smallvit.data.files.sources import Source
 from smallvit.data.files.store import open_store, verify_store
-from smallvit.data.loader import DataConfig, Dataset, grey_setting
+from smallvit.data.dataset import Dataset, class_counts
+from smallvit.data.files.config import DataConfig
+from smallvit.data.files.load import grey_setting
 from smallvit.runs.data import open_here, pack, show_progress
 
 
@@ -88,7 +90,7 @@ def _check_packed(
         yield Finding("wrong", f"cannot be decoded and is left out: {broken}")
     if not dataset.broken:
         yield Finding("ok", f"all {sum(counts.values()):,} images are decoded")
-    if dataset.grey is not None and dataset.grey.count:
+    if dataset.grey_range is not None:
         yield Finding("ok", f"grey values: {dataset.grey}")
     for problem in problems:
         yield Finding("wrong", f"{problem}: remove {store.path} and check again")
@@ -98,7 +100,8 @@ def _check_packed(
         found = ", ".join(f"{count:,} {split}" for split, count in counts.items())
         yield Finding("ok", f"official counts: {found} images, {dataset.num_classes} classes")
     if dataset.labelled:
-        whole = "" if dataset.cut_notes else "; no class is empty in any split"
+        counts = [class_counts(split, dataset.num_classes) for split in dataset.splits.values()]
+        whole = "" if 0 in chain(*counts) else "; no class is empty in any split"
         yield Finding("ok", f"labels are 0 to {dataset.num_classes - 1}{whole}")
 
 

@@ -27,7 +27,7 @@ from smallvit.core.run_folder import (
     write_json,
     write_recipe,
 )
-from smallvit.data.loader import Dataset, Split
+from smallvit.data.dataset import Dataset, Split
 from smallvit.data.views import eval_batches
 from smallvit.engine.fit import note_signals
 from smallvit.engine.log import TrainLog

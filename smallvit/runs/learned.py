@@ -17,7 +17,7 @@ from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import DataError, SmallViTError
 from smallvit.core.run_folder import Run
 from smallvit.core.whole_file import replacing
-from smallvit.data.loader import Dataset
+from smallvit.data.dataset import Dataset
 from smallvit.runs.data import open_here, pack
 from smallvit.runs.recipe import Recipe
 from smallvit.segment.data import SegmentDataConfig, load_segment_data
@@ -208,7 +208,7 @@ def _splits_of(dataset: Dataset) -> dict[str, KeptSplit]:
     for name in (*SPLITS, "labelled"):
         split = dataset.splits[name]
         labels = split.labels[split.index].cpu().numpy().astype(np.int32)
-        splits[name] = KeptSplit(contents=dataset.content_hashes(name), labels=labels)
+        splits[name] = KeptSplit(contents=dataset.content_hashes[name], labels=labels)
     return splits
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smallvit.core.config import Range
 from smallvit.core.errors import CollapsedError
-from smallvit.data.loader import Dataset, Split
+from smallvit.data.dataset import Dataset, Split
 from smallvit.data.views import eval_batches
 from smallvit.engine.log import read_metrics
 from smallvit.engine.runtime import Runtime

@@ -16,7 +16,8 @@ from smallvit.core import places
 from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run
-from smallvit.data.loader import DataConfig, Dataset, Split
+from smallvit.data.dataset import Dataset, Split
+from smallvit.data.files.config import DataConfig
 from smallvit.inference.export import ExportedInput, exported_input
 from smallvit.runs.data import load_dataset
 from smallvit.runs.learned import FILE, SPLITS, KeptSplit, is_same_data, read_record
@@ -120,7 +121,7 @@ def check_same(run: Run, dataset: Dataset, named: str) -> None:
         return
     counts, found = "", 0
     if (run.path / FILE).is_file():
-        there = np.concatenate([dataset.content_hashes(split) for split in SPLITS])
+        there = np.concatenate([dataset.content_hashes[split] for split in SPLITS])
         kept = read_record(run.path).splits
         known = np.concatenate([kept[split].contents for split in SPLITS])
         found = int(np.isin(known, there).sum())
@@ -158,7 +159,7 @@ def _take_splits(
     """
     env, kept = run.env, read_record(run.path).splits
     class_names = tuple(env["dataset"]["class_names"])
-    contents = np.concatenate([dataset.content_hashes(split) for split in SPLITS])
+    contents = np.concatenate([dataset.content_hashes[split] for split in SPLITS])
     order = np.argsort(contents, kind="stable")
     splits: dict[str, Split] = {}
     for name, split in kept.items():
@@ -188,7 +189,8 @@ def _take_splits(
         std=as_trained.std,
         fingerprint=env["dataset"]["fingerprint"],
         split_hashes=env["split_hashes"],
-        contents={name: split.contents for name, split in kept.items()},
+        content_hashes={name: split.contents for name, split in kept.items()},
+        image_hashes={},
     )
 
 
@@ -227,7 +229,7 @@ def _check_labels(
         split = dataset.splits[name]
         labels = split.labels[split.index].tolist()
         names = (dataset.class_names[label] for label in labels)
-        there |= set(zip(dataset.content_hashes(name).tolist(), names, strict=True))
+        there |= set(zip(dataset.content_hashes[name].tolist(), names, strict=True))
     for name in needed:
         ours = zip(kept[name].contents.tolist(), kept[name].labels.tolist(), strict=True)
         others = sum((content, class_names[label]) not in there for content, label in ours)

@@ -20,7 +20,9 @@ from smallvit.core.errors import ConfigError, UnknownNameError
 from smallvit.data.files.own import open_path
 from smallvit.data.files.registry import DATASETS
 from smallvit.data.files.store import PackedStore, open_store
-from smallvit.data.loader import DataConfig, Dataset, open_source
+from smallvit.data.dataset import Dataset
+from smallvit.data.files.config import DataConfig
+from smallvit.data.files.load import open_source
 from smallvit.evaluate.ood import NOISES, Noise, noise_images
 from smallvit.runs.data import show_progress
 from smallvit.runs.provenance import SHARING
@@ -167,10 +169,10 @@ def _not_shared(name: str, store: PackedStore, split: str, dataset: Dataset) -> 
         ConfigError: If many of them are the dataset's.
     """
     parts = ("train", "val", "test")
-    own = np.concatenate([dataset.content_hashes(part) for part in parts])
+    own = np.concatenate([dataset.content_hashes[part] for part in parts])
     shared = np.isin(store.contents[split], own)
-    if dataset.contents is None:  # the same pictures in another resolution, too
-        own = np.concatenate([dataset.image_hashes(part) for part in parts])
+    if dataset.image_hashes:  # the same pictures in another resolution, too
+        own = np.concatenate([dataset.image_hashes[part] for part in parts])
         shared |= np.isin(store.hashes[split], own)
     count, total = int(shared.sum()), len(shared)
     if count > MOST_SHARED * total:

@@ -9,7 +9,7 @@ import numpy as np
 
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run
-from smallvit.data.loader import Dataset
+from smallvit.data.dataset import Dataset
 from smallvit.runs.learned import NOTHING, SPLITS, Learned, Record, find_record
 
 logger = logging.getLogger("smallvit")
@@ -137,10 +137,10 @@ def count_held_out(hashes: np.ndarray, dataset: Dataset) -> dict[str, int]:
         hashes: Content hashes.
         dataset: Images and splits.
     """
-    train = dataset.content_hashes("train")
+    train = dataset.content_hashes["train"]
     counts = {}
     for split in ("val", "test"):
-        contents = dataset.content_hashes(split)
+        contents = dataset.content_hashes[split]
         counts[split] = int((np.isin(contents, hashes) & ~np.isin(contents, train)).sum())
     return {split: count for split, count in counts.items() if count}
 
@@ -192,7 +192,7 @@ def _find_held_out(record: Record, run: Run, dataset: Dataset) -> _HeldOut | Non
 
 def _is_mostly(record: Record, dataset: Dataset) -> bool:
     """Tell whether most images of a run's data are a dataset's, whatever folder they lie in."""
-    ours = np.concatenate([dataset.content_hashes(split) for split in SPLITS])
+    ours = np.concatenate([dataset.content_hashes[split] for split in SPLITS])
     theirs = np.concatenate([record.splits[split].contents for split in SPLITS])
     return 2 * int(np.isin(theirs, ours).sum()) > len(theirs)
 
@@ -217,7 +217,7 @@ def _knows_others(record: Record, run: Run, dataset: Dataset) -> bool:
     masks = run.result["stage"] == "segment" and not dataset.labelled
     if len(record.own.labelled) and classes != dataset.class_names and not masks:
         return True
-    ours = np.concatenate([dataset.content_hashes(split) for split in ("train", "val", "test")])
+    ours = np.concatenate([dataset.content_hashes[split] for split in ("train", "val", "test")])
     own = np.concatenate([record.own.labelled, record.own.unlabelled])
     return not bool(np.isin(own, ours).all())
 
@@ -253,7 +253,7 @@ def _other_labels(record: Record, run: Run, dataset: Dataset, option: str) -> st
     if run.env["dataset"]["fingerprint"] == dataset.fingerprint:
         same = run.env["split_hashes"]["labelled"] == dataset.split_hashes["labelled"]
     else:
-        same = bool(np.isin(record.own.labelled, dataset.content_hashes("labelled")).all())
+        same = bool(np.isin(record.own.labelled, dataset.content_hashes["labelled"]).all())
     if same:
         return "none"
     theirs, ours = run.result.get("num_labels"), len(dataset.splits["labelled"])

@@ -14,9 +14,9 @@ from smallvit.core import places
 from smallvit.core.config import Layer, Range, find_errors, merge, resolve, show, to_plain
 from smallvit.core.errors import LISTINGS, ConfigError, DataError, suggest
 from smallvit.core.run_folder import Run, name_version, what_is_at
-from smallvit.data.augment import AugmentConfig
+from smallvit.data.config import AugmentConfig
 from smallvit.data.files.registry import DATASETS
-from smallvit.data.loader import DataConfig
+from smallvit.data.files.config import DataConfig
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig, check_schedule
 from smallvit.engine.runtime import RuntimeConfig, uses_cuda

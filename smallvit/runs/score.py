@@ -9,7 +9,7 @@ from typing import Literal
 from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, open_run
-from smallvit.data.loader import Dataset
+from smallvit.data.dataset import Dataset
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
 from smallvit.evaluate.classify import classification_metrics, confusion_matrix, predict_logits

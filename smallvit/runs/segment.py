@@ -13,7 +13,7 @@ from smallvit.core.alone import alone
 from smallvit.core.config import Layer, Range, merge, resolve, to_plain
 from smallvit.core.errors import DataError
 from smallvit.core.run_folder import Run, open_run
-from smallvit.data.loader import Order
+from smallvit.data.order import Order
 from smallvit.engine.checkpoint import AGAIN, BEST, load_scored, take_best
 from smallvit.engine.curves import draw_curves
 from smallvit.engine.fit import FitResult

@@ -13,7 +13,8 @@ from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError
 from smallvit.core.objective import AbstractObjective
 from smallvit.core.run_folder import Run
-from smallvit.data.loader import Dataset, Order
+from smallvit.data.dataset import Dataset
+from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches
 from smallvit.engine.checkpoint import take_best
 from smallvit.engine.curves import draw_curves

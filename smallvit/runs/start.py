@@ -9,7 +9,7 @@ from typing import Any
 from smallvit.core import places
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, open_run, what_is_at
-from smallvit.data.loader import Dataset
+from smallvit.data.dataset import Dataset
 from smallvit.inference.export import (
     WEIGHTS,
     exported_model,

@@ -12,7 +12,7 @@ from torch import Tensor
 from smallvit.core.errors import ConfigError
 from smallvit.core.places import dead_link
 from smallvit.core.run_folder import Run
-from smallvit.data.loader import Dataset
+from smallvit.data.dataset import Dataset
 from smallvit.engine.runtime import Runtime
 from smallvit.finetuning.online import OnlineTeacher
 from smallvit.models.measure import measure

@@ -25,7 +25,8 @@ from smallvit.core.run_folder import (
     write_json,
     write_recipe,
 )
-from smallvit.data.loader import Dataset, Order
+from smallvit.data.dataset import Dataset
+from smallvit.data.order import Order
 from smallvit.engine.checkpoint import check_room, has_checkpoint
 from smallvit.engine.fit import (
     FitPlan,

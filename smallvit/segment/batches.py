@@ -15,8 +15,9 @@ from torch import Tensor
 from smallvit.core import rng
 from smallvit.core.config import Range
 from smallvit.data import augment, geometry
-from smallvit.data.augment import Fraction, check_bounds
-from smallvit.data.loader import InOrder, Order, Split, channel_tensors
+from smallvit.data.config import Fraction, check_bounds
+from smallvit.data.dataset import Split, channel_tensors
+from smallvit.data.order import InOrder, Order
 from smallvit.parallel import processes
 from smallvit.segment.data import IGNORED, SegmentData
 

@@ -8,7 +8,6 @@ Shapes in this file:
 
 import hashlib
 import logging
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from glob import escape
@@ -24,8 +23,10 @@ from torch import Tensor
 
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError, DataError
+from smallvit.data.dataset import Dataset, Split
 from smallvit.data.files.content import content_hash
 from smallvit.data.files.images import IMAGE_SUFFIXES, open_image, over_white
+from smallvit.data.files.load import USUAL_SIZES
 from smallvit.data.files.splits import (
     Cut,
     StoredCut,
@@ -36,7 +37,6 @@ from smallvit.data.files.splits import (
     store_cut,
 )
 from smallvit.data.files.store import cache_errors, content_order, file_stem, hash_images
-from smallvit.data.loader import USUAL_SIZES, Dataset, Split
 
 SPLITS = ("train", "val", "test")
 IGNORED = 255  # index of pixels that count for nothing
@@ -141,10 +141,6 @@ def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentD
     folder = cache_dir / "segment" / f"{file_stem(name)}-{listed[:16]}"
     with cache_errors(cache_dir):
         folder.mkdir(parents=True, exist_ok=True)
-        for kind, values in (("hashes", hashes), ("content", contents)):
-            partial = folder / f"{kind}.{os.getpid()}.part.npy"
-            np.save(partial, values)
-            partial.replace(folder / f"train.{kind}.npy")  # where Dataset looks for them
         keys = hashes if config.split_version == 1 else contents
         stored = _cut(config, folder, images[:num_train], keys[:num_train], counts)
     places = {"train": stored.cut.train, "val": stored.cut.val, "test": stored.cut.test}
@@ -200,6 +196,7 @@ def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentD
         split_hashes={part: split_hash(values) for part, values in known.items()},
         broken=(),
         store_path=folder,
+        content_hashes={part: contents[index] for part, index in places.items()},
     )
     return SegmentData(dataset=dataset, masks=torch.from_numpy(masks), class_names=class_names)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import ConfigError, DataError
-from smallvit.data.loader import Dataset
+from smallvit.data.dataset import Dataset
 from smallvit.teachers.tensor_file import read_tensors, write_tensors
 
 FORMAT_VERSION = 1

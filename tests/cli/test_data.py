@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from smallvit.cli.app import main
+from smallvit.data.dataset import Dataset
+from smallvit.data.files.config import DataConfig
 from smallvit.data.files.registry import DATASETS
 from smallvit.data.files.splits import split_hash
-from smallvit.data.loader import DataConfig, Dataset
 from smallvit.runs.data import load_dataset
 from smallvit.runs.data_check import check_dataset
 

@@ -12,7 +12,7 @@ from PIL import Image
 from smallvit.cli.app import main
 from smallvit.core.run_folder import Run
 from smallvit.data.files import fetch
-from smallvit.data.loader import DataConfig
+from smallvit.data.files.config import DataConfig
 from smallvit.runs.data import load_dataset
 from smallvit.runs.learned import Learned, find_record, read_record, write_learned
 
@@ -52,10 +52,10 @@ def test_a_run_keeps_what_it_learned_and_its_splits(tiny, pictures, tmp_path):
     assert train("finetune", tiny, pictures, tmp_path / "run") == 0
     record = read_record(tmp_path / "run")
     dataset = load_dataset(DataConfig(path=pictures, image_size=8))
-    assert set(record.own.labelled) == set(dataset.content_hashes("labelled"))
+    assert set(record.own.labelled) == set(dataset.content_hashes["labelled"])
     assert not len(record.own.unlabelled) + len(record.earlier.labelled)
     for split in ("train", "labelled", "val", "test"):
-        assert list(record.splits[split].contents) == list(dataset.content_hashes(split))
+        assert list(record.splits[split].contents) == list(dataset.content_hashes[split])
 
 
 @pytest.mark.parametrize("later", ["finetune", "pretrain"])
@@ -164,7 +164,7 @@ def test_an_older_run_had_the_labels_of_its_own_data(tiny, pictures, tmp_path):
     first = as_older(tmp_path / "first")
     dataset = load_dataset(DataConfig(path=pictures, image_size=8, label_fraction=0.3))
     whole = load_dataset(DataConfig(path=pictures, image_size=8))
-    everything = set(whole.content_hashes("train").tolist())
+    everything = set(whole.content_hashes["train"].tolist())
     record = find_record(Run(first), dataset)
     assert record is not None
     assert set(record.learned.labelled.tolist()) == everything
@@ -196,7 +196,7 @@ def test_maps_of_a_teacher_that_knew_held_out_images_are_refused(tiny, pictures,
     use = ["--token-label", "--score-maps", maps, "--model.patch-size", "2"]
     assert train("finetune", tiny, pictures, tmp_path / "good", *use) == 0
     assert len(read_record(tmp_path / "good").earlier.labelled) == len(dataset.splits["labelled"])
-    known = Learned(labelled=np.unique(dataset.content_hashes("test")[:2]))
+    known = Learned(labelled=np.unique(dataset.content_hashes["test"][:2]))
     write_learned(maps, dataset, "nothing", known)
     assert train("finetune", tiny, pictures, tmp_path / "bad", *use) == 2
     count = len(dataset.splits["test"])

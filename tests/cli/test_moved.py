@@ -12,7 +12,7 @@ from PIL import Image
 import smallvit as sv
 from smallvit.cli.app import main
 from smallvit.core.errors import DataError
-from smallvit.data.loader import DataConfig
+from smallvit.data.files.config import DataConfig
 from smallvit.runs.data import load_dataset
 from smallvit.runs.learned import read_record
 from smallvit.runs.score import evaluate_run
@@ -96,7 +96,7 @@ def test_a_place_that_holds_the_test_images_alone_is_enough(run, tmp_path, pictu
     """Too few to be cut, and in some class perhaps one alone."""
     before = evaluate_run(run, split="test").metrics
     dataset = load_dataset(DataConfig(path=pictures, image_size=8))
-    test = set(dataset.content_hashes("test").tolist())
+    test = set(dataset.content_hashes["test"].tolist())
     kept: list[Path] = []
     for path in sorted(pictures.rglob("*.png")):
         single = tmp_path / "single"
@@ -104,7 +104,7 @@ def test_a_place_that_holds_the_test_images_alone_is_enough(run, tmp_path, pictu
         single.mkdir()
         shutil.copy(path, single)
         alone = load_dataset(DataConfig(path=single, image_size=8))
-        if alone.content_hashes("train")[0] in test:
+        if alone.content_hashes["train"][0] in test:
             kept.append(path)
     assert len(kept) == len(test)
     for path in kept:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import _registry
 
 from smallvit.cli.app import main
-from smallvit.data.loader import DataConfig
+from smallvit.data.files.config import DataConfig
 from smallvit.inference.export import read_export
 from smallvit.runs.data import load_dataset
 from smallvit.teachers.score_maps import open_score_maps

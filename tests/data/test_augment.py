@@ -4,7 +4,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from smallvit.core.errors import ConfigError
 from smallvit.data import augment
-from smallvit.data.augment import AugmentConfig
+from smallvit.data.config import AugmentConfig
 
 pytestmark = pytest.mark.exact
 

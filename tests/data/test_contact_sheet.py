@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from smallvit.data import contact_sheet, geometry
-from smallvit.data.augment import AugmentConfig, to_float
+from smallvit.data.augment import to_float
+from smallvit.data.config import AugmentConfig, ViewsConfig
 from smallvit.data.contact_sheet import (
     Box,
     choose_images,
@@ -19,8 +20,7 @@ from smallvit.data.contact_sheet import (
     sample_batch,
     sample_views,
 )
-from smallvit.data.loader import Dataset, Split
-from smallvit.data.views import ViewsConfig
+from smallvit.data.dataset import Dataset, Split
 
 SIDE = 16
 WHOLE = 64  # where boxes lie at whole pixels

@@ -7,16 +7,13 @@ import torch
 from smallvit.core import rng
 from smallvit.core.errors import ConfigError
 from smallvit.data import geometry, mix, policies
-from smallvit.data.augment import AugmentConfig
 from smallvit.data.batches import LabelledBatch, TokenBox, ViewBatch
-from smallvit.data.loader import DataConfig, Dataset, Draw, Order, Split, load_dataset
-from smallvit.data.views import (
-    LabelledBatches,
-    ViewBatches,
-    ViewsConfig,
-    eval_batches,
-    sample_token_box,
-)
+from smallvit.data.config import AugmentConfig, ViewsConfig
+from smallvit.data.dataset import Dataset, Split
+from smallvit.data.files.config import DataConfig
+from smallvit.data.files.load import load_dataset
+from smallvit.data.order import Draw, Order
+from smallvit.data.views import LabelledBatches, ViewBatches, eval_batches, sample_token_box
 
 pytestmark = pytest.mark.exact
 

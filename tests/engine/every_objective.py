@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from smallvit.data.augment import AugmentConfig
-from smallvit.data.loader import Dataset, Order, Split
-from smallvit.data.views import LabelledBatches, ViewBatches, ViewsConfig, eval_batches
+from smallvit.data.config import AugmentConfig, ViewsConfig
+from smallvit.data.dataset import Dataset, Split
+from smallvit.data.order import Order
+from smallvit.data.views import LabelledBatches, ViewBatches, eval_batches
 from smallvit.engine.fit import FitPlan, Training
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from smallvit.data.augment import AugmentConfig
-from smallvit.data.loader import Order
-from smallvit.data.views import LabelledBatches, ViewBatches, ViewsConfig
+from smallvit.data.config import AugmentConfig, ViewsConfig
+from smallvit.data.order import Order
+from smallvit.data.views import LabelledBatches, ViewBatches
 from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
 from smallvit.engine.fit import FitPlan, fit
 from smallvit.engine.log import LogConfig, read_metrics

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from smallvit.data.augment import normalise, to_float
-from smallvit.data.loader import Split
+from smallvit.data.dataset import Split
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.evaluate.classify import predict_logits
 from smallvit.evaluate.pixel_classifier import (

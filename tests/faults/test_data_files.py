@@ -12,7 +12,9 @@ import yaml
 from safetensors.torch import save_file
 
 from smallvit.cli.app import main
-from smallvit.data.loader import DataConfig, Dataset, load_dataset
+from smallvit.data.dataset import Dataset
+from smallvit.data.files.config import DataConfig
+from smallvit.data.files.load import load_dataset
 from smallvit.teachers.score_maps import ScoreMapHeader, ScoreMaps, write_score_maps
 
 RECIPE = {

@@ -9,7 +9,7 @@ from lightly.loss import IBOTPatchLoss
 from smallvit.core import rng
 from smallvit.core.errors import ConfigError
 from smallvit.data.batches import ViewBatch
-from smallvit.data.views import ViewsConfig
+from smallvit.data.config import ViewsConfig
 from smallvit.engine.optim import OptimConfig, create_optimizer
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.engine.step import train_step

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from smallvit.data.batches import ViewBatch
-from smallvit.data.loader import Dataset, Order, Split
+from smallvit.data.dataset import Dataset, Split
+from smallvit.data.order import Order
 from smallvit.data.views import ViewBatches
 from smallvit.engine.optim import OptimConfig, create_optimizer
 from smallvit.engine.runtime import RuntimeConfig, open_runtime

@@ -6,7 +6,7 @@ import torch
 from smallvit.core import rng
 from smallvit.core.errors import ConfigError
 from smallvit.data.batches import ViewBatch
-from smallvit.data.views import ViewsConfig
+from smallvit.data.config import ViewsConfig
 from smallvit.models.registry import ModelConfig, create_backbone, create_exported
 from smallvit.pretraining.mae import MaeConfig, MaeObjective, normalise_pixels
 from smallvit.pretraining.pixels import cut_cells

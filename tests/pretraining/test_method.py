@@ -4,7 +4,7 @@ from torch import nn
 
 from smallvit.core.errors import ConfigError
 from smallvit.core.momentum import update_momentum
-from smallvit.data.views import ViewsConfig
+from smallvit.data.config import ViewsConfig
 from smallvit.pretraining.method import check_batch_size, check_two_views, project
 
 

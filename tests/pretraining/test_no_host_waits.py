@@ -8,8 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from smallvit.data.batches import ViewBatch
-from smallvit.data.loader import Dataset, Order, Split
-from smallvit.data.views import ViewBatches, ViewsConfig
+from smallvit.data.config import ViewsConfig
+from smallvit.data.dataset import Dataset, Split
+from smallvit.data.order import Order
+from smallvit.data.views import ViewBatches
 from smallvit.engine.optim import OptimConfig, create_optimizer
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.engine.step import train_step

@@ -4,7 +4,7 @@ from typing import get_args
 import pytest
 
 from smallvit.core.errors import UnknownNameError
-from smallvit.data.views import ViewsConfig
+from smallvit.data.config import ViewsConfig
 from smallvit.pretraining.method import AbstractPretraining
 from smallvit.pretraining.registry import METHODS, MethodConfig, create_objective, get_method
 

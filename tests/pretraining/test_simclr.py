@@ -7,7 +7,7 @@ from torch import Tensor
 
 from smallvit.core.errors import ConfigError
 from smallvit.data.batches import ViewBatch
-from smallvit.data.views import ViewsConfig
+from smallvit.data.config import ViewsConfig
 from smallvit.engine.optim import OptimConfig, create_optimizer
 from smallvit.models.registry import ModelConfig, create_backbone
 from smallvit.pretraining.simclr import SimClrConfig, SimClrObjective

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from smallvit.core.errors import CollapsedError
-from smallvit.data.loader import Dataset, Split
+from smallvit.data.dataset import Dataset, Split
 from smallvit.data.views import eval_batches
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
 from smallvit.engine.runtime import RuntimeConfig, open_runtime

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from smallvit.core.errors import ConfigError, UnknownNameError
-from smallvit.data.loader import DataConfig, Dataset
+from smallvit.data.dataset import Dataset
+from smallvit.data.files.config import DataConfig
 from smallvit.runs.data import load_dataset
 from smallvit.runs.ood_data import open_foreign
 

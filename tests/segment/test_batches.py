@@ -1,7 +1,7 @@
 import torch
 
 from smallvit.data.geometry import Geometry, identity, resample
-from smallvit.data.loader import Order
+from smallvit.data.order import Order
 from smallvit.segment.batches import (
     SegmentAugmentConfig,
     SegmentBatches,

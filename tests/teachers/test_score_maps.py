@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from smallvit.core.errors import ConfigError, DataError
-from smallvit.data.loader import Dataset, Split
+from smallvit.data.dataset import Dataset, Split
 from smallvit.teachers.score_maps import (
     ScoreMapHeader,
     ScoreMaps,

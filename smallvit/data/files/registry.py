@@ -8,11 +8,9 @@ import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from smallvit.core.errors import ConfigError, UnknownNameError
-
-AutoAugmentPolicy = Literal["cifar10", "svhn", "imagenet"]  # the datasets they were learned on
+from smallvit.data.config import AutoAugmentPolicy
 
 
 @dataclass(frozen=True, kw_only=True)

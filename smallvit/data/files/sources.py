@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from smallvit.data.config import AutoAugmentPolicy
 from smallvit.data.files.images import IMAGE_SUFFIXES
-from smallvit.data.files.registry import AutoAugmentPolicy
 from smallvit.data.files.walk import FoundFile, walk
 
 READER_VERSION = 1  # of the readers of the user's own data

@@ -20,9 +20,9 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
+from smallvit.data.dataset import Dataset
 from smallvit.data.files.images import open_image, to_rgb
 from smallvit.data.files.sources import find_files
-from smallvit.data.loader import Dataset
 from smallvit.evaluate.corruptions.parameters import ALL_CORRUPTIONS, CORRUPTIONS, SEVERITIES
 
 LABELS = "labels"

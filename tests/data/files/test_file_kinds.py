@@ -2,8 +2,8 @@ import pytest
 
 from smallvit.core.errors import DataError
 from smallvit.data.files.images import open_image
+from smallvit.data.files.load import usual_size
 from smallvit.data.files.own import open_path
-from smallvit.data.loader import usual_size
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1234\n"
 

@@ -6,8 +6,10 @@ import pytest
 from PIL import Image
 
 from smallvit.core.errors import ConfigError, DataError
+from smallvit.data.dataset import Dataset
+from smallvit.data.files.config import DataConfig
 from smallvit.data.files.grey import GreyExtent, choose_range, describe_scale, to_levels
-from smallvit.data.loader import DataConfig, Dataset, load_dataset
+from smallvit.data.files.load import load_dataset
 
 
 def files(*highs: float, low: float = 0, floats: bool = False) -> list[tuple[str, GreyExtent]]:
@@ -126,8 +128,7 @@ def test_a_range_that_holds_nothing_is_refused(given):
 def test_one_float_just_over_one_darkens_no_file(tmp_path):
     dataset = load(fill(tmp_path / "g", [1.0] * 23 + [1.0003], "float32"), tmp_path)
     assert brightest(dataset) == [255] * 24
-    assert dataset.grey is not None
-    assert dataset.grey.range == (0, 1)
+    assert dataset.grey_range == (0, 1)
     assert dataset.notes == ()
 
 
@@ -211,4 +212,4 @@ def test_two_splits_share_one_scale(tmp_path):
 def test_data_without_such_files_say_nothing_of_grey(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         dataset = load(fill(tmp_path / "g", [200] * 16, "uint8", "png"), tmp_path)
-    assert (dataset.grey, dataset.grey_range, dataset.notes) == (None, None, ())
+    assert (dataset.grey, dataset.grey_range, dataset.notes) == ("", None, ())

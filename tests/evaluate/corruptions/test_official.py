@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
-from smallvit.data.loader import DataConfig, Dataset, load_dataset
+from smallvit.data.dataset import Dataset
+from smallvit.data.files.config import DataConfig
+from smallvit.data.files.load import load_dataset
 from smallvit.evaluate.corruptions import CORRUPTIONS, open_official
 
 NUM, SIDE = 6, 8

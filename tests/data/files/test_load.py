@@ -10,20 +10,17 @@ import torch
 from PIL import Image
 
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
-from smallvit.data.files.registry import DatasetSpec
-from smallvit.data.files.sources import Listing, Source, SourceSplit
-from smallvit.data.loader import (
-    DataConfig,
-    Dataset,
-    Order,
-    Split,
-    class_counts,
+from smallvit.data.dataset import Dataset, class_counts
+from smallvit.data.files.config import DataConfig
+from smallvit.data.files.load import (
     find_image_size,
     load_dataset,
     open_source,
     prepare_dataset,
     usual_size,
 )
+from smallvit.data.files.registry import DatasetSpec
+from smallvit.data.files.sources import Listing, Source, SourceSplit
 
 CPU = torch.device("cpu")
 META = torch.device("meta")
@@ -66,77 +63,6 @@ def make_folder(top: Path, *, num: int = 10, size: int = 8) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     return top
-
-
-@pytest.mark.parametrize("repeats", [1, 2, 3, 5])
-@pytest.mark.parametrize(("size", "batch_size"), [(10, 3), (10, 5), (7, 7), (7, 16), (1, 4)])
-def test_every_pass_sees_each_sample_repeats_times_in_a_row(size, batch_size, repeats):
-    order = Order(size, batch_size, 0, CPU, repeats=repeats)
-    once = Order(size, 1, 0, CPU)
-    draws = [order.draw(step) for step in range(3 * size * repeats)]
-    position = torch.cat([draw.position for draw in draws]).tolist()
-    epoch = torch.cat([draw.epoch for draw in draws]).tolist()
-    assert all(len(draw.position) == len(draw.epoch) == batch_size for draw in draws)
-    for slot in range(3 * size * repeats):
-        sample = once.draw(slot // repeats)
-        assert position[slot] == sample.position.item()
-        assert epoch[slot] == sample.epoch.item() * repeats + slot % repeats
-
-
-def test_a_pass_drops_no_remainder():
-    draws = [Order(10, 3, 0, CPU).draw(step) for step in range(10)]
-    position = torch.cat([draw.position for draw in draws])
-    epoch = torch.cat([draw.epoch for draw in draws])
-    assert epoch.tolist() == [0] * 10 + [1] * 10 + [2] * 10
-    for number in range(3):
-        assert position[epoch == number].sort().values.tolist() == list(range(10))
-
-
-def test_every_slot_has_randomness_of_its_own():
-    order = Order(10, 4, 0, CPU, repeats=3)
-    draws = [order.draw(step) for step in range(45)]
-    keys = {
-        key
-        for draw in draws
-        for key in zip(draw.epoch.tolist(), draw.position.tolist(), strict=True)
-    }
-    assert len(keys) == 45 * 4
-
-
-@pytest.mark.parametrize("repeats", [1, 3])
-def test_a_draw_depends_on_the_step_and_not_on_those_before(repeats):
-    used, fresh = (Order(10, 4, 0, CPU, repeats=repeats) for _ in range(2))
-    for step in (0, 9, 3, 8, 1):
-        used.draw(step)
-    for step in (7, 2):
-        assert torch.equal(used.draw(step).position, fresh.draw(step).position)
-        assert torch.equal(used.draw(step).epoch, fresh.draw(step).epoch)
-
-
-def test_another_batch_size_sees_the_samples_in_the_same_order():
-    small, large = Order(10, 2, 0, CPU), Order(10, 6, 0, CPU)
-    few = torch.cat([small.draw(step).position for step in range(15)])
-    many = torch.cat([large.draw(step).position for step in range(5)])
-    assert torch.equal(few, many)
-
-
-def test_the_order_of_a_seed_never_changes():
-    # Order of the first release: the runs of a seed must stay comparable.
-    draw = Order(10, 12, 3, CPU).draw(0)
-    assert draw.position.tolist() == [9, 4, 2, 6, 3, 0, 5, 1, 8, 7, 0, 9]
-    assert draw.epoch.tolist() == [0] * 10 + [1] * 2
-
-
-def test_passes_and_seeds_have_orders_of_their_own():
-    order = Order(50, 50, 0, CPU)
-    assert not torch.equal(order.draw(0).position, order.draw(1).position)
-    assert not torch.equal(order.draw(0).position, Order(50, 50, 1, CPU).draw(0).position)
-
-
-@pytest.mark.parametrize("repeats", [1, 4])
-@pytest.mark.parametrize(("epochs", "steps"), [(1, 3), (3, 10), (0.5, 2), (0.01, 1), (0, 1)])
-def test_steps_of_a_run_are_its_samples_over_the_batch_size(epochs, steps, repeats):
-    assert Order(10, 3, 0, CPU, repeats=repeats).num_steps(epochs) == steps
 
 
 def test_channel_statistics_equal_those_of_numpy(tmp_path):
@@ -278,7 +204,6 @@ def test_test_images_that_are_in_train_are_told_with_what_they_are_worth(tmp_pat
         "3 of 200 test images are also in train (same pixels): the test accuracy may be up to 1.5 "
         "points too high; the splits stay as they come; first: test/006.png = train/010.png",
     )
-    assert [(overlap.split, overlap.other) for overlap in dataset.overlaps] == [("test", "train")]
 
 
 def test_repeats_under_another_class_are_told(tmp_path):
@@ -314,7 +239,8 @@ def test_repeats_in_one_class_need_no_note(tmp_path):
     train = noise(40)
     train[20] = train[6]
     dataset = load(tmp_path, make_source(train=train))
-    assert [overlap.count for overlap in dataset.overlaps] == [1]
+    hashes = np.concatenate([dataset.content_hashes[name] for name in ("train", "val", "test")])
+    assert len(np.unique(hashes)) == 39
     assert dataset.notes == ()
 
 
@@ -372,14 +298,6 @@ def test_images_none_of_which_decodes_are_refused():
     split = SourceSplit(names=["x.png", "y.png"], labels=np.zeros(2, dtype=int), read=fail)
     with pytest.raises(DataError, match=r"none of the 2 images .* first: x\.png"):
         usual_size(Listing(class_names=("a",), splits={"train": split}))
-
-
-def test_taking_gathers_the_images_of_positions():
-    images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 2, 2)
-    split = Split(
-        images=images, labels=torch.zeros(10, dtype=torch.long), index=torch.tensor([7, 2, 5])
-    )
-    assert split.take(torch.tensor([2, 0, 0]))[:, 0, 0, 0].tolist() == [5, 7, 7]
 
 
 def test_moving_a_dataset_moves_each_array_once(tmp_path):
@@ -572,7 +490,7 @@ def test_adding_images_and_another_size_move_no_other_image(tmp_path):
         return {
             content: name
             for name in ("train", "val", "test")
-            for content in data.content_hashes(name).tolist()
+            for content in data.content_hashes[name].tolist()
         }
 
     path = make_folder(tmp_path / "mine", num=60)
