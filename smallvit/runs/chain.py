@@ -35,12 +35,6 @@ from smallvit.runs.stage import foresee_stage, run_stage
 
 logger = logging.getLogger("smallvit")
 WORTH_PLANNING_S = 60.0
-ARM_NAMES: dict[Arm, str] = {
-    "scratch": "scratch",
-    "ssl": "SSL start",
-    "token-labels": "token labels",
-    "both": "both",
-}
 
 
 @saying_once()

@@ -71,17 +71,6 @@ def open_scored(
     return backbone, dataset.to(runtime.device)
 
 
-def score_run(
-    path: Path,
-    *,
-    split: HeldOut = "val",
-    place: Path | str | None = None,
-    runtime_config: RuntimeConfig | None = None,
-) -> dict[str, float]:
-    """Score the classifier of one run by the logits that its network itself returns."""
-    return evaluate_run(path, split=split, place=place, runtime_config=runtime_config).metrics
-
-
 @alone
 def evaluate_run(
     path: Path,

@@ -230,19 +230,16 @@ def _check_shapes(path: Path, tensors: dict[str, Tensor], header: ScoreMapHeader
         )
 
 
-def open_score_maps(
-    path: Path, dataset: Dataset, teacher_hash: str | None = None
-) -> tuple[ScoreMaps, ScoreMapHeader]:
+def open_score_maps(path: Path, dataset: Dataset) -> tuple[ScoreMaps, ScoreMapHeader]:
     """Read a file of score maps and check that it was written for this data.
 
     Args:
         path: The file.
         dataset: Data that it must be of.
-        teacher_hash: SHA-256 of the weights that must have written it; ``None`` takes any.
 
     Raises:
         ConfigError: If it is not there.
-        DataError: If it is broken, of other data or of another teacher.
+        DataError: If it is broken or of other data.
     """
     maps, header = read_score_maps(path)
     check_score_maps(
@@ -253,7 +250,6 @@ def open_score_maps(
         split_hash=dataset.split_hashes["labelled"],
         class_names=dataset.class_names,
         count=len(dataset.splits["labelled"]),
-        teacher_hash=teacher_hash,
     )
     return maps, header
 
@@ -267,9 +263,8 @@ def check_score_maps(
     split_hash: str,
     class_names: tuple[str, ...],
     count: int,
-    teacher_hash: str | None = None,
 ) -> None:
-    """Refuse maps of other data, another split or order, other classes or another teacher.
+    """Refuse maps of other data, another split or order, or other classes.
 
     Raises:
         DataError: Naming what differs.
@@ -286,12 +281,6 @@ def check_score_maps(
                 f"{path} was written for other {what} ({theirs}, here {ours}): leave --score-maps "
                 "out to have a teacher and maps of this data made, or name such maps"
             )
-    if teacher_hash is not None and header.teacher_hash != teacher_hash:
-        raise DataError(
-            f"{path} was written by another teacher (a {header.teacher} with weights "
-            f"{header.teacher_hash[:12]}, here {teacher_hash[:12]}): write maps of this one with "
-            "smallvit label --teacher"
-        )
 
 
 def _first_difference(theirs: Sequence[str], ours: Sequence[str]) -> tuple[str, str]:

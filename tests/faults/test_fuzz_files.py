@@ -240,7 +240,6 @@ def open_maps(path: Path) -> None:
         split_hash="e" * 64,
         class_names=CLASSES,
         count=4,
-        teacher_hash="d" * 64,
     )
     assert maps.dense(torch.arange(4)).sum(dim=1).allclose(torch.ones(4, 2, 2), atol=1e-5)
 
