@@ -6,7 +6,6 @@ interrupted download goes on where it stopped, and nothing unverified is ever un
 
 import hashlib
 import http.client
-import json
 import logging
 import os
 import re
@@ -180,7 +179,6 @@ def download(file: RemoteFile, folder: Path, progress: FetchProgress | None = No
         with part.open("rb+") as whole:
             os.fsync(whole.fileno())  # else a crash could leave the name with less behind it
         part.replace(path)
-        _discard(part)
         return path
     raise DataError(
         f"cannot download {file.name} ({'; '.join(failures)}): run again later, or "
@@ -361,11 +359,11 @@ def _download_from(url: str, file: RemoteFile, part: Path, report: FetchProgress
     problem = _problem(part, file)
     if problem is not None and resumed:
         # What was there before may be to blame: it came from another day or address.
-        _discard(part)
+        part.unlink()
         _receive_all(url, file, part, report)
         problem = _problem(part, file)
     if problem is not None:
-        _discard(part)
+        part.unlink()
         raise _AddressError(problem)
 
 
@@ -377,7 +375,7 @@ def _receive_all(url: str, file: RemoteFile, part: Path, report: FetchProgress) 
             _receive(url, file, part, report)
             return
         except _StalePartError:
-            _discard(part)  # the next request is for the whole, which cannot be stale
+            part.unlink()  # the next request is for the whole, which cannot be stale
         except _CutShortError as error:
             failures = 0 if _length(part) - before >= _ENOUGH else failures + 1
             if failures == MAX_FAILURES:
@@ -398,8 +396,12 @@ def _receive(url: str, file: RemoteFile, part: Path, report: FetchProgress) -> N
         if offset > file.size:
             raise _StalePartError
         return
+    headers = {"User-Agent": f"smallvit/{__version__}"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
     try:
-        response = _create_opener().open(_request(url, part, offset), timeout=TIMEOUT_S)
+        request = urllib.request.Request(url, headers=headers)
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         with error:
             status = f"HTTP {error.code} {error.reason}"
@@ -410,19 +412,16 @@ def _receive(url: str, file: RemoteFile, part: Path, report: FetchProgress) -> N
             if error.headers.get("Content-Range") == f"bytes */{offset}":
                 return  # nothing is missing
             raise _StalePartError from error
-    except urllib.error.URLError as error:
-        raise _AddressError(_one_line(error.reason)) from error
-    except (TimeoutError, ValueError) as error:  # ValueError: no address at all
-        raise _AddressError(_one_line(error)) from error
+    except (urllib.error.URLError, TimeoutError) as error:
+        raise _AddressError(_one_line(getattr(error, "reason", error))) from error
     except (OSError, http.client.HTTPException) as error:
         raise _CutShortError(_one_line(error)) from error
     with response:
-        _append(response, url, file, part, offset, report)
+        _append(response, file, part, offset, report)
 
 
 def _append(
     response: http.client.HTTPResponse,
-    url: str,
     file: RemoteFile,
     part: Path,
     offset: int,
@@ -434,22 +433,19 @@ def _append(
     if file.size is not None and total is not None and total != file.size:
         raise _AddressError(f"{total:,} bytes, expected {file.size:,}")
     total = file.size if total is None else total
-    head = _read(response, 512)
-    if done == 0 and _HTML.match(head):
+    chunk = _read(response)
+    if done == 0 and _HTML.match(chunk):
         raise _AddressError("an HTML page, not the file")
     if total is not None:
         need_room(part.parent, total - done, f"downloading {file.name}")
-    if done == 0:
-        _note_source(part, url, response)
     with part.open("ab" if done else "wb") as out:
-        chunk = head
         while chunk:
             out.write(chunk)
             done += len(chunk)
             report(f"downloading {file.name}", done, total)
             if total is not None and done >= total:
                 break
-            chunk = _read_some(response)
+            chunk = _read(response)
     if total is not None and done < total:
         raise _CutShortError(f"the connection ended after {done:,} of {total:,} bytes")
 
@@ -459,63 +455,22 @@ def _span(response: http.client.HTTPResponse, offset: int) -> tuple[int, int | N
     if response.status == http.HTTPStatus.OK:  # the whole, whatever was asked for
         length = response.headers.get("Content-Length", "")
         return 0, int(length) if length.isdecimal() else None
-    if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+    if response.status != http.HTTPStatus.PARTIAL_CONTENT or not offset:
         raise _AddressError(f"HTTP {response.status} {response.reason}")
     found = re.fullmatch(
         r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip()
     )
     if found is None or int(found[1]) != offset:
-        if not offset:
-            raise _AddressError("HTTP 206 without having been asked for a part")
         raise _StalePartError
     return offset, None if found[2] == "*" else int(found[2])
 
 
-def _read(response: http.client.HTTPResponse, size: int) -> bytes:
-    try:
-        return response.read(size)
-    except (OSError, http.client.HTTPException) as error:
-        raise _CutShortError(_one_line(error)) from error
-
-
-def _read_some(response: http.client.HTTPResponse) -> bytes:
+def _read(response: http.client.HTTPResponse) -> bytes:
     """Read what has arrived, so that little is lost when the connection is cut."""
     try:
         return response.read1(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
         raise _CutShortError(_one_line(error)) from error
-
-
-def _request(url: str, part: Path, offset: int) -> urllib.request.Request:
-    request = urllib.request.Request(url, headers={"User-Agent": f"smallvit/{__version__}"})
-    if offset:
-        request.add_header("Range", f"bytes={offset}-")
-        try:
-            source = json.loads(_note_of(part).read_text())
-        except (OSError, ValueError):
-            source = {}
-        # A server that has another version by now sends it whole. Another address knows nothing of
-        # this one's marks; there the checksum tells.
-        if source.get("url") == url and source.get("version"):
-            request.add_header("If-Range", source["version"])
-    return request
-
-
-def _note_source(part: Path, url: str, response: http.client.HTTPResponse) -> None:
-    """Note beside ``part`` where it comes from, and the server's mark of this version."""
-    mark = response.headers.get("ETag", "")
-    if not mark.startswith('"'):  # weak marks do not promise the same bytes
-        mark = response.headers.get("Last-Modified", "")
-    _note_of(part).write_text(json.dumps({"url": url, "version": mark}))
-
-
-def _note_of(part: Path) -> Path:
-    return part.with_name(f"{part.name}.json")
-
-
-def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _note_of(part).unlink(missing_ok=True)
 
 
 def _length(path: Path) -> int:
@@ -524,19 +479,3 @@ def _length(path: Path) -> int:
 
 def _one_line(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _create_opener() -> urllib.request.OpenerDirector:
-    """Create an opener for http and https alone: a redirect could lead to a file or to FTP."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    return opener
