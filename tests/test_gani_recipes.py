@@ -13,9 +13,10 @@ from smallvit.data.batches import ViewBatch
 from smallvit.data.files.registry import get_dataset_spec
 from smallvit.data.order import Order
 from smallvit.data.policies import choose_autoaugment
-from smallvit.engine.fit import FitPlan, fit
+from smallvit.engine.fit import fit
 from smallvit.engine.log import LogConfig, read_metrics
 from smallvit.engine.optim import create_optimizer, set_schedule
+from smallvit.engine.plan import FitPlan
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.models.registry import ModelConfig, create_backbone
 from smallvit.pretraining.dino import DinoConfig, DinoObjective

@@ -85,7 +85,7 @@ def time_steps(stage: "Stage", *, warm: int, steps: int, rounds: int) -> dict[st
         "ms_a_step": 1e3 * best / steps,
         "warm_up_s": warm_up_s,
         "peak_memory_mib": torch.cuda.max_memory_allocated(device) / 2**20 if cuda else None,
-        "micro_batch": stage.training.result.micro_batch,
+        "micro_batch": stage.state.result.micro_batch,
     }
 
 

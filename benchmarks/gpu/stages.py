@@ -24,9 +24,12 @@ from smallvit.data.files.config import DataConfig
 from smallvit.data.files.load import load_dataset
 from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches
-from smallvit.engine.fit import FitPlan, Training
-from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.engine.memory import retrying
+from smallvit.engine.optim import OptimConfig, ScheduleConfig, set_schedule
+from smallvit.engine.plan import FitPlan
 from smallvit.engine.runtime import Runtime, RuntimeConfig, compiled_networks, open_runtime
+from smallvit.engine.state import TrainState
+from smallvit.engine.step import train_step
 from smallvit.finetuning.objective import FinetuneObjective
 from smallvit.models.registry import create_backbone
 from smallvit.pretraining.registry import create_objective
@@ -142,7 +145,7 @@ class Stage:
                 dataset, order, recipe.finetune.augment, total_steps=self.total_steps
             )
         self.objective: AbstractObjective[Any] = objective.to(device)
-        self.training = Training(self.objective, self.plan(recipe))
+        self.state = TrainState(self.objective, self.plan(recipe))
         # Beyond the first passes, in which stage 1 leaves its prototypes as they are.
         self.step = min(int(2 * self.epoch_steps), self.total_steps // 2)
 
@@ -168,6 +171,31 @@ class Stage:
 
     def take_steps(self, count: int) -> None:
         """Take some steps, without waiting for the device."""
+        plan, state = self.state.plan, self.state
         for _ in range(count):
-            self.training.take_step(self.step, self.batches)
+            set_schedule(
+                state.optimizer,
+                plan.optim,
+                plan.schedule,
+                step=self.step,
+                total_steps=plan.total_steps,
+            )
+            seed = state.begin_step(self.step)
+            metrics = None
+            while metrics is None:
+                with retrying(state, self.step):
+                    metrics = train_step(
+                        self.objective,
+                        self.batches(self.step),
+                        state.optimizer,
+                        state.parameters,
+                        grad_clip_norm=plan.optim.grad_clip_norm,
+                        grad_clip_mode=plan.optim.grad_clip_mode,
+                        runtime=plan.runtime,
+                        rows=state.rows,
+                        micro_batch=state.result.micro_batch,
+                        seed=seed,
+                        scaler=state.scaler,
+                    )
+            state.end_step(self.step)
             self.step += 1

@@ -3,9 +3,10 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,12 +14,12 @@ from smallvit.core import memory, rng
 from smallvit.core.console import format_duration
 from smallvit.core.errors import ConfigError, OutOfMemoryError
 from smallvit.core.memory import format_bytes
-from smallvit.engine.runtime import is_out_of_memory, keep_freed_memory
+from smallvit.engine.memory import is_out_of_memory, use_micro_batches
+from smallvit.engine.plan import FitPlan
+from smallvit.engine.runtime import keep_freed_memory
+from smallvit.engine.state import TrainState
 from smallvit.parallel import processes
 from smallvit.parallel.rows import Rows, mirrored_part, seeing
-
-if TYPE_CHECKING:  # which reads this
-    from smallvit.engine.fit import Training
 
 logger = logging.getLogger("smallvit")
 FEWEST = 4  # images of the first pass, which warms up
@@ -99,7 +100,7 @@ def can_foresee(device: torch.device) -> bool:
 
 
 def foresee(
-    training: "Training", batches: Callable[[int], Any], *, evaluations: int
+    state: TrainState, batches: Callable[[int], Any], *, evaluations: int
 ) -> Forecast | None:
     """Measure what the next step will take, and let it have no more images at once than fit.
 
@@ -108,7 +109,7 @@ def foresee(
     generators, so that the run is the same as without.
 
     Args:
-        training: About to take its next step, of this process alone on a CPU.
+        state: About to take its next step, of this process alone on a CPU.
         batches: Returns the batch of a step.
         evaluations: How many are to come.
 
@@ -120,14 +121,14 @@ def foresee(
         ConfigError: If a batch that must stay whole does not fit.
         OutOfMemoryError: If not even two images at once do.
     """
-    plan, result = training.plan, training.result
+    plan, result = state.plan, state.result
     if not can_foresee(plan.runtime.device):
         return None
     steps = plan.total_steps - result.step
     if not steps:
         return None
     try:
-        return _measure(training, batches, steps, evaluations)
+        return _measure(state, batches, steps, evaluations)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -135,10 +136,10 @@ def foresee(
 
 
 def _measure(
-    training: "Training", batches: Callable[[int], Any], steps: int, evaluations: int
+    state: TrainState, batches: Callable[[int], Any], steps: int, evaluations: int
 ) -> Forecast:
-    plan, result = training.plan, training.result
-    with torch.random.fork_rng(devices=[]), training.left_alone():
+    plan, result = state.plan, state.result
+    with torch.random.fork_rng(devices=[]), _left_alone(state):
         peak_is_known = memory.start_peak()
         began = time.monotonic()
         batch = batches(result.step)
@@ -147,9 +148,9 @@ def _measure(
         made_peak = memory.peak_bytes() if peak_is_known else None
         whole = min(len(batch), result.micro_batch or len(batch))
         size = min(FEWEST, whole)
-        passes = [_try(training, batch, size)]  # which is slower than those to come
+        passes = [_try(state, batch, size)]  # which is slower than those to come
         while steps * (batch_s + _step_s(passes[-1], len(batch))) >= WORTH_SAYING_S:
-            passes.append(_try(training, batch, size))
+            passes.append(_try(state, batch, size))
             long = passes[-1].seconds > LONG_PASS_S and len(passes) > 2
             if size == whole or long or _is_near_full(passes[-1]):
                 break
@@ -157,10 +158,10 @@ def _measure(
         kept_bytes = passes[-1].own_bytes
         keep_freed_memory(RETURNED_BYTES)
         try:
-            exact = [_try(training, batch, max(1, passes[-1].images // n)) for n in (2, 1)]
+            exact = [_try(state, batch, max(1, passes[-1].images // n)) for n in (2, 1)]
         finally:
             keep_freed_memory()
-    most = _plan_memory(training, exact, kept_bytes, whole, made_peak)
+    most = _plan_memory(state, exact, kept_bytes, whole, made_peak)
     forecast = Forecast(
         steps=steps,
         evaluations=evaluations,
@@ -173,36 +174,50 @@ def _measure(
     return forecast
 
 
-def say_forecast(
-    title: str, device: torch.device, step_s: float, steps: int, evaluations: int
-) -> None:
+def say_forecast(plan: FitPlan, step_s: float, steps: int, evaluations: int) -> None:
     """Say how long a run will take by its first steps, where that was not known before them.
 
     Args:
-        title: What is trained.
-        device: Where; a CUDA device says the most memory that its tensors took.
+        plan: The run; of a CUDA device the most memory that its tensors took is said.
         step_s: Seconds of a step.
-        steps: Steps to come.
+        steps: Steps done.
         evaluations: Evaluations to come.
     """
+    device = plan.runtime.device
     most = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    forecast = Forecast(steps=steps, evaluations=evaluations, step_s=step_s, most_bytes=most)
+    forecast = Forecast(
+        steps=plan.total_steps - steps, evaluations=evaluations, step_s=step_s, most_bytes=most
+    )
     if forecast.seconds >= WORTH_SAYING_S:
-        logger.info("%s: %s", title, forecast)
+        logger.info("%s: %s", plan.title, forecast)
 
 
-def _try(training: "Training", batch: Any, size: int) -> _Pass:
+@contextmanager
+def _left_alone(state: TrainState) -> Iterator[None]:
+    """Undo what forward and backward passes inside change."""
+    # A method may freeze some for a while; those are trained all the same, later.
+    trained = [(parameter, parameter.requires_grad) for parameter in state.parameters]
+    state.begin_step(state.result.step)
+    try:
+        yield
+    finally:
+        state.undo()
+        for parameter, wanted in trained:
+            parameter.requires_grad_(wanted)
+
+
+def _try(state: TrainState, batch: Any, size: int) -> _Pass:
     """Take some images of a batch through the network and back."""
     parts = min(max(1, round(len(batch) / size)), (len(batch) + 1) // 2)
     index = torch.tensor(mirrored_part(len(batch), 0, parts))
     seen = None if parts == 1 else Rows(index=index, total=len(batch))
-    training.drop_gradients()
+    state.optimizer.zero_grad(set_to_none=True)
     memory.start_peak()
     before, began = memory.resident_bytes(), time.monotonic()
-    torch.manual_seed(rng.step_seed(training.plan.seed, training.result.step))
+    torch.manual_seed(rng.step_seed(state.plan.seed, state.result.step))
     with seeing(seen):
-        with training.plan.runtime.autocast():
-            output = training.objective(batch if seen is None else batch.take(index))
+        with state.plan.runtime.autocast():
+            output = state.objective(batch if seen is None else batch.take(index))
         output.loss.backward()
     seconds = time.monotonic() - began
     return _Pass(images=len(index), seconds=seconds, before=before, peak=memory.peak_bytes())
@@ -219,14 +234,14 @@ def _is_near_full(last: _Pass) -> bool:
 
 
 def _plan_memory(
-    training: "Training", passes: list[_Pass], kept_bytes: int, whole: int, made_peak: int | None
+    state: TrainState, passes: list[_Pass], kept_bytes: int, whole: int, made_peak: int | None
 ) -> int | None:
     """Choose how many images go through the network at once; return the most memory then.
 
     Args:
-        training: About to take its step.
+        state: About to take its step.
         passes: Of few and of more images, with freed memory given back at once.
-        kept_bytes: What the latter took with freed memory kept, as in training.
+        kept_bytes: What the latter took with freed memory kept, as in state.
         whole: Most images at once.
         made_peak: Most memory of the process while the batch was made.
     """
@@ -242,8 +257,8 @@ def _plan_memory(
         image_bytes = min(added, image_bytes)
     fixed = last.own_bytes - image_bytes * last.images
     kept = max(0, kept_bytes - last.own_bytes) / last.images
-    weights = sum(p.nbytes for p in training.parameters)
-    moments = MOMENTS * weights if not training.optimizer.state else 0
+    weights = sum(p.nbytes for p in state.parameters)
+    moments = MOMENTS * weights if not state.optimizer.state else 0
 
     def needed(images: int) -> int:
         used = base + fixed + image_bytes * images + min(kept * images, MOST_KEPT_BYTES)
@@ -251,7 +266,7 @@ def _plan_memory(
 
     there = free + resident
     # A run that goes on stays the same to the last bit, as long as it can.
-    if needed(whole) <= (1.0 if training.result.step else ROOM) * there:
+    if needed(whole) <= (1.0 if state.result.step else ROOM) * there:
         return needed(whole)
     fits = whole
     while fits > 2 and needed(fits) > ROOM * there:
@@ -262,18 +277,22 @@ def _plan_memory(
     )
     if needed(fits) > there:
         raise OutOfMemoryError(
-            f"{training.plan.title}: {said}; 2 still need {format_bytes(needed(2))}: use a smaller "
+            f"{state.plan.title}: {said}; 2 still need {format_bytes(needed(2))}: use a smaller "
             "model or image size, or --grad-checkpointing"
         )
-    if training.objective.compares_images:
+    if state.objective.compares_images:
         if needed(whole) <= there:
             return needed(whole)
         raise ConfigError(
-            f"{training.plan.title}: {said}; this method compares the images of a batch with each "
+            f"{state.plan.title}: {said}; this method compares the images of a batch with each "
             f"other, so that it cannot be cut: --batch-size {fits} would fit, or use "
             "--grad-checkpointing"
         )
-    training.use_less_memory(fits, said)
+    use_micro_batches(
+        state,
+        fits,
+        f"{state.plan.title}: {said}: as with --micro-batch {fits}, {fits} go at once",
+    )
     return needed(fits)
 
 

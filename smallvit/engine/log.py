@@ -152,15 +152,18 @@ class TrainLog:
             self._pauses += 1
             self._paused_s += self._step_began - began
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line of metrics, and show them in the bar.
+    def write(
+        self, step: int, metrics: Mapping[str, float], told: Mapping[str, float] | None = None
+    ) -> None:
+        """Append one line of metrics, show them in the bar, and say a line where one is due.
 
         Args:
             step: Steps done.
             metrics: Values by path.
+            told: Values of the line that is said; ``None`` says none.
 
         Raises:
-            DataError: If the file cannot be written.
+            DataError: If a file cannot be written.
         """
         if self.path is not None:
             try:
@@ -169,6 +172,8 @@ class TrainLog:
             except OSError as error:
                 raise DataError(f"cannot write {self.path} ({error.strerror}): {REMEDY}") from error
         self._show(describe(metrics))
+        if told is not None:
+            self.say(told)
 
     def say(self, metrics: Mapping[str, float]) -> None:
         """Say where the run is, with the metrics since the last such line.

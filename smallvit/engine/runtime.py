@@ -177,12 +177,6 @@ def _can_compile(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (7, 0)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether a device or the host had too little memory."""
-    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
-
-
 def keep_freed_memory(up_to: int = KEPT_BYTES) -> None:
     """Let glibc keep freed buffers up to 1 GiB for the next step.
 

@@ -13,6 +13,20 @@ from smallvit.parallel import processes
 from smallvit.parallel.rows import Rows, cut, seeing
 
 
+class LossOverflowError(ArithmeticError):
+    """A float16 gradient that overflowed: nothing was updated but the scale of the loss.
+
+    Args:
+        scale: The smaller scale of the next try.
+        metrics: Metrics of the step.
+    """
+
+    def __init__(self, scale: float, metrics: dict[str, Float[Tensor, ""]]) -> None:
+        super().__init__(f"float16 overflowed; the next scale of the loss is {scale}")
+        self.scale = scale
+        self.metrics = metrics
+
+
 def train_step(
     objective: AbstractObjective[BatchT],
     batch: BatchT,
@@ -51,16 +65,19 @@ def train_step(
         all parameters together, before clipping; of all processes), ``not_finite`` (0 or 1) and the
         objective's own metrics. Losses and metrics of a part of the batch weigh as much as its
         share of the rows, so that those of all processes add up.
+
+    Raises:
+        LossOverflowError: If float16 overflowed; the step is to be taken again.
     """
     optimizer.zero_grad(set_to_none=True)
     totals: dict[str, Tensor] = {}
-    for place, part in _cut(batch, micro_batch, rows, runtime):
+    for index, part in _cut(batch, micro_batch, rows, runtime):
         if seed is not None:
             torch.manual_seed(seed)
         share = 1.0 if part is None else part.share
         with seeing(part):
             with runtime.autocast():
-                output = objective(batch if place is None else batch.take(place))
+                output = objective(batch if index is None else batch.take(index))
             loss = output.loss if share == 1 else output.loss * share
             # Inside too: checkpointed blocks are computed again here.
             (loss if scaler is None else scaler.scale(loss)).backward()
@@ -80,13 +97,17 @@ def train_step(
             finite & totals["train/loss"].isfinite()
         )  # in several, only the norm is that of all
     not_finite = (~finite).float()
+    metrics = {**totals, "opt/grad_norm": norm.float(), "not_finite": not_finite}
     if scaler is None:
         optimizer.found_inf = not_finite  # pyright: ignore[reportAttributeAccessIssue]
         optimizer.step()
-    else:
-        scaler.step(optimizer)
-        scaler.update()
-    return {**totals, "opt/grad_norm": norm.float(), "not_finite": not_finite}
+        return metrics
+    scale = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    if scaler.get_scale() < scale:
+        raise LossOverflowError(scaler.get_scale(), metrics)
+    return metrics
 
 
 def _cut(

@@ -1,7 +1,6 @@
 """Making the runs of a suite: in order, each once, whatever becomes of the others."""
 
 import logging
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from filelock import FileLock
 
 from smallvit.core import places
 from smallvit.core.config import to_plain
-from smallvit.core.errors import DataError, InterruptedRunError, SmallViTError
+from smallvit.core.errors import DataError, SmallViTError
 from smallvit.core.run_folder import Run, write_recipe
-from smallvit.engine.fit import note_signals
+from smallvit.engine.signals import note_signals, stopped
 from smallvit.leaderboard.launcher import AbstractLauncher
 from smallvit.leaderboard.node import Job, Outcome, is_locked
 from smallvit.leaderboard.suite import Plan
@@ -87,10 +86,10 @@ def run_suite(plan: Plan, launcher: AbstractLauncher, *, argv: Sequence[str] = (
             for name, outcome in launcher.stop():
                 _settle(plan, board, name, outcome, stopping=True)
         if received:
-            raise InterruptedRunError(
-                received[0],
-                f"stopped by {signal.Signals(received[0]).name} with {board.done_cells} of "
-                f"{len(plan.cells)} cells done, state saved: the same command goes on",
+            raise stopped(
+                received,
+                f"with {board.done_cells} of {len(plan.cells)} cells done, state saved: the same "
+                "command goes on",
             )
     failures = {name: board.why[name] for name in plan.cells if board.states[name] != "done"}
     return SuiteResult(

@@ -7,7 +7,6 @@ Shapes in this file:
 import logging
 import math
 import shlex
-import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from smallvit.core import places
 from smallvit.core.alone import alone
-from smallvit.core.errors import ConfigError, DataError, InterruptedRunError
+from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import (
     Run,
     check_target,
@@ -29,7 +28,7 @@ from smallvit.core.run_folder import (
 )
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.views import eval_batches
-from smallvit.engine.fit import note_signals
+from smallvit.engine.signals import note_signals, stopped
 from smallvit.engine.log import TrainLog
 from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.inference.alignment import draw_alignment
@@ -233,11 +232,10 @@ def _label(
             if log.is_due:
                 log.say({"perf/images_per_s": labelled_now / max(now - start, 1e-9)})
             if stop and not last:
-                raise InterruptedRunError(
-                    received[0],
-                    f"stopped by {signal.Signals(received[0]).name} after image {parts.done} of "
-                    f"{len(labelled)}, maps saved: continue with smallvit label --resume "
-                    f"{shlex.quote(str(parts.folder.parent))}",
+                raise stopped(
+                    received,
+                    f"after image {parts.done} of {len(labelled)}, maps saved: continue with "
+                    f"smallvit label --resume {shlex.quote(str(parts.folder.parent))}",
                 )
 
 

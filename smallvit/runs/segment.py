@@ -16,10 +16,10 @@ from smallvit.core.run_folder import Run, open_run
 from smallvit.data.order import Order
 from smallvit.engine.checkpoint import AGAIN, BEST, load_scored, take_best
 from smallvit.engine.curves import draw_curves
-from smallvit.engine.fit import FitResult
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig, check_schedule
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
+from smallvit.engine.state import FitResult
 from smallvit.inference.export import exported_model, usage, write_export
 from smallvit.models.registry import ModelConfig, model_arguments, settings_of
 from smallvit.parallel import processes

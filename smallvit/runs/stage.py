@@ -18,10 +18,10 @@ from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches
 from smallvit.engine.checkpoint import take_best
 from smallvit.engine.curves import draw_curves
-from smallvit.engine.fit import FitResult
 from smallvit.engine.forecast import Forecast
 from smallvit.engine.optim import ScheduleConfig, warmup_steps
 from smallvit.engine.runtime import Runtime, open_runtime
+from smallvit.engine.state import FitResult
 from smallvit.finetuning.objective import FinetuneObjective
 from smallvit.inference.export import usage, write_export
 from smallvit.models.registry import ModelConfig, model_arguments

@@ -28,18 +28,13 @@ from smallvit.core.run_folder import (
 from smallvit.data.dataset import Dataset
 from smallvit.data.order import Order
 from smallvit.engine.checkpoint import check_room, has_checkpoint
-from smallvit.engine.fit import (
-    FitPlan,
-    FitResult,
-    Training,
-    check_micro_batch,
-    evaluations_after,
-    fit,
-)
+from smallvit.engine.fit import fit
 from smallvit.engine.forecast import Forecast, can_foresee, foresee
 from smallvit.engine.log import LogConfig, read_metrics
 from smallvit.engine.optim import OptimConfig, ScheduleConfig, say_cut_warmup
+from smallvit.engine.plan import FitPlan, check_micro_batch
 from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
+from smallvit.engine.state import FitResult, TrainState
 from smallvit.models.registry import ModelConfig, create_backbone
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel import processes
@@ -223,8 +218,8 @@ def prepare_backbone(
 def _foresee(job: Job, plan: FitPlan) -> Forecast | None:
     if not can_foresee(plan.runtime.device):
         return None
-    evaluations = evaluations_after(0, plan=plan, end=plan.total_steps)
-    return foresee(Training(job.objective, plan), job.batches, evaluations=evaluations)
+    state = TrainState(job.objective, plan)
+    return foresee(state, job.batches, evaluations=plan.evaluations_left(0))
 
 
 class _TimedBatches:
@@ -257,7 +252,7 @@ def _try_step(job: Job, plan: FitPlan) -> None:
     result = fit(job.objective, batches, plan, evaluate=evaluate, stop_after=steps, foreseen=True)
     whole = Forecast(
         steps=plan.total_steps,
-        evaluations=evaluations_after(0, plan=plan, end=plan.total_steps),
+        evaluations=plan.evaluations_left(0),
         step_s=batches.asked[-1] - batches.asked[-2] if steps > 1 else result.train_s,
         evaluation_s=evaluation_s,
     )

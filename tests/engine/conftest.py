@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from smallvit.data.batches import LabelledBatch, TokenBox, ViewBatch
-from smallvit.engine.fit import FitPlan
 from smallvit.engine.log import LogConfig
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.engine.plan import FitPlan
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
 from smallvit.finetuning.token_labeling import TokenLabelConfig

@@ -17,10 +17,12 @@ from smallvit.data.config import AugmentConfig, ViewsConfig
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches, eval_batches
-from smallvit.engine.fit import FitPlan, Training
 from smallvit.engine.log import LogConfig
-from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.engine.optim import OptimConfig, ScheduleConfig, set_schedule
+from smallvit.engine.plan import FitPlan
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.state import TrainState
+from smallvit.engine.step import train_step
 from smallvit.evaluate.classify import predict_logits
 from smallvit.evaluate.knn import extract_features
 from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
@@ -119,13 +121,25 @@ def run(name: str, objective: Any, batches: Callable[[int], Any], **runtime: Any
         log=LogConfig(),
         runtime=open_runtime(RuntimeConfig(device="cpu", precision="fp32", **runtime)),
     )
-    training = Training(objective, plan)
+    state = TrainState(objective, plan)
     found = []
     for step in range(STEPS):
-        metrics = training.take_step(step, batches)
+        set_schedule(state.optimizer, plan.optim, plan.schedule, step=step, total_steps=STEPS)
+        metrics = train_step(
+            objective,
+            batches(step),
+            state.optimizer,
+            state.parameters,
+            grad_clip_norm=plan.optim.grad_clip_norm,
+            runtime=plan.runtime,
+            rows=state.rows,
+            micro_batch=plan.runtime.micro_batch,
+            seed=state.begin_step(step),
+        )
+        state.end_step(step)
         found.append(processes.add_up_(metrics["train/loss"].clone()).item())
-    state = objective.state_dict().values()
-    return [*found, sum(value.double().abs().sum().item() for value in state)]
+    weights = objective.state_dict().values()
+    return [*found, sum(value.double().abs().sum().item() for value in weights)]
 
 
 def main() -> None:

@@ -9,9 +9,10 @@ from smallvit.core import memory
 from smallvit.core.errors import ConfigError, OutOfMemoryError
 from smallvit.engine import forecast
 from smallvit.engine.checkpoint import load_checkpoint
-from smallvit.engine.fit import Training, fit
+from smallvit.engine.fit import fit
 from smallvit.engine.forecast import Forecast, foresee
 from smallvit.engine.log import LogConfig, read_metrics
+from smallvit.engine.state import TrainState
 from smallvit.pretraining.dino import DinoConfig, DinoObjective
 
 BASE, IMAGE = 10**9, 10**8  # bytes of a process, and of each image at once
@@ -206,5 +207,5 @@ def test_what_a_method_freezes_at_first_is_left_to_be_trained(small_vit, view_ba
     config = DinoConfig(num_prototypes=8, hidden_dim=16, bottleneck_dim=4)
     objective = DinoObjective(small_vit(), config)
     before = [parameter.requires_grad for parameter in objective.parameters()]
-    assert foresee(Training(objective, plan), view_batch, evaluations=0) is not None
+    assert foresee(TrainState(objective, plan), view_batch, evaluations=0) is not None
     assert [parameter.requires_grad for parameter in objective.parameters()] == before

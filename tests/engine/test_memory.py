@@ -8,9 +8,9 @@ import torch
 
 from smallvit.core.errors import ConfigError, OutOfMemoryError
 from smallvit.engine.checkpoint import load_checkpoint
-from smallvit.engine.fit import Training, fit
+from smallvit.engine.fit import fit
 from smallvit.engine.log import LogConfig, read_metrics
-from smallvit.engine.runtime import is_out_of_memory
+from smallvit.engine.memory import is_out_of_memory
 from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
 
 CPU_SAYS = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"
@@ -155,8 +155,9 @@ def test_checkpointed_blocks_drop_the_same_when_they_are_computed_again(
         backbone.set_grad_checkpointing()
         objective = FinetuneObjective(backbone, num_classes=5, config=SupervisedConfig())
         runtime = replace(plan.runtime, micro_batch=micro_batch, grad_checkpointing=True)
-        training = Training(objective, replace(plan, runtime=runtime, folder=None))
-        norms.append(
-            [training.take_step(step, labelled_batch)["opt/grad_norm"].item() for step in range(3)]
-        )
+        folder = plan.folder.with_name(f"cut-{micro_batch}")
+        (folder / "checkpoints").mkdir(parents=True)
+        each = replace(plan, runtime=runtime, folder=folder, log=LogConfig(every_steps=1))
+        fit(objective, labelled_batch, each, stop_after=3)
+        norms.append([row["opt/grad_norm"] for row in read_metrics(folder / "metrics.jsonl")])
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)

@@ -14,9 +14,10 @@ from smallvit.data.config import AugmentConfig, ViewsConfig
 from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches
 from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
-from smallvit.engine.fit import FitPlan, fit
+from smallvit.engine.fit import fit
 from smallvit.engine.log import LogConfig, read_metrics
 from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.engine.plan import FitPlan
 from smallvit.engine.runtime import RuntimeConfig, open_runtime
 from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
 from smallvit.finetuning.token_labeling import TokenLabelConfig

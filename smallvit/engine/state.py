@@ -1,0 +1,268 @@
+"""What a fit changes: it is saved, restored, and put back where a step is taken again."""
+
+import logging
+import math
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smallvit.core import rng
+from smallvit.core.errors import ConfigError, DataError, ProcessLostError
+from smallvit.core.objective import AbstractObjective
+from smallvit.engine.checkpoint import BEST, LAST, load_checkpoint, load_newest, save_checkpoint
+from smallvit.engine.ema import WeightAverage
+from smallvit.engine.means import StepMeans
+from smallvit.engine.optim import MOST_WARMUP, MOST_WARMUP_BEFORE, create_optimizer
+from smallvit.engine.plan import FitPlan, check_micro_batch
+from smallvit.parallel import processes
+from smallvit.parallel.by_rows import share_out
+from smallvit.parallel.process_group import raising_process_lost
+from smallvit.parallel.rows import own_rows
+
+logger = logging.getLogger("smallvit")
+
+
+@dataclass(kw_only=True)
+class FitResult:
+    """Where a fit stands.
+
+    Attributes:
+        step: Steps done.
+        wall_s: Seconds spent, over all sittings.
+        train_s: Seconds of them in training steps.
+        metrics: Metrics of the last evaluation.
+        best: Metrics of the best evaluation, with its ``step``; empty where nothing is selected.
+        micro_batch: Most images of one forward and backward pass that the memory held; ``None`` is
+            all of a process.
+        skipped: Steps that were taken again since they overflowed in float16.
+        evaluated: Step of the last evaluation.
+        most_warmup: Part of the run that its warm-up takes at most.
+    """
+
+    step: int = 0
+    wall_s: float = 0.0
+    train_s: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    micro_batch: int | None = None
+    skipped: int = 0
+    evaluated: int = 0
+    most_warmup: float = MOST_WARMUP
+
+
+class TrainState:
+    """Weights, their average, the optimizer, the loss scale, and where the fit stands.
+
+    Args:
+        objective: Stage to train, on the device.
+        plan: Settings.
+
+    Raises:
+        ConfigError: If the batches of a method that compares images are to be cut.
+    """
+
+    def __init__(self, objective: AbstractObjective[Any], plan: FitPlan) -> None:
+        check_micro_batch(objective, plan)
+        self.objective = objective
+        self.plan = plan
+        self.optimizer = create_optimizer(objective, plan.optim)
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.average: WeightAverage | None = None
+        if plan.optim.ema_decay is not None:
+            self.average = WeightAverage(objective, plan.optim.ema_decay)
+        self.scaler: torch.amp.GradScaler | None = None
+        if plan.runtime.autocast_dtype is torch.float16:
+            self.scaler = torch.amp.GradScaler(plan.runtime.device.type)
+        self.result = FitResult(micro_batch=plan.runtime.micro_batch)
+        self.means = StepMeans(
+            plan.runtime.device,
+            max(1, min(plan.log.every_steps, math.floor(plan.eval_steps))),
+            plan.optim.batch_size,
+        )
+        self.rows = own_rows(plan.optim.batch_size, plan.runtime.device)
+        share_out(objective)
+        # What a forward pass changes, to undo it where the step is taken again.
+        self.buffers: list[torch.Tensor] = list(objective.buffers())
+        self.buffers_before = [buffer.clone() for buffer in self.buffers]
+        self.began = time.monotonic()
+
+    def begin_step(self, step: int) -> int:
+        """Make ready for a step, and for undoing it.
+
+        Args:
+            step: Steps done before.
+
+        Returns:
+            The seed of torch's generator: dropout and stochastic depth draw from it, so that a
+            resumed run draws what an unbroken one would.
+        """
+        seed = rng.step_seed(self.plan.seed, step)
+        torch.manual_seed(seed)
+        self.objective.train()
+        if self.buffers:
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                self.buffers_before, self.buffers
+            )
+        return seed
+
+    def end_step(self, step: int) -> None:
+        """Move what is not trained by gradient, and count the step.
+
+        Args:
+            step: Steps done before.
+        """
+        self.objective.after_step((step + 1) / self.plan.total_steps)
+        if self.average is not None:
+            self.average.update(step)
+        self.result.step = step + 1
+
+    def undo(self) -> None:
+        """Undo what the forward passes of a step changed; the weights are as they were."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.buffers:
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                self.buffers, self.buffers_before
+            )
+
+    def describe(self) -> dict[str, float]:
+        """Return what the log says of where the run is and of the last step's settings."""
+        groups = self.optimizer.param_groups
+        heads = [group["lr"] for group in groups if group.get("lr_scale", 1.0) == 1]
+        line: dict[str, float] = {
+            "epoch": self.result.step / self.plan.epoch_steps,
+            "opt/lr": heads[0] if heads else groups[0]["lr"],
+        }
+        for group in groups:
+            if group.get("lr_scale", 1.0) != 1:
+                line["opt/lr_backbone"] = group["lr"]
+        if self.scaler is not None:
+            line |= {
+                "opt/loss_scale": self.scaler.get_scale(),
+                "opt/skipped": float(self.result.skipped),
+            }
+        return line
+
+    @contextmanager
+    def scored(self) -> Iterator[None]:
+        """Have the objective as it is scored: averaged where it is, still, and not compiled."""
+        self.objective.eval()
+        with (
+            nullcontext() if self.average is None else self.average.in_use(),
+            torch.compiler.set_stance("force_eager")
+            if self.plan.runtime.compiled
+            else nullcontext(),
+        ):
+            yield
+
+    @property
+    def owes_evaluation(self) -> bool:
+        """Whether the evaluation that is due after the steps done was not made.
+
+        So it is where another process was lost before its scores were in.
+        """
+        step = self.result.step
+        due = step == self.plan.total_steps or (step > 0 and self.plan.evaluates_after(step))
+        return due and self.result.evaluated < step
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the last evaluation beats all before it; NaN never does."""
+        metrics, name = self.result.metrics, self.plan.select_on
+        return name is not None and metrics[name] > self.result.best.get(name, -math.inf)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a run is continued from."""
+        return {
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.average is None else self.average.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "result": vars(self.result),
+            "means": self.means.state(),
+            "identity": self.plan.identity,
+        }
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint of that name, in the first process and where there is a folder."""
+        self.result.wall_s = time.monotonic() - self.began
+        if self.plan.folder is not None and processes.is_first():
+            save_checkpoint(self.plan.folder / "checkpoints" / name, self.state_dict())
+
+    @contextmanager
+    def saved_on_failure(self) -> Iterator[None]:
+        """Save where another process is lost inside or the disk takes no line of the log.
+
+        Nothing of the step at hand is in what this process has.
+        """
+        try:
+            with raising_process_lost():
+                yield
+        except (DataError, ProcessLostError):
+            self.save(LAST)
+            raise
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint in the run folder.
+
+        Raises:
+            ConfigError: If it is of another run.
+            DataError: If none is whole.
+        """
+        assert self.plan.folder is not None, "a run without a folder has no checkpoints"
+        checkpoints = self.plan.folder / "checkpoints"
+        state, path = processes.on_first(partial(load_newest, checkpoints))
+        theirs, ours = state["identity"], self.plan.identity
+        changed = [key for key, value in ours.items() if theirs.get(key) != value]
+        if changed:
+            raise ConfigError(
+                f"{path} was written with other {' and '.join(changed)}: put them back, or start a "
+                "new run with --init"
+            )
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["ema"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.means.load_state(state.get("means", []))  # older versions kept none
+        least = self.result.micro_batch
+        # Older runs evaluated before they saved, and had another limit of the warm-up.
+        older = {"evaluated": self.plan.total_steps, "most_warmup": MOST_WARMUP_BEFORE}
+        for name, value in (older | state["result"]).items():
+            setattr(self.result, name, value)
+        if least is not None:
+            self.result.micro_batch = min(least, self.result.micro_batch or least)
+        best = self.result.best
+        if best and not processes.on_first(partial(_holds_best, checkpoints / BEST, best)):
+            self.result.best = {}
+        self.began -= self.result.wall_s
+
+    @property
+    def command_to_resume(self) -> str:
+        """The command that continues the run, whichever command began it."""
+        return f"smallvit {self.plan.title} --resume {shlex.quote(str(self.plan.folder))}"
+
+
+def _holds_best(path: Path, best: dict[str, float]) -> bool:
+    """Tell whether the best weights are those of the scores that are remembered; say if not."""
+    try:
+        step = load_checkpoint(path)["result"]["best"].get("step")
+    except (ConfigError, DataError) as error:
+        logger.warning("%s: the best of the evaluations to come is taken", error)
+        return False
+    if step != best["step"]:
+        logger.warning(
+            "%s is of step %s, not of %s as the state that is continued: the best of the "
+            "evaluations to come is taken",
+            path,
+            step,
+            best["step"],
+        )
+    return step == best["step"]
