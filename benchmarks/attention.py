@@ -19,7 +19,8 @@ from timm.layers.attention import Attention
 from torch import nn
 
 from smallvit.core.run_folder import environment
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.config import RuntimeConfig
+from smallvit.engine.runtime import open_runtime
 from smallvit.models.attention import choose_attention, prefers_fused
 
 TOKENS_A_BATCH = 8192

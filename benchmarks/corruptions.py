@@ -32,7 +32,8 @@ from torch import Tensor
 from smallvit.core.run_folder import environment
 from smallvit.data.files.images import open_image, to_rgb
 from smallvit.data.files.sources import find_files
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.config import RuntimeConfig
+from smallvit.engine.runtime import open_runtime
 from smallvit.evaluate.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from smallvit.evaluate.corruptions.parameters import LARGEST_SIDE, STRENGTHS, Strength
 

@@ -36,12 +36,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from views import make_images, packed
 
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.views import eval_batches
-from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
+from smallvit.engine.config import RuntimeConfig
+from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.evaluate.classify import classification_metrics, predict_logits
-from smallvit.evaluate.knn import NUM_NEIGHBOURS, TEMPERATURE, extract_features, knn_top1
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.evaluate.knn import extract_features, knn_top1
+from smallvit.evaluate.knn_settings import NUM_NEIGHBOURS, TEMPERATURE
+from smallvit.models.registry import create_backbone
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.runs.monitor import EVAL_BATCH
 

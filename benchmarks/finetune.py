@@ -53,9 +53,11 @@ from torchvision import transforms
 from torchvision.ops import roi_align
 from views import MEAN, STD, make_images, packed
 
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.batches import LabelledBatch
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
-from smallvit.models.registry import ModelConfig, model_arguments
+from smallvit.engine.config import RuntimeConfig
+from smallvit.engine.runtime import open_runtime
+from smallvit.models.registry import model_arguments
 from smallvit.teachers.score_maps import ScoreMaps
 
 MODEL = "gani_vit"

@@ -39,11 +39,13 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 from views import MEAN, STD, make_images, packed
 
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.dataset import Dataset
 from smallvit.data.views import eval_batches
-from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
-from smallvit.models.registry import ModelConfig, create_backbone
-from smallvit.runs.recipe import LabelConfig
+from smallvit.engine.config import RuntimeConfig
+from smallvit.engine.runtime import Runtime, open_runtime
+from smallvit.models.registry import create_backbone
+from smallvit.runs.config import LabelConfig
 from smallvit.teachers.score_maps import ScoreMapHeader, ScoreMaps, write_score_maps
 from smallvit.teachers.teacher import Teacher
 

@@ -18,10 +18,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.run_folder import environment
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.config import RuntimeConfig
+from smallvit.engine.runtime import open_runtime
 from smallvit.models.measure import measure
-from smallvit.models.registry import ModelConfig, create_backbone, own_models
+from smallvit.models.registry import create_backbone, own_models
 
 QUICK = ("vit_tiny", "gani_swin", "resnet8_small")
 # Multiply-adds of one timed batch: a second or so.

@@ -51,8 +51,10 @@ from token_labeling import CONFIG, IMAGE_SIZE, Way, with_classes
 from torch import Tensor
 from views import MEAN, STD, make_images, packed
 
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
-from smallvit.models.registry import ModelConfig, model_arguments
+from smallvit.core.model_config import ModelConfig
+from smallvit.engine.config import RuntimeConfig
+from smallvit.engine.runtime import open_runtime
+from smallvit.models.registry import model_arguments
 
 MODEL = "gani_vit"
 NUM_CLASSES = 10

@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 from views import PerImage, make_images, packed, view_transforms
 
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.run_folder import environment
 from smallvit.core.schedule import cosine
 from smallvit.data.batches import ViewBatch
@@ -48,12 +49,14 @@ from smallvit.data.files.config import DataConfig
 from smallvit.data.files.load import load_dataset
 from smallvit.data.order import Order
 from smallvit.data.views import ViewBatches
-from smallvit.engine.optim import OptimConfig, ScheduleConfig, create_optimizer, set_schedule
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.config import OptimConfig, RuntimeConfig, ScheduleConfig
+from smallvit.engine.optim import create_optimizer, set_schedule
+from smallvit.engine.runtime import open_runtime
 from smallvit.engine.step import train_step
-from smallvit.models.registry import ModelConfig, create_backbone, model_arguments
+from smallvit.models.registry import create_backbone, model_arguments
 from smallvit.models.vit import VitBackbone
-from smallvit.pretraining.dino import DinoConfig, DinoObjective
+from smallvit.pretraining.config import DinoConfig
+from smallvit.pretraining.dino import DinoObjective
 
 MODEL = ModelConfig(name="gani_vit")
 METHOD = DinoConfig()

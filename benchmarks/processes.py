@@ -25,7 +25,8 @@ from claims import print_claims, state
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.core.model_config import ModelConfig
+from smallvit.models.registry import create_backbone
 from smallvit.parallel import processes
 
 BATCH, CLASSES, SIDE = 32, 10, 32  # images of a process

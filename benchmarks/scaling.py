@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from claims import print_claims, state
 from PIL import Image
 
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.rng import step_seed
 from smallvit.data.config import AugmentConfig
 from smallvit.data.dataset import Dataset, Split
@@ -47,13 +48,15 @@ from smallvit.data.files.config import DataConfig
 from smallvit.data.files.load import load_dataset
 from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches
-from smallvit.engine.optim import OptimConfig, create_optimizer
-from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
+from smallvit.engine.config import OptimConfig, RuntimeConfig
+from smallvit.engine.optim import create_optimizer
+from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.engine.step import train_step
-from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
-from smallvit.finetuning.token_labeling import TokenLabelConfig
-from smallvit.models.registry import ModelConfig, create_backbone
-from smallvit.pretraining.dino import DinoConfig, DinoObjective
+from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
+from smallvit.finetuning.objective import FinetuneObjective
+from smallvit.models.registry import create_backbone
+from smallvit.pretraining.config import DinoConfig
+from smallvit.pretraining.dino import DinoObjective
 from smallvit.teachers.score_maps import ScoreMaps
 
 BATCH, STEPS = 16, 5

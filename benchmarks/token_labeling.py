@@ -41,17 +41,19 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from views import make_images, packed
 
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.run_folder import environment
 from smallvit.data.config import AugmentConfig
 from smallvit.data.dataset import Dataset
 from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches
+from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.optim import create_optimizer, set_schedule
-from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
+from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.engine.step import train_step
 from smallvit.finetuning.objective import FinetuneObjective
 from smallvit.finetuning.online import OnlineTeacher
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.models.registry import create_backbone
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.runs.recipe import load_recipe
 from smallvit.teachers.score_maps import ScoreMaps

@@ -30,7 +30,8 @@ from smallvit.data.dataset import Dataset as PackedDataset
 from smallvit.data.dataset import Split
 from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.config import RuntimeConfig
+from smallvit.engine.runtime import open_runtime
 
 VIEWS = ViewsConfig()
 AUGMENT = AugmentConfig(policy="autoaugment-cifar10", erasing_prob=0.25)

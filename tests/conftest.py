@@ -15,7 +15,8 @@ torch.set_num_threads(1)
 def small_vit() -> Callable[..., Any]:
     """Build the stand-in: 2 blocks, 16 wide, 2 heads, patches of 4 px, the same weights always."""
     # Imported late: the shape checks are switched on after this file is read.
-    from smallvit.models.registry import ModelConfig, create_backbone
+    from smallvit.core.model_config import ModelConfig
+    from smallvit.models.registry import create_backbone
     from smallvit.models.vit import VitBackbone
 
     def build(*, num_classes: int = 5, image_size: int = 16, **settings: float) -> VitBackbone:

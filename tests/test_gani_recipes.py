@@ -9,17 +9,20 @@ import torch
 from timm.layers.drop import DropPath
 
 from smallvit.core.config import to_plain
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.batches import ViewBatch
 from smallvit.data.files.registry import get_dataset_spec
 from smallvit.data.order import Order
 from smallvit.data.policies import choose_autoaugment
+from smallvit.engine.config import LogConfig, RuntimeConfig
 from smallvit.engine.fit import fit
-from smallvit.engine.log import LogConfig, read_metrics
+from smallvit.engine.log import read_metrics
 from smallvit.engine.optim import create_optimizer, set_schedule
 from smallvit.engine.plan import FitPlan
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
-from smallvit.models.registry import ModelConfig, create_backbone
-from smallvit.pretraining.dino import DinoConfig, DinoObjective
+from smallvit.engine.runtime import open_runtime
+from smallvit.models.registry import create_backbone
+from smallvit.pretraining.config import DinoConfig
+from smallvit.pretraining.dino import DinoObjective
 from smallvit.runs.recipe import check_recipe, find_recipe, load_recipe
 
 # AutoAugment's policies as their code chooses them: CIFAR-10's for names with CIFAR in them.

@@ -96,7 +96,7 @@ def test_spans_that_overlap_count_once(measure):
 @pytest.fixture
 def stage(measure, request: pytest.FixtureRequest) -> Any:
     """One stage at the tiny size on a CUDA device."""
-    from smallvit.engine.runtime import RuntimeConfig
+    from smallvit.engine.config import RuntimeConfig
 
     stages = importlib.import_module("stages")
     recipe = stages.read_recipe(None, tiny=True)

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smallvit.models.registry import ModelConfig
-from smallvit.pretraining.dino import DinoConfig
-from smallvit.pretraining.registry import METHODS
+from smallvit.core.model_config import ModelConfig
+from smallvit.pretraining.config import METHODS, DinoConfig
+from smallvit.runs.config import Recipe
 from smallvit.runs.label import SCORE_MAPS, run_label
 from smallvit.runs.recipe import (
-    Recipe,
     check_recipe,
     find_recipe,
     load_recipe,

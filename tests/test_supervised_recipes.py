@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from smallvit.core.config import to_plain
+from smallvit.core.model_config import ModelConfig
 from smallvit.engine.optim import create_optimizer, set_schedule
-from smallvit.models.registry import ModelConfig
 from smallvit.runs.recipe import check_recipe, find_recipe, load_recipe
 
 UNMIXED = {"cutmix_alpha": 0.0, "mixup_alpha": 0.0, "color_jitter": [0.0] * 4}

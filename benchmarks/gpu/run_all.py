@@ -37,8 +37,8 @@ from stages import KINDS, RECIPE, Kind, Stage, open_data, read_recipe
 from torch import Tensor, nn
 
 from smallvit.core.run_folder import environment, write_json
+from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.fit import fit
-from smallvit.engine.runtime import RuntimeConfig
 
 ROOT = Path(__file__).parents[2]
 # TF32 is fp32 with torch.set_float32_matmul_precision("high").

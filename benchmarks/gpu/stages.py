@@ -24,16 +24,18 @@ from smallvit.data.files.config import DataConfig
 from smallvit.data.files.load import load_dataset
 from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches
+from smallvit.engine.config import OptimConfig, RuntimeConfig, ScheduleConfig
 from smallvit.engine.memory import retrying
-from smallvit.engine.optim import OptimConfig, ScheduleConfig, set_schedule
+from smallvit.engine.optim import set_schedule
 from smallvit.engine.plan import FitPlan
-from smallvit.engine.runtime import Runtime, RuntimeConfig, compiled_networks, open_runtime
+from smallvit.engine.runtime import Runtime, compiled_networks, open_runtime
 from smallvit.engine.state import TrainState
 from smallvit.engine.step import train_step
 from smallvit.finetuning.objective import FinetuneObjective
 from smallvit.models.registry import create_backbone
 from smallvit.pretraining.registry import create_objective
-from smallvit.runs.recipe import Recipe, load_recipe
+from smallvit.runs.config import Recipe
+from smallvit.runs.recipe import load_recipe
 
 RECIPE = "cifar10/gani-vit"
 Kind = Literal["pretrain", "finetune"]

@@ -121,7 +121,7 @@ def _bench_runs(
     precision: Any,
 ) -> None:
     """Score runs by their folders, or all there are."""
-    from smallvit.engine.runtime import RuntimeConfig
+    from smallvit.engine.config import RuntimeConfig
     from smallvit.leaderboard.runner import bench_runs, finetuned_runs
     from smallvit.leaderboard.suite import shipped_suites
 
@@ -171,7 +171,7 @@ def _bench_suite(
     precision: Any,
 ) -> None:
     """Make what is missing of a suite, and its leaderboard of what there is."""
-    from smallvit.engine.runtime import RuntimeConfig
+    from smallvit.engine.config import RuntimeConfig
     from smallvit.leaderboard.launcher import open_launcher
     from smallvit.leaderboard.runner import bench_runs
     from smallvit.leaderboard.suite import plan_suite, read_suite

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from smallvit.engine.runtime import RuntimeConfig
+from smallvit.engine.config import RuntimeConfig
 from smallvit.evaluate.readout import Readout
 from smallvit.runs.score import evaluate_run
 

@@ -10,18 +10,17 @@ from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given
 from smallvit.cli.training import load_for, say_done
 from smallvit.core import places
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.places import apply_offline
 from smallvit.core.run_folder import find_runs, open_classifier
 from smallvit.data.config import AugmentConfig
 from smallvit.data.files.config import DataConfig
-from smallvit.engine.log import LogConfig
-from smallvit.engine.optim import OptimConfig, ScheduleConfig
-from smallvit.finetuning.objective import SupervisedConfig
-from smallvit.finetuning.token_labeling import TokenLabelConfig
-from smallvit.models.registry import ModelConfig
+from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
+from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
 from smallvit.runs.chain import add_token_labels, newest_run
+from smallvit.runs.config import Recipe
 from smallvit.runs.data import load_dataset
-from smallvit.runs.recipe import Recipe, with_values
+from smallvit.runs.recipe import with_values
 from smallvit.runs.stage import run_stage
 from smallvit.runs.start import start_settings
 

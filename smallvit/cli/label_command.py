@@ -14,8 +14,9 @@ from smallvit.core.errors import ConfigError
 from smallvit.core.places import absolute, apply_offline
 from smallvit.core.run_folder import open_classifier
 from smallvit.data.files.config import DataConfig
+from smallvit.runs.config import LabelConfig, Recipe
 from smallvit.runs.label import SCORE_MAPS, run_label
-from smallvit.runs.recipe import LabelConfig, Recipe, load_recipe, open_unfinished
+from smallvit.runs.recipe import load_recipe, open_unfinished
 
 
 def label_command(

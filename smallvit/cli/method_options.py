@@ -12,9 +12,9 @@ from docstring_parser import parse_from_object
 
 from smallvit.core.errors import ConfigError
 from smallvit.data.config import ViewsConfig
-from smallvit.pretraining.dino import DinoConfig
-from smallvit.pretraining.registry import METHODS, get_method
-from smallvit.runs.recipe import PretrainConfig, find_recipe, read_layer
+from smallvit.pretraining.config import METHODS, DinoConfig, get_method
+from smallvit.runs.config import PretrainConfig
+from smallvit.runs.recipe import find_recipe, read_layer
 
 logger = logging.getLogger("smallvit")
 OF_EVERY_METHOD = ("name", "views")

@@ -13,9 +13,9 @@ from rich.progress import track
 
 from smallvit.cli.tables import print_rows
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.models.measure import build_on_meta, measure
 from smallvit.models.registry import (
-    ModelConfig,
     check_fit,
     create_exported,
     model_arguments,

@@ -7,11 +7,10 @@ from cyclopts import Parameter
 from smallvit.cli.method_options import MethodOptions, check_method, compare_method
 from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
 from smallvit.cli.training import train
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.files.config import DataConfig
-from smallvit.engine.log import LogConfig
-from smallvit.engine.optim import OptimConfig, ScheduleConfig
-from smallvit.models.registry import ModelConfig
-from smallvit.runs.monitor import MonitorConfig
+from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
+from smallvit.runs.config import MonitorConfig
 from smallvit.runs.start import start_settings
 
 

@@ -10,18 +10,13 @@ from smallvit.cli.mistakes import NEEDED
 from smallvit.cli.options import DataOptions, given, overrides
 from smallvit.cli.training import say_recipe
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.places import apply_offline
 from smallvit.data.files.config import DataConfig
 from smallvit.engine.runtime import say_precision
-from smallvit.models.registry import ModelConfig
 from smallvit.runs.chain import plan_recipe, run_recipe
-from smallvit.runs.recipe import (
-    FinetuneConfig,
-    LabelConfig,
-    TeacherConfig,
-    load_recipe,
-    say_fit,
-)
+from smallvit.runs.config import FinetuneConfig, LabelConfig, TeacherConfig
+from smallvit.runs.recipe import load_recipe, say_fit
 
 
 def run_command(

@@ -9,17 +9,15 @@ from cyclopts import Parameter
 from smallvit.cli.options import FolderOptions, TrainOptions, given, overrides
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.places import apply_offline
 from smallvit.core.run_folder import Run
-from smallvit.engine.log import LogConfig
-from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
 from smallvit.engine.runtime import say_precision
-from smallvit.models.registry import ModelConfig
+from smallvit.runs.config import SegmentConfig
 from smallvit.runs.recipe import open_unfinished
-from smallvit.runs.segment import SegmentConfig, load_segment_recipe, run_segment
-from smallvit.segment.batches import SegmentAugmentConfig
-from smallvit.segment.data import SegmentDataConfig
-from smallvit.segment.heads import HeadConfig, HeadName
+from smallvit.runs.segment import load_segment_recipe, run_segment
+from smallvit.segment.config import HeadConfig, HeadName, SegmentAugmentConfig, SegmentDataConfig
 
 DEFAULTS = SegmentConfig()
 

@@ -8,13 +8,12 @@ from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given
 from smallvit.cli.training import train
 from smallvit.core.config import merge
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.places import absolute, apply_offline
 from smallvit.data.config import AugmentConfig
 from smallvit.data.files.config import DataConfig
-from smallvit.engine.log import LogConfig
-from smallvit.engine.optim import OptimConfig, ScheduleConfig
-from smallvit.finetuning.objective import SupervisedConfig
-from smallvit.models.registry import ModelConfig
+from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
+from smallvit.finetuning.config import SupervisedConfig
 from smallvit.runs.adopt import adopt_settings
 from smallvit.runs.start import TIMM
 

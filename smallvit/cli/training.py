@@ -9,8 +9,9 @@ from smallvit.core.places import apply_offline
 from smallvit.core.run_folder import Run
 from smallvit.engine.runtime import say_precision
 from smallvit.runs.adopt import run_teacher
+from smallvit.runs.config import Recipe, Stage
 from smallvit.runs.outcome import describe_outcome
-from smallvit.runs.recipe import Recipe, Stage, load_recipe, open_unfinished, say_fit
+from smallvit.runs.recipe import load_recipe, open_unfinished, say_fit
 from smallvit.runs.stage import run_stage
 
 NEXT = {

@@ -7,9 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from rich.progress import (
     BarColumn,
@@ -21,7 +19,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from smallvit.core.config import Range
 from smallvit.core.console import console, format_duration
 from smallvit.core.errors import DataError
 from smallvit.core.whole_file import replacing
@@ -31,19 +28,6 @@ REMEDY = "free some room or make it writable, and continue with --resume"
 QUIET_S = 10.0  # most seconds between plain progress lines where there is no terminal
 TOLD_S = 9.0  # between those with metrics, which come with the end of a step
 WIDE = 100  # columns of a terminal that the bar has room for metrics on
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    """How often a run writes.
-
-    Attributes:
-        every_steps: Steps between lines of metrics.jsonl; the device is waited for only then.
-        checkpoint_steps: Steps between checkpoints; null saves at every evaluation.
-    """
-
-    every_steps: Annotated[int, Range(ge=1)] = 20
-    checkpoint_steps: Annotated[int | None, Range(ge=1)] = None
 
 
 class TrainLog:

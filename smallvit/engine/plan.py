@@ -7,8 +7,7 @@ from typing import Any
 
 from smallvit.core.errors import ConfigError
 from smallvit.core.objective import AbstractObjective
-from smallvit.engine.log import LogConfig
-from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
 from smallvit.engine.runtime import Runtime
 from smallvit.parallel import processes
 

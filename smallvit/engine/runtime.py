@@ -8,49 +8,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
 from smallvit.core import places
-from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
+from smallvit.engine.config import Precision, RuntimeConfig
 from smallvit.models.tokens import AbstractBackbone
 
 logger = logging.getLogger("smallvit")
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Compile = Literal["auto", "on", "off"]
 KEPT_BYTES = 32 << 20  # the largest that glibc takes
 COMPILED = ("embed", "encode", "encode_visible")  # passes of a network
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuntimeConfig:
-    """Device, precision and memory.
-
-    Attributes:
-        device: ``auto`` takes a CUDA device where there is one.
-        precision: Of matrix products. ``auto`` is bf16 on a CUDA device that has it, else fp32.
-            fp16 scales the loss, and waits for the device once a step to learn of an overflow.
-        compile: Whether networks are compiled. ``auto`` does so on a CUDA device; on CPUs it was
-            slower than the plain step.
-        deterministic: Use operations alone that give the same bits each time. A CPU has no
-            others; on a CUDA device they are slower.
-        grad_checkpointing: Compute the network's blocks again in the backward pass: less memory
-            for about a third more time.
-        micro_batch: Most images of one forward and backward pass in a process; null is all of the
-            step's, and fewer once these are too many for the memory. The step is the same.
-    """
-
-    device: Device = "auto"
-    precision: Precision = "auto"
-    compile: Compile = "auto"
-    deterministic: bool = False
-    grad_checkpointing: bool = False
-    micro_batch: Annotated[int | None, Range(ge=2)] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from smallvit.core.objective import AbstractObjective, Batch, BatchT
-from smallvit.engine.optim import GradClipMode, clip_gradients_
+from smallvit.engine.config import GradClipMode
+from smallvit.engine.optim import clip_gradients_
 from smallvit.engine.runtime import Runtime
 from smallvit.parallel import processes
 from smallvit.parallel.rows import Rows, cut, seeing

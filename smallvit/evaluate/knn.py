@@ -14,11 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.core.errors import DataError
+from smallvit.evaluate.knn_settings import NUM_NEIGHBOURS, TEMPERATURE
 from smallvit.evaluate.sharing import Batches, collect
 from smallvit.models.tokens import AbstractBackbone, Features
-
-NUM_NEIGHBOURS = 20
-TEMPERATURE = 0.07
 
 
 @torch.no_grad()

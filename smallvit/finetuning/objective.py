@@ -8,39 +8,24 @@ Shapes in this file:
     h w  token grid
 """
 
-from dataclasses import dataclass
-from typing import Annotated
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
 from smallvit.core.objective import AbstractObjective, StepOutput
 from smallvit.data.batches import LabelledBatch, TokenBox
+from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
 from smallvit.finetuning.mix_token import mix_labels, mix_tokens
 from smallvit.finetuning.online import EmaTeacher, OnlineTeacher
 from smallvit.finetuning.targets import image_target, smooth, token_targets
 from smallvit.finetuning.token_labeling import (
-    TokenLabelConfig,
     TokenLabelingLoss,
     soft_cross_entropy,
     token_labels_from,
 )
 from smallvit.models.tokens import AbstractBackbone
-
-
-@dataclass(frozen=True, kw_only=True)
-class SupervisedConfig:
-    """The loss on image labels.
-
-    Attributes:
-        label_smoothing: Part of the target that is spread evenly over all classes.
-    """
-
-    label_smoothing: Annotated[float, Range(ge=0, lt=1)] = 0.1
 
 
 class FinetuneObjective(AbstractObjective[LabelledBatch]):

@@ -6,15 +6,13 @@ Shapes in this file:
     h w  token grid
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-ClsTarget = Literal["label", "pooled", "blend"]
-TokenTarget = Literal["soft", "hard", "gumbel"]
+from smallvit.finetuning.config import ClsTarget, TokenTarget
+
 # Part of the pooled score map in a blend: where it and the label agree on the class, and where not.
 AGREED, DISAGREED = 0.5, 0.9
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run
 from smallvit.data.augment import normalise, to_float
-from smallvit.data.files.grey import GreyRange, check_range
+from smallvit.data.files.config import check_range
+from smallvit.data.files.grey import GreyRange
 from smallvit.data.files.images import is_deep_grey, open_image, to_rgb
 
 PIXELS = "pixels"  # key of an export's config.json: how files became the pixels it was trained on

@@ -101,7 +101,7 @@ def make_run(job: Job) -> Outcome:
         with FileLock(job.lock, timeout=0):
             # Imported late: who finds the lock taken has nothing to compute.
             from smallvit.runs.chain import complete_stage
-            from smallvit.runs.recipe import Recipe, Stage
+            from smallvit.runs.config import Recipe, Stage
 
             recipe = resolve(Recipe, [Layer(source=job.name, values=job.recipe)])
             complete_stage(recipe, cast(Stage, job.stage), Path(job.folder), job.argv)

@@ -11,7 +11,7 @@ from smallvit.core import places
 from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run, find_runs
-from smallvit.engine.runtime import RuntimeConfig
+from smallvit.engine.config import RuntimeConfig
 from smallvit.evaluate.yardstick import measure_yardstick
 from smallvit.leaderboard.board import Evidence, Leaderboard, sum_evidence
 from smallvit.leaderboard.protocol import BenchConfig

@@ -30,7 +30,8 @@ from smallvit.core.run_folder import Run, machine, write_json
 from smallvit.core.whole_file import replacing
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.views import eval_batches
-from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
+from smallvit.engine.config import RuntimeConfig
+from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.evaluate.attacks import robust_correct
 from smallvit.evaluate.autoattack import autoattack, autoattack_version
 from smallvit.evaluate.calibration import (
@@ -54,7 +55,8 @@ from smallvit.evaluate.corruptions import (
     corrupt,
     open_official,
 )
-from smallvit.evaluate.knn import NUM_NEIGHBOURS, TEMPERATURE, extract_features, knn_top1
+from smallvit.evaluate.knn import extract_features, knn_top1
+from smallvit.evaluate.knn_settings import NUM_NEIGHBOURS, TEMPERATURE
 from smallvit.evaluate.linear_probe import linear_top1
 from smallvit.evaluate.ood import ood_metrics
 from smallvit.evaluate.pixel_classifier import PixelClassifier, pixel_batches, predict_pixels

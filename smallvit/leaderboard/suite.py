@@ -17,17 +17,16 @@ from typing import Annotated, Any
 from smallvit.core import places
 from smallvit.core.config import Range, merge, nest, resolve, show, to_plain
 from smallvit.core.errors import ConfigError, DataError, suggest
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.run_folder import Run
 from smallvit.data.files.registry import DATASETS
-from smallvit.models.registry import ModelConfig
-from smallvit.pretraining.registry import METHODS
+from smallvit.models.registry import check_model
+from smallvit.pretraining.config import METHODS
 from smallvit.runs.chain import arm_recipe, refuse_other_settings
+from smallvit.runs.config import PretrainConfig, Recipe, Stage
 from smallvit.runs.data import load_dataset
 from smallvit.runs.label import SCORE_MAPS
 from smallvit.runs.recipe import (
-    PretrainConfig,
-    Recipe,
-    Stage,
     differences,
     load_recipe,
     place,
@@ -102,7 +101,7 @@ class SuiteConfig:
                 raise ConfigError(f"inits: cannot be {init!r}{suggest(init, starts)}")
         for model in self.models:
             try:
-                ModelConfig(name=model)
+                check_model(ModelConfig(name=model))
             except ConfigError as error:
                 raise ConfigError(f"models: {error}") from None
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from smallvit.core.console import console
 from smallvit.leaderboard.suite import Node, Plan, passes_of, samples_of
-from smallvit.runs.recipe import STAGES
+from smallvit.runs.config import STAGES
 
 # "elsewhere" is made by another process; "skipped" needs a run that failed.
 State = Literal["waiting", "queued", "running", "elsewhere", "stopped", "done", "failed", "skipped"]

@@ -9,7 +9,7 @@ Shapes in this file:
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import WeightInit
 from smallvit.models.tokens import AbstractBackbone
-
-WeightInit = Literal["trunc_normal", "mimetic", "impulse"]
 
 # Strength of the noise and of the diagonal in queries times keys and in values times projection:
 # Trockman and Kolter, section 4.

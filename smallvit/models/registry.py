@@ -5,16 +5,15 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import timm
 from timm.models.cait import Cait
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
-from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError, UnknownNameError
+from smallvit.core.model_config import ModelConfig
 from smallvit.models import architecture
 from smallvit.models.architecture import (
     LEAST_TOKENS,
@@ -27,7 +26,7 @@ from smallvit.models.attention import choose_attention
 from smallvit.models.cait import CaitBackbone
 from smallvit.models.convnext import PATCH_SIZES, convnext_architecture
 from smallvit.models.gani import PRESETS, gani_architecture, start_as_published
-from smallvit.models.initialise import WeightInit, initialise
+from smallvit.models.initialise import initialise
 from smallvit.models.resnet import ResNetBackbone, SmallResNet, stage_strides
 from smallvit.models.swin import SwinBackbone
 from smallvit.models.timm_model import TimmBackbone
@@ -61,69 +60,6 @@ SETTINGS: dict[str, frozenset[str]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which network, and where it departs from its defaults; null keeps the architecture's own.
-
-    Attributes:
-        name: One of those that ``smallvit models`` lists, or any timm model.
-        patch_size: Side of a patch in pixels. Null is the largest that divides the image, up to an
-            eighth of its side, 16 px at most and 2 px at least; for Swin and CCT half of that. A
-            timm model that is no ViT, DeiT, CaiT or Swin keeps its own.
-        embed_dim: Width of a transformer, in its first stage.
-        depth: Blocks of a transformer, or layers of a ResNet (8, 14, 20, ...).
-        num_heads: Attention heads; they must divide the width.
-        mlp_ratio: Hidden width of an MLP over ``embed_dim``.
-        drop_path_rate: Stochastic depth of the last block; earlier blocks have less.
-        window_size: Side of an attention window of a Swin, in patches.
-        width: Channels of a ResNet's first stage.
-        stride: Pixels a cell of a ResNet's feature map: 1, 2 or 4; also 8 with four stages.
-        weight_init: ``trunc_normal`` is the architecture's own; ``mimetic`` and ``impulse`` start
-            from attention that looks near.
-    """
-
-    name: str = "vit_tiny"
-    patch_size: Annotated[int | None, Range(ge=1, le=1024)] = None
-    embed_dim: Annotated[int | None, Range(ge=8, le=8192)] = None
-    depth: Annotated[int | None, Range(ge=1, le=2000)] = None
-    num_heads: Annotated[int | None, Range(ge=1, le=1024)] = None
-    mlp_ratio: Annotated[float | None, Range(gt=0, le=64)] = None
-    drop_path_rate: Annotated[float | None, Range(ge=0, lt=1)] = None
-    window_size: Annotated[int | None, Range(ge=2, le=1024)] = None
-    width: Annotated[int | None, Range(ge=4, le=4096)] = None
-    stride: Annotated[int | None, Range(ge=1, le=8)] = None
-    weight_init: WeightInit = "trunc_normal"
-
-    def __post_init__(self) -> None:
-        if self.name not in own_models() and not timm.is_model(self.name):
-            raise unknown_model(self.name)
-        # The command line gives settings before it gives the name, which is the default until then.
-        if self.name != type(self).name:
-            self.check_settings()
-        if self.embed_dim and self.num_heads and self.embed_dim % self.num_heads:
-            _check_heads(self.embed_dim, self.num_heads)
-        if self.name in SMALL_RESNETS and self.depth is not None and (self.depth - 2) % 6:
-            raise ConfigError(f"model.depth must be 8, 14, 20, ... for a ResNet, got {self.depth}")
-
-    def check_settings(self) -> None:
-        """Refuse a setting that the model does not have.
-
-        Raises:
-            ConfigError: Names the first one.
-        """
-        takes = settings_of(self.name)
-        for key, value in self.given().items():
-            if key not in takes:
-                raise ConfigError(
-                    f"model.{key} ({value}) is no setting of {self.name}: leave it out"
-                )
-
-    def given(self) -> dict[str, Any]:
-        """Return the settings of the architecture that are not null."""
-        keys = sorted(TRANSFORMER | {"window_size", "width", "stride"})
-        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
-
-
 def own_models() -> list[str]:
     """List the toolkit's names, the default first."""
     return [*ALIASES, *sorted(architecture.NAMES, key=_natural)]
@@ -133,6 +69,32 @@ def unknown_model(name: str) -> UnknownNameError:
     """Return the error of a name that is no model: it lists the toolkit's, and timm's nearest."""
     near = difflib.get_close_matches(name, timm.list_models(), n=1)
     return UnknownNameError("model", name, {*own_models(), *near})
+
+
+def check_model(config: ModelConfig) -> None:
+    """Refuse a model that there is none of, and settings that it does not have.
+
+    Of the default model, settings are left to ``model_arguments``: the command line gives them
+    before it gives the name.
+
+    Raises:
+        ConfigError: Names the first one.
+    """
+    if config.name not in own_models() and not timm.is_model(config.name):
+        raise unknown_model(config.name)
+    if config.name != ModelConfig.name:
+        _check_settings(config)
+    if config.embed_dim and config.num_heads:
+        _check_heads(config.embed_dim, config.num_heads)
+    if config.name in SMALL_RESNETS and config.depth is not None and (config.depth - 2) % 6:
+        raise ConfigError(f"model.depth must be 8, 14, 20, ... for a ResNet, got {config.depth}")
+
+
+def _check_settings(config: ModelConfig) -> None:
+    takes = settings_of(config.name)
+    for key, value in config.given().items():
+        if key not in takes:
+            raise ConfigError(f"model.{key} ({value}) is no setting of {config.name}: leave it out")
 
 
 def settings_of(name: str) -> frozenset[str]:
@@ -157,7 +119,8 @@ def model_arguments(
     Raises:
         ConfigError: If the patch does not divide the image or leaves too few tokens.
     """
-    config.check_settings()
+    check_model(config)
+    _check_settings(config)
     given = config.given()
     size = image_size if isinstance(image_size, int) else sides(image_size)
     name = ALIASES.get(config.name, config.name)

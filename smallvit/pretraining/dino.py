@@ -8,8 +8,6 @@ Shapes in this file:
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -18,36 +16,14 @@ from smallvit.core.objective import StepOutput
 from smallvit.core.schedule import cosine
 from smallvit.data.batches import ViewBatch
 from smallvit.models.tokens import AbstractBackbone
+from smallvit.pretraining.config import DinoConfig
 from smallvit.pretraining.method import AbstractPretraining, project
 from smallvit.pretraining.prototypes import (
-    PrototypeConfig,
     create_head,
     create_view_loss,
     freeze_prototypes,
     target_metrics,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DinoConfig(PrototypeConfig):
-    """View prediction; the defaults are those of Gani et al.
-
-    Attributes:
-        name: The method.
-        ema_teacher_mode: Mode of the momentum teacher's network: ``train`` leaves its stochastic
-            depth on, as in the paper's code, so that targets are noisy.
-
-    Source:
-        Gani et al., 2022, https://arxiv.org/abs/2210.07240; Caron et al., 2021, Emerging
-        Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294.
-        hananshafi/vits-for-small-scale-datasets@43a7493, train_ssl.py and projection_head.py. There
-        the momentum teacher stayed in training mode, CaiT read the positions of the first patches
-        in place of interpolated ones, a run shorter than its warm-up failed, and all processes
-        had the same seed; the temperature rose by the epoch, where it rises by the step here.
-    """
-
-    name: Literal["dino"] = "dino"
-    ema_teacher_mode: Literal["eval", "train"] = "eval"
 
 
 class DinoObjective(AbstractPretraining):

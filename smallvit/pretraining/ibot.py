@@ -11,22 +11,19 @@ Shapes in this file:
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from lightly.loss import IBOTPlusPlusPatchLoss, KoLeoLoss
 from torch import Tensor, nn
 
-from smallvit.core.config import Range
-from smallvit.core.errors import ConfigError
 from smallvit.core.momentum import update_momentum
 from smallvit.core.objective import StepOutput
 from smallvit.core.schedule import cosine
 from smallvit.data.batches import ViewBatch
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel.rows import current_rows, gather
+from smallvit.pretraining.config import IbotConfig
 from smallvit.pretraining.masks import (
     as_mask,
     encode_masked,
@@ -38,44 +35,11 @@ from smallvit.pretraining.masks import (
 from smallvit.pretraining.method import AbstractPretraining, project
 from smallvit.pretraining.prototypes import (
     PatchCenter,
-    PrototypeConfig,
     create_head,
     create_view_loss,
     freeze_prototypes,
     target_metrics,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class IbotConfig(PrototypeConfig):
-    """Masked view prediction; the defaults are those of dino here, and iBOT's where it adds to it.
-
-    Attributes:
-        name: The method.
-        mask_ratio: Part of the tokens that are hidden, in one of the two large views.
-        patch_weight: Weight of the term of the patch tokens.
-        koleo_weight: Weight of the term that spreads the student's features over the sphere;
-            DINOv2 has 0.1.
-
-    Source:
-        Zhou et al., 2022, iBOT: Image BERT Pre-Training with Online Tokenizer,
-        https://arxiv.org/abs/2111.07832; bytedance/ibot@564f363, main_ibot.py. Oquab et al., 2023,
-        DINOv2, https://arxiv.org/abs/2304.07193; facebookresearch/dinov2@01c3638,
-        dinov2/configs/ssl_default_config.yaml.
-    """
-
-    name: Literal["ibot"] = "ibot"
-    mask_ratio: Annotated[float, Range(gt=0, lt=1)] = 0.3
-    patch_weight: Annotated[float, Range(ge=0)] = 1.0
-    koleo_weight: Annotated[float, Range(ge=0)] = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.views.num_global != 2:
-            raise ConfigError(
-                f"method.views.num_global ({self.views.num_global}) must be 2: ibot hides tokens "
-                "of one large view, and the other stays whole"
-            )
 
 
 class IbotObjective(AbstractPretraining):

@@ -8,9 +8,6 @@ Shapes in this file:
     H W  image in pixels
 """
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -18,66 +15,18 @@ from lightly.models.modules import MaskedVisionTransformerDecoderTIMM
 from lightly.models.modules.masked_vision_transformer_timm import init_weights
 from torch import Tensor, nn
 
-from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
 from smallvit.core.objective import StepOutput
 from smallvit.data.batches import ViewBatch
-from smallvit.data.config import ViewsConfig
 from smallvit.models.attention import choose_attention
 from smallvit.models.tokens import AbstractBackbone
+from smallvit.pretraining.config import MaeConfig
 from smallvit.pretraining.masks import mask_grid, num_hidden, split_at_random
 from smallvit.pretraining.method import AbstractPretraining
-from smallvit.pretraining.pixels import check_one_view, cut_cells, one_plain_view
+from smallvit.pretraining.pixels import cut_cells
 
 # Added to the variance of a patch before its root divides the pixels.
 VARIANCE_EPS = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaeConfig:
-    """Masked autoencoding; the decoder is MAE-Lite's for ViT-Tiny.
-
-    The paper's decoder, 8 blocks of width 512, goes with a network of width 1024: it would be
-    larger than a small network, and do its work.
-
-    Attributes:
-        name: The method.
-        views: The view; one, in the image's own colours.
-        mask_ratio: Part of the patches that the network does not see.
-        decoder_dim: Width of the decoder, a multiple of 4.
-        decoder_depth: Blocks of the decoder.
-        decoder_num_heads: Attention heads of the decoder.
-        norm_pix: Whether each hidden patch is predicted less its mean, over its standard
-            deviation.
-
-    Source:
-        He et al., 2021, Masked Autoencoders Are Scalable Vision Learners,
-        https://arxiv.org/abs/2111.06377; facebookresearch/mae@be47fef, models_mae.py. Decoder:
-        Wang et al., 2022, A Closer Look at Self-Supervised Lightweight Vision Transformers,
-        https://arxiv.org/abs/2205.14443; wangsr126/MAE-Lite@4fd33d1,
-        projects/mae_lite/models_mae.py.
-    """
-
-    name: Literal["mae"] = "mae"
-    views: ViewsConfig = field(default_factory=lambda: one_plain_view((0.2, 1.0)))
-    mask_ratio: Annotated[float, Range(gt=0, lt=1)] = 0.75
-    decoder_dim: Annotated[int, Range(ge=4)] = 96
-    decoder_depth: Annotated[int, Range(ge=1)] = 1
-    decoder_num_heads: Annotated[int, Range(ge=1)] = 3
-    norm_pix: bool = True
-
-    def __post_init__(self) -> None:
-        check_one_view(self.name, self.views)
-        if self.decoder_dim % 4:
-            raise ConfigError(
-                f"method.decoder_dim ({self.decoder_dim}) must be a multiple of 4: sines and "
-                "cosines of rows and columns share it"
-            )
-        if self.decoder_dim % self.decoder_num_heads:
-            raise ConfigError(
-                f"method.decoder_num_heads ({self.decoder_num_heads}) must divide "
-                f"method.decoder_dim ({self.decoder_dim})"
-            )
 
 
 class MaeObjective(AbstractPretraining):

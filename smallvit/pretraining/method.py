@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from smallvit.core.errors import ConfigError
 from smallvit.core.objective import AbstractObjective
 from smallvit.data.batches import ViewBatch
-from smallvit.data.config import ViewsConfig
 from smallvit.models.tokens import AbstractBackbone, Features
 
 
@@ -45,24 +44,6 @@ class AbstractPretraining(AbstractObjective[ViewBatch]):
     def max_entropy(self) -> float | None:
         """Entropy of uniform targets, in nats; ``None`` where ``train/teacher_entropy`` is none."""
         return None
-
-
-def check_two_views(views: ViewsConfig, method: str) -> None:
-    """Refuse any views but two large ones.
-
-    Args:
-        views: What was asked for.
-        method: Which method compares the two.
-
-    Raises:
-        ConfigError: Says how many there are, and which settings make two.
-    """
-    if (views.num_global, views.num_local) != (2, 0):
-        raise ConfigError(
-            f"{method} compares two large views, not {views.num_global} large and "
-            f"{views.num_local} small ones: set method.views.num_global 2 and "
-            "method.views.num_local 0"
-        )
 
 
 def check_batch_size(method: str, batch_size: int, num_images: int) -> None:

@@ -9,8 +9,7 @@ Shapes in this file:
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,55 +17,15 @@ from jaxtyping import Float
 from lightly.models.modules import MoCoProjectionHead
 from torch import Tensor, nn
 
-from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
 from smallvit.core.momentum import update_momentum
 from smallvit.core.objective import StepOutput
 from smallvit.core.schedule import cosine
 from smallvit.data.batches import ViewBatch
-from smallvit.data.config import ViewsConfig
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel.rows import gather
-from smallvit.pretraining.method import (
-    AbstractPretraining,
-    check_two_views,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MocoV3Config:
-    """Momentum contrast; the defaults are the authors' for a ViT, with smaller heads.
-
-    Attributes:
-        name: The method.
-        views: The two views and their colours.
-        hidden_dim: Width of the hidden layers of projection and prediction head; the authors' 4096
-            would be most of a small network's parameters.
-        output_dim: Width of what is compared.
-        temperature: Temperature of the softmax over the images of the batch.
-        momentum: Decay of the momentum teacher at the start; it rises to 1 along a cosine.
-        freeze_patch_embed: Whether the patch embedding stays as it starts: the authors found that
-            a ViT is more stable so.
-
-    Source:
-        Chen, Xie and He, 2021, An Empirical Study of Training Self-Supervised Vision Transformers,
-        https://arxiv.org/abs/2104.02057; facebookresearch/moco-v3@38aae44, CONFIG.md.
-    """
-
-    name: Literal["mocov3"] = "mocov3"
-    views: ViewsConfig = field(
-        default_factory=lambda: ViewsConfig(
-            num_local=0, global_scale=(0.08, 1.0), blur_prob=(1.0, 0.1, 0.0)
-        )
-    )
-    hidden_dim: Annotated[int, Range(ge=1)] = 1024
-    output_dim: Annotated[int, Range(ge=1)] = 256
-    temperature: Annotated[float, Range(ge=1e-3)] = 0.2
-    momentum: Annotated[float, Range(ge=0, le=1)] = 0.99
-    freeze_patch_embed: bool = True
-
-    def __post_init__(self) -> None:
-        check_two_views(self.views, self.name)
+from smallvit.pretraining.config import MocoV3Config
+from smallvit.pretraining.method import AbstractPretraining
 
 
 class MocoV3Objective(AbstractPretraining):

@@ -7,8 +7,7 @@ Shapes in this file:
 """
 
 import warnings
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,63 +16,9 @@ from lightly.models.modules import DINOProjectionHead
 from lightly.models.modules.center import Center, center_momentum
 from torch import Tensor
 
-from smallvit.core.config import Range
-from smallvit.core.errors import ConfigError
-from smallvit.data.config import ViewsConfig
 from smallvit.parallel.processes import add_up_
 from smallvit.parallel.rows import current_rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrototypeConfig:
-    """Head, temperatures and momentum; the defaults are those of Gani et al.
-
-    Attributes:
-        name: The method.
-        views: The views and their colours.
-        num_prototypes: K, the width of the output.
-        hidden_dim: Width of the projection head.
-        bottleneck_dim: Width before the prototypes.
-        head_batch_norm: Whether the head normalises over the batch, as DINO's does for CNNs; the
-            paper does not, but a run of a few hundred steps gets off the ground sooner with it.
-        student_temp: Temperature of the student's softmax.
-        teacher_temp: Temperature of the momentum teacher's softmax after its warm-up.
-        warmup_teacher_temp: Temperature at the start.
-        warmup_teacher_temp_epochs: Passes over which it rises linearly.
-        center_momentum: Decay of the centre that is subtracted from the momentum teacher's output.
-        momentum: Decay of the momentum teacher at the start; it rises to 1 along a cosine.
-        freeze_last_layer_epochs: Passes in which the prototypes stay fixed.
-
-    Raises:
-        ConfigError: If the temperature would fall.
-    """
-
-    name: str = ""
-    views: ViewsConfig = field(default_factory=ViewsConfig)
-    num_prototypes: Annotated[int, Range(ge=2)] = 1024
-    hidden_dim: Annotated[int, Range(ge=1)] = 512
-    bottleneck_dim: Annotated[int, Range(ge=1)] = 256
-    head_batch_norm: bool = False
-    student_temp: Annotated[float, Range(gt=0)] = 0.1
-    teacher_temp: Annotated[float, Range(gt=0)] = 0.07
-    warmup_teacher_temp: Annotated[float, Range(gt=0)] = 0.04
-    warmup_teacher_temp_epochs: Annotated[float, Range(ge=0)] = 10.0
-    center_momentum: Annotated[float, Range(ge=0, lt=1)] = 0.9
-    momentum: Annotated[float, Range(ge=0, le=1)] = 0.996
-    freeze_last_layer_epochs: Annotated[float, Range(ge=0)] = 1.0
-
-    def __post_init__(self) -> None:
-        if self.warmup_teacher_temp > self.teacher_temp:
-            raise ConfigError(
-                f"method.warmup_teacher_temp ({self.warmup_teacher_temp}) must not exceed "
-                f"method.teacher_temp ({self.teacher_temp})"
-            )
-
-    def target_temp(self, epoch: float) -> float:
-        """Return the temperature of targets after ``epoch`` passes: linear, then constant."""
-        warmup = self.warmup_teacher_temp_epochs
-        done = epoch / warmup if epoch < warmup else 1.0
-        return self.warmup_teacher_temp + done * (self.teacher_temp - self.warmup_teacher_temp)
+from smallvit.pretraining.config import PrototypeConfig
 
 
 def create_head(embed_dim: int, config: PrototypeConfig) -> DINOProjectionHead:

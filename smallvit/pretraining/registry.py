@@ -3,20 +3,26 @@
 Adding one means a file with its config and objective, and its two lines here.
 """
 
-from smallvit.core.errors import UnknownNameError
 from smallvit.models.tokens import AbstractBackbone, Features
-from smallvit.pretraining.dino import DinoConfig, DinoObjective
-from smallvit.pretraining.ibot import IbotConfig, IbotObjective
-from smallvit.pretraining.lejepa import LeJepaConfig, LeJepaObjective
-from smallvit.pretraining.mae import MaeConfig, MaeObjective
-from smallvit.pretraining.method import AbstractPretraining
-from smallvit.pretraining.mocov3 import MocoV3Config, MocoV3Objective
-from smallvit.pretraining.simclr import SimClrConfig, SimClrObjective
-from smallvit.pretraining.simmim import SimMimConfig, SimMimObjective
-
-MethodConfig = (
-    DinoConfig | IbotConfig | MaeConfig | SimMimConfig | MocoV3Config | SimClrConfig | LeJepaConfig
+from smallvit.pretraining.config import (
+    DinoConfig,
+    IbotConfig,
+    LeJepaConfig,
+    MaeConfig,
+    MethodConfig,
+    MocoV3Config,
+    SimClrConfig,
+    SimMimConfig,
 )
+from smallvit.pretraining.dino import DinoObjective
+from smallvit.pretraining.ibot import IbotObjective
+from smallvit.pretraining.lejepa import LeJepaObjective
+from smallvit.pretraining.mae import MaeObjective
+from smallvit.pretraining.method import AbstractPretraining
+from smallvit.pretraining.mocov3 import MocoV3Objective
+from smallvit.pretraining.simclr import SimClrObjective
+from smallvit.pretraining.simmim import SimMimObjective
+
 _METHODS: dict[type, type[AbstractPretraining]] = {
     DinoConfig: DinoObjective,
     IbotConfig: IbotObjective,
@@ -26,18 +32,6 @@ _METHODS: dict[type, type[AbstractPretraining]] = {
     SimClrConfig: SimClrObjective,
     LeJepaConfig: LeJepaObjective,
 }
-METHODS: dict[str, type] = {config().name: config for config in _METHODS}
-
-
-def get_method(name: str) -> type:
-    """Look up a method's config by name.
-
-    Raises:
-        UnknownNameError: If there is none; the message lists those there are.
-    """
-    if name not in METHODS:
-        raise UnknownNameError("method", name, METHODS)
-    return METHODS[name]
 
 
 def features_of(config: MethodConfig) -> Features:

@@ -5,62 +5,18 @@ Shapes in this file:
     O    width of what the head returns
 """
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor
 
-from smallvit.core.config import Range
 from smallvit.core.objective import StepOutput
 from smallvit.data.batches import ViewBatch
-from smallvit.data.config import ViewsConfig
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel.rows import gather
-from smallvit.pretraining.method import (
-    AbstractPretraining,
-    check_two_views,
-    project,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimClrConfig:
-    """Contrast within a batch; views and temperature are the authors' for CIFAR-10.
-
-    Attributes:
-        name: The method.
-        views: The two views and their colours; images of 32 pixels are not blurred.
-        hidden_dim: Width of the projection head; the authors take that of the features, which of
-            their ResNet-18 is 512.
-        output_dim: Width of what is compared.
-        temperature: Temperature of the softmax over the other views of the batch.
-
-    Source:
-        Chen et al., 2020, A Simple Framework for Contrastive Learning of Visual Representations,
-        https://arxiv.org/abs/2002.05709, appendix B.9; google-research/simclr@0075cc0, README.md.
-    """
-
-    name: Literal["simclr"] = "simclr"
-    views: ViewsConfig = field(
-        default_factory=lambda: ViewsConfig(
-            num_local=0,
-            global_scale=(0.08, 1.0),
-            # Strength 0.5 of the authors' (0.8, 0.8, 0.8, 0.2).
-            color_jitter=(0.4, 0.4, 0.4, 0.1),
-            blur_prob=(0.0, 0.0, 0.0),
-            solarize_prob=0.0,
-        )
-    )
-    hidden_dim: Annotated[int, Range(ge=1)] = 512
-    output_dim: Annotated[int, Range(ge=1)] = 128
-    temperature: Annotated[float, Range(ge=1e-3)] = 0.5
-
-    def __post_init__(self) -> None:
-        check_two_views(self.views, self.name)
+from smallvit.pretraining.config import SimClrConfig
+from smallvit.pretraining.method import AbstractPretraining, project
 
 
 class SimClrObjective(AbstractPretraining):

@@ -7,19 +7,17 @@ Shapes in this file:
     H W  image in pixels
 """
 
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from smallvit.core.config import Range
 from smallvit.core.objective import StepOutput
 from smallvit.data.batches import ViewBatch
-from smallvit.data.config import ViewsConfig
 from smallvit.models.tokens import AbstractBackbone, Features
+from smallvit.pretraining.config import SimMimConfig
 from smallvit.pretraining.masks import (
     as_mask,
     encode_masked,
@@ -28,33 +26,7 @@ from smallvit.pretraining.masks import (
     split_at_random,
 )
 from smallvit.pretraining.method import AbstractPretraining
-from smallvit.pretraining.pixels import check_one_view, cut_cells, one_plain_view
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimMimConfig:
-    """Masked pixels in place; the defaults are the paper's.
-
-    A masked cell is a final token: 4 px of 32, or 8 px for a Swin, where the paper's is 32 px of
-    192 or 224.
-
-    Attributes:
-        name: The method.
-        views: The view; one, in the image's own colours.
-        mask_ratio: Part of the cells that the network does not see.
-
-    Source:
-        Xie et al., 2022, SimMIM: A Simple Framework for Masked Image Modeling,
-        https://arxiv.org/abs/2111.09886; microsoft/SimMIM@0e71746, models/simmim.py and
-        data/data_simmim.py.
-    """
-
-    name: Literal["simmim"] = "simmim"
-    views: ViewsConfig = field(default_factory=lambda: one_plain_view((0.67, 1.0)))
-    mask_ratio: Annotated[float, Range(gt=0, lt=1)] = 0.6
-
-    def __post_init__(self) -> None:
-        check_one_view(self.name, self.views)
+from smallvit.pretraining.pixels import cut_cells
 
 
 class SimMimObjective(AbstractPretraining):

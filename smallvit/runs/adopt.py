@@ -15,6 +15,7 @@ from timm.models import get_pretrained_cfg
 from smallvit.core import places
 from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.run_folder import (
     Run,
     check_target,
@@ -37,21 +38,16 @@ from smallvit.inference.export import (
     write_export,
 )
 from smallvit.models.convert import adapt, position_grid, read_checkpoint
-from smallvit.models.registry import (
-    ModelConfig,
-    check_fit,
-    create_exported,
-    model_arguments,
-    settings_from,
-)
+from smallvit.models.registry import check_fit, create_exported, model_arguments, settings_from
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel.launch import refuse_several
 from smallvit.runs.classifier import judge_classifier, refuse_chance, score_classifier
+from smallvit.runs.config import Recipe
 from smallvit.runs.data import check_out, load_dataset, require_labels, say_other_grey
 from smallvit.runs.learned import NOTHING, Learned, write_learned
 from smallvit.runs.monitor import EVAL_BATCH
 from smallvit.runs.provenance import check_leak, join_extra_data, other_data
-from smallvit.runs.recipe import Recipe, stage_values
+from smallvit.runs.recipe import stage_values
 from smallvit.runs.record import recorded
 from smallvit.runs.stage import run_stage
 from smallvit.runs.start import TIMM, cost_of, data_settings, find_start

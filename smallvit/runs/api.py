@@ -17,15 +17,17 @@ from smallvit.core.words import alike, either, meant, unneeded
 from smallvit.data.files.registry import DATASETS
 from smallvit.runs.adopt import run_teacher
 from smallvit.runs.chain import add_token_labels
-from smallvit.runs.label import run_label
-from smallvit.runs.outcome import describe_outcome
-from smallvit.runs.recipe import (
+from smallvit.runs.config import (
     FinetuneConfig,
     LabelConfig,
     PretrainConfig,
     Recipe,
     Stage,
     TeacherConfig,
+)
+from smallvit.runs.label import run_label
+from smallvit.runs.outcome import describe_outcome
+from smallvit.runs.recipe import (
     load_recipe,
     open_unfinished,
     say_fit,

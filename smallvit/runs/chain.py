@@ -13,24 +13,17 @@ from smallvit.core import places
 from smallvit.core.config import to_plain
 from smallvit.core.console import format_duration
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.once import saying_once
 from smallvit.core.run_folder import Run, find_runs, new_folder
 from smallvit.data.dataset import Dataset
 from smallvit.engine.forecast import Forecast
-from smallvit.models.registry import ModelConfig
 from smallvit.parallel.launch import refuse_several
 from smallvit.runs.adopt import run_teacher
+from smallvit.runs.config import Recipe, Stage
 from smallvit.runs.data import check_out, load_dataset, require_labels
 from smallvit.runs.label import SCORE_MAPS, run_label
-from smallvit.runs.recipe import (
-    Arm,
-    Recipe,
-    Stage,
-    differences,
-    run_values,
-    stage_values,
-    with_values,
-)
+from smallvit.runs.recipe import differences, run_values, stage_values, with_values
 from smallvit.runs.stage import foresee_stage, run_stage
 
 logger = logging.getLogger("smallvit")

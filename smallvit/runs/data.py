@@ -12,16 +12,15 @@ from smallvit.core.console import console
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.once import say_once
 from smallvit.core.run_folder import Run
-from smallvit.data.files import load
-from smallvit.data.files import fetch, official
+from smallvit.data.dataset import Dataset
+from smallvit.data.files import fetch, load, official
 from smallvit.data.files.class_lists import some
+from smallvit.data.files.config import DataConfig
 from smallvit.data.files.fetch import FetchProgress
 from smallvit.data.files.registry import DATASETS
 from smallvit.data.files.sources import Source, find_files
 from smallvit.data.files.store import Progress as PackProgress
 from smallvit.data.files.walk import is_written
-from smallvit.data.dataset import Dataset
-from smallvit.data.files.config import DataConfig
 
 logger = logging.getLogger("smallvit")
 
@@ -130,9 +129,7 @@ def open_here(config: DataConfig) -> Source:
 def pack(source: Source, config: DataConfig) -> Dataset:
     """Pack and split the images of a source, with progress."""
     with show_progress() as (progress, _):
-        return load.prepare_dataset(
-            source, config, cache_dir=places.cache_dir(), progress=progress
-        )
+        return load.prepare_dataset(source, config, cache_dir=places.cache_dir(), progress=progress)
 
 
 def find_image_size(config: DataConfig) -> int:

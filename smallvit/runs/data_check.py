@@ -8,13 +8,13 @@ import torch
 
 from smallvit.core import places
 from smallvit.core.errors import DataError
+from smallvit.data.dataset import Dataset, class_counts
 from smallvit.data.files import fetch
+from smallvit.data.files.config import DataConfig
+from smallvit.data.files.load import grey_setting
 from smallvit.data.files.registry import DATASETS, DatasetSpec
 from smallvit.data.files.sources import Source
 from smallvit.data.files.store import open_store, verify_store
-from smallvit.data.dataset import Dataset, class_counts
-from smallvit.data.files.config import DataConfig
-from smallvit.data.files.load import grey_setting
 from smallvit.runs.data import open_here, pack, show_progress
 
 

@@ -28,23 +28,17 @@ from smallvit.core.run_folder import (
 )
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.views import eval_batches
-from smallvit.engine.signals import note_signals, stopped
 from smallvit.engine.log import TrainLog
 from smallvit.engine.runtime import Runtime, open_runtime
+from smallvit.engine.signals import note_signals, stopped
 from smallvit.inference.alignment import draw_alignment
 from smallvit.parallel.launch import refuse_several
 from smallvit.runs.annotator import Annotator, open_annotator
+from smallvit.runs.config import LabelConfig, Recipe
 from smallvit.runs.data import check_out, load_dataset, require_labels
 from smallvit.runs.learned import write_learned
 from smallvit.runs.moved import check_same
-from smallvit.runs.recipe import (
-    LabelConfig,
-    Recipe,
-    open_unfinished,
-    refuse_changes,
-    run_values,
-    stage_values,
-)
+from smallvit.runs.recipe import open_unfinished, refuse_changes, run_values, stage_values
 from smallvit.runs.record import recorded
 from smallvit.runs.token_labels import SCORE_MAPS
 from smallvit.runs.training import describe_environment

@@ -18,9 +18,10 @@ from smallvit.core.errors import DataError, SmallViTError
 from smallvit.core.run_folder import Run
 from smallvit.core.whole_file import replacing
 from smallvit.data.dataset import Dataset
+from smallvit.runs.config import Recipe
 from smallvit.runs.data import open_here, pack
-from smallvit.runs.recipe import Recipe
-from smallvit.segment.data import SegmentDataConfig, load_segment_data
+from smallvit.segment.config import SegmentDataConfig
+from smallvit.segment.data import load_segment_data
 
 FILE = "learned.npz"
 FORMAT_VERSION = 1

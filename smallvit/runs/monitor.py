@@ -8,25 +8,24 @@ Shapes in this file:
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from smallvit.core.config import Range
 from smallvit.core.errors import CollapsedError
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.views import eval_batches
 from smallvit.engine.log import read_metrics
 from smallvit.engine.runtime import Runtime
-from smallvit.evaluate.knn import NUM_NEIGHBOURS, TEMPERATURE, extract_features, knn_top1
+from smallvit.evaluate.knn import extract_features, knn_top1
 from smallvit.evaluate.linear_probe import linear_top1
 from smallvit.evaluate.spread import effective_rank, feature_std
 from smallvit.models.tokens import AbstractBackbone, Features
 from smallvit.parallel import processes
+from smallvit.runs.config import MonitorConfig
 
 logger = logging.getLogger("smallvit")
 EVAL_BATCH = 512
@@ -53,26 +52,6 @@ FEWEST_IMAGES = 16  # whose features say something of a spread
 # this factor between evaluations, by more than a rounding error.
 LEAVING = 1.5
 ROUNDING = 0.01  # of the bound
-
-
-@dataclass(frozen=True, kw_only=True)
-class MonitorConfig:
-    """What is measured at each evaluation of stage 1; labels reach no more than these numbers.
-
-    Attributes:
-        knn_neighbours: Neighbours that vote on a validation image.
-        knn_temp: Temperature of their votes.
-        bank_size: Most labelled training images that are neighbours, evenly taken; the linear
-            probe is fitted on them too.
-        linear_probe: Whether a logistic regression is fitted on the features.
-        on_collapse: Whether a collapse stops the run or is said once.
-    """
-
-    knn_neighbours: Annotated[int, Range(ge=1)] = NUM_NEIGHBOURS
-    knn_temp: Annotated[float, Range(gt=0)] = TEMPERATURE
-    bank_size: Annotated[int, Range(ge=1)] = 10_000
-    linear_probe: bool = True
-    on_collapse: Literal["stop", "warn"] = "stop"
 
 
 def take_evenly(split: Split, most: int) -> Split:

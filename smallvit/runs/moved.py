@@ -19,9 +19,9 @@ from smallvit.core.run_folder import Run
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.files.config import DataConfig
 from smallvit.inference.export import ExportedInput, exported_input
+from smallvit.runs.config import Recipe
 from smallvit.runs.data import load_dataset
 from smallvit.runs.learned import FILE, SPLITS, KeptSplit, is_same_data, read_record
-from smallvit.runs.recipe import Recipe
 
 logger = logging.getLogger("smallvit")
 

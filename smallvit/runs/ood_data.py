@@ -17,12 +17,12 @@ from torch import Tensor
 
 from smallvit.core import places, rng
 from smallvit.core.errors import ConfigError, UnknownNameError
-from smallvit.data.files.own import open_path
-from smallvit.data.files.registry import DATASETS
-from smallvit.data.files.store import PackedStore, open_store
 from smallvit.data.dataset import Dataset
 from smallvit.data.files.config import DataConfig
 from smallvit.data.files.load import open_source
+from smallvit.data.files.own import open_path
+from smallvit.data.files.registry import DATASETS
+from smallvit.data.files.store import PackedStore, open_store
 from smallvit.evaluate.ood import NOISES, Noise, noise_images
 from smallvit.runs.data import show_progress
 from smallvit.runs.provenance import SHARING

@@ -3,35 +3,21 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
 
 import smallvit
 from smallvit.core import places
-from smallvit.core.config import Layer, Range, find_errors, merge, resolve, show, to_plain
+from smallvit.core.config import Layer, find_errors, merge, resolve, show, to_plain
 from smallvit.core.errors import LISTINGS, ConfigError, DataError, suggest
 from smallvit.core.run_folder import Run, name_version, what_is_at
-from smallvit.data.config import AugmentConfig
 from smallvit.data.files.registry import DATASETS
-from smallvit.data.files.config import DataConfig
-from smallvit.engine.log import LogConfig
-from smallvit.engine.optim import OptimConfig, ScheduleConfig, check_schedule
-from smallvit.engine.runtime import RuntimeConfig, uses_cuda
-from smallvit.finetuning.objective import SupervisedConfig
-from smallvit.finetuning.token_labeling import TokenLabelConfig
-from smallvit.models.registry import ModelConfig, create_backbone
-from smallvit.pretraining.dino import DinoConfig
-from smallvit.pretraining.registry import MethodConfig, get_method
-from smallvit.runs.data import find_image_size
-from smallvit.runs.monitor import MonitorConfig
+from smallvit.pretraining.config import DinoConfig, get_method
+from smallvit.runs.config import Recipe, Stage
 
 logger = logging.getLogger("smallvit")
-Stage = Literal["pretrain", "teacher", "label", "finetune"]
-Arm = Literal["scratch", "ssl", "token-labels", "both"]
-STAGES: tuple[Stage, ...] = ("pretrain", "teacher", "label", "finetune")
 SHARED = ("seed", "data", "model", "runtime", "log")
 PATHS = (
     "data.path",
@@ -52,148 +38,6 @@ FREE_AT_RESUME = (
     "data.layout",
 )
 OF_NAMED_DATA = ("dataset", "path", "image_column", "label_column", "hflip", "layout")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Stage 1.
-
-    Attributes:
-        init: Run or export whose weights it goes on from, or ``timm:NAME`` for timm's; null or
-            ``scratch`` is fresh weights.
-        allow_leak: Take a start that may have seen held-out images of this data; it is recorded.
-        method: What is learned, and its views.
-        optim: Optimizer.
-        schedule: Length and learning rate.
-        monitor: What is measured on the way, and what a collapse does.
-    """
-
-    init: str | None = None
-    allow_leak: bool = False
-    method: MethodConfig = field(default_factory=DinoConfig)
-    optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(lr=2.0e-4, batch_size=512, weight_decay=0.04)
-    )
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    monitor: MonitorConfig = field(default_factory=MonitorConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """Training the annotator of stage 2.
-
-    Attributes:
-        adopt: Run, export, file of weights or ``timm:NAME`` that is taken instead of training one.
-        allow_leak: Adopt one that may have seen held-out images of this data set; it is recorded.
-        model: Its network.
-        method: Its loss.
-        augment: Its augmentation.
-        optim: Optimizer.
-        schedule: Length and learning rate.
-    """
-
-    adopt: str | None = None
-    allow_leak: bool = False
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(name="resnet20_small"))
-    method: SupervisedConfig = field(default_factory=SupervisedConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelConfig:
-    """Writing score maps.
-
-    Attributes:
-        teacher: Run of the teacher.
-        top_k: Classes listed a place; null is 5, or all where there are 10 or fewer.
-        temperature: What the teacher's logits are divided by; above 1 its maps are softer.
-        flip: Average each map with the mirrored one of the mirrored image: twice the time.
-        batch_size: Images of one forward pass.
-        allow_leak: Take a teacher that may have seen test images of this data set; it is recorded.
-    """
-
-    teacher: Path | None = None
-    top_k: Annotated[int | None, Range(ge=1)] = None
-    temperature: Annotated[float, Range(gt=0)] = 1.0
-    flip: bool = False
-    batch_size: Annotated[int, Range(ge=1, le=1 << 20)] = 256
-    allow_leak: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """Stage 2.
-
-    Attributes:
-        init: Run or export whose weights it starts from, ``timm:NAME`` for timm's, or ``scratch``,
-            which null is as well unless ``smallvit finetune --token-label`` finds a pretrain run to
-            continue from.
-        score_maps: File of score maps for token labeling.
-        teacher: Run of the teacher that labels patches in every step, where
-            ``token_label.source`` is ``online``.
-        allow_leak: Take a start, teacher or maps that may have seen held-out images of this data
-            set; it is recorded.
-        token_label: Token labeling.
-        method: Loss on the image label.
-        augment: Augmentation.
-        optim: Optimizer.
-        schedule: Length and learning rate.
-    """
-
-    init: str | None = None
-    score_maps: Path | None = None
-    teacher: Path | None = None
-    allow_leak: bool = False
-    token_label: TokenLabelConfig = field(default_factory=TokenLabelConfig)
-    method: SupervisedConfig = field(default_factory=SupervisedConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Settings of every stage; a file may leave out any section.
-
-    Attributes:
-        description: What it is for, in one line.
-        paper: What it follows.
-        expected: What was measured with it, in one line; null until it was.
-        cpu_recipe: Shipped recipe that does on a CPU what this one is for on a GPU; null where this
-            one is for both.
-        seed: Seed of everything but the splits.
-        data: Images and splits.
-        model: The student of both stages.
-        runtime: Device and precision.
-        log: How often to write.
-        pretrain: Stage 1.
-        teacher: The annotator.
-        label: Its score maps.
-        finetune: Stage 2.
-        arms: Stage-2 runs of ``smallvit run``; what they build on is made once.
-    """
-
-    description: str = ""
-    paper: str | None = None
-    expected: str | None = None
-    cpu_recipe: str | None = None
-    seed: Annotated[int, Range(ge=0, lt=1 << 63)] = 0
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    label: LabelConfig = field(default_factory=LabelConfig)
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    arms: tuple[Arm, ...] = ("scratch", "ssl", "token-labels", "both")
-
-    def __post_init__(self) -> None:
-        # Not done by the stages: the command line builds one of the options given alone.
-        for stage in (self.pretrain, self.teacher, self.finetune):
-            check_schedule(stage.optim, stage.schedule)
 
 
 def recipes_root() -> Path:
@@ -377,6 +221,8 @@ def load_recipe(
 
 def say_fit(recipe: Recipe, name: str) -> None:
     """Say where a recipe that is made for a GPU is used without one, and which is for a CPU."""
+    from smallvit.engine.runtime import uses_cuda  # late, as below: help is to be quick
+
     if recipe.cpu_recipe is not None and not uses_cuda(recipe.runtime):
         logger.warning(
             "%s is made for a GPU, and none is used here: %s is the recipe for a CPU",
@@ -507,6 +353,8 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 def check_recipe(path: Path) -> list[str]:
     """Resolve a recipe and build its networks; return every error, a line each."""
+    from smallvit.models.registry import create_backbone
+
     try:
         layer = read_layer(path)
     except ConfigError as error:
@@ -537,6 +385,8 @@ def differences(left: Any, right: Any, prefix: str = "") -> Sequence[str]:
 
 
 def _matching(asked: Recipe) -> Path:
+    from smallvit.runs.data import find_image_size
+
     root = recipes_root()
     dataset, method = asked.data.dataset, asked.pretrain.method.name
     suffix = "" if method == DinoConfig().name else f"-{method}"

@@ -11,7 +11,8 @@ from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, open_run
 from smallvit.data.dataset import Dataset
 from smallvit.data.views import eval_batches
-from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
+from smallvit.engine.config import RuntimeConfig
+from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.evaluate.classify import classification_metrics, confusion_matrix, predict_logits
 from smallvit.evaluate.knn import extract_features
 from smallvit.evaluate.linear_probe import linear_top1

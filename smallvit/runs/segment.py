@@ -1,36 +1,38 @@
 """The segmentation stage: settings, training on images and masks, scoring."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from smallvit.core import places, rng
 from smallvit.core.alone import alone
-from smallvit.core.config import Layer, Range, merge, resolve, to_plain
+from smallvit.core.config import Layer, merge, resolve, to_plain
 from smallvit.core.errors import DataError
 from smallvit.core.run_folder import Run, open_run
 from smallvit.data.order import Order
 from smallvit.engine.checkpoint import AGAIN, BEST, load_scored, take_best
+from smallvit.engine.config import (
+    RuntimeConfig,
+)
 from smallvit.engine.curves import draw_curves
-from smallvit.engine.log import LogConfig
-from smallvit.engine.optim import OptimConfig, ScheduleConfig, check_schedule
-from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
+from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.engine.state import FitResult
 from smallvit.inference.export import exported_model, usage, write_export
-from smallvit.models.registry import ModelConfig, model_arguments, settings_of
+from smallvit.models.registry import model_arguments, settings_of
 from smallvit.parallel import processes
+from smallvit.runs.config import SegmentRecipe
 from smallvit.runs.monitor import take_evenly
 from smallvit.runs.moved import check_same
 from smallvit.runs.recipe import open_unfinished, read_layer, refuse_changes
 from smallvit.runs.start import TIMM, Start, find_start, start_from, start_settings
 from smallvit.runs.training import Call, Job, opened, prepare_backbone, train
-from smallvit.segment.batches import SegmentAugmentConfig, SegmentBatches, eval_batches
-from smallvit.segment.data import SegmentData, SegmentDataConfig, load_segment_data
-from smallvit.segment.heads import HeadConfig, create_head
+from smallvit.segment.batches import SegmentBatches, eval_batches
+from smallvit.segment.data import SegmentData, load_segment_data
+from smallvit.segment.heads import create_head
 from smallvit.segment.metrics import (
     class_ious,
     evaluate_segmentation,
@@ -43,51 +45,6 @@ from smallvit.segment.picture import draw_segments
 STAGE = "segment"
 EVAL_BATCH = 64
 DRAWN_IMAGES = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentConfig:
-    """A segmentation fine-tune.
-
-    Attributes:
-        init: Run or export whose weights it starts from, ``timm:NAME`` for timm's, or ``scratch``.
-        allow_leak: Take a start that may have seen held-out images of this data; it is recorded.
-        head: What reads the classes.
-        augment: Crop of the training images.
-        optim: Optimizer.
-        schedule: Length and learning rate.
-    """
-
-    init: str = "scratch"
-    allow_leak: bool = False
-    head: HeadConfig = field(default_factory=HeadConfig)
-    augment: SegmentAugmentConfig = field(default_factory=SegmentAugmentConfig)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5.0e-4, batch_size=32))
-    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(epochs=50.0))
-
-    def __post_init__(self) -> None:
-        check_schedule(self.optim, self.schedule)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentRecipe:
-    """Settings of a segmentation run; its recipe.yaml holds them and is one for ``--recipe``.
-
-    Attributes:
-        seed: Seed of everything but the splits.
-        data: Images, masks and splits.
-        model: The backbone.
-        runtime: Device and precision.
-        log: How often to write.
-        segment: Start, head and training.
-    """
-
-    seed: Annotated[int, Range(ge=0)] = 0
-    data: SegmentDataConfig = field(default_factory=SegmentDataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    segment: SegmentConfig = field(default_factory=SegmentConfig)
 
 
 def load_segment_recipe(recipe: Path | None, overrides: Mapping[str, Any]) -> SegmentRecipe:

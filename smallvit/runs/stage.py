@@ -11,37 +11,33 @@ import torch
 from smallvit.core import rng
 from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.objective import AbstractObjective
 from smallvit.core.run_folder import Run
 from smallvit.data.dataset import Dataset
 from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches
 from smallvit.engine.checkpoint import take_best
+from smallvit.engine.config import ScheduleConfig
 from smallvit.engine.curves import draw_curves
 from smallvit.engine.forecast import Forecast
-from smallvit.engine.optim import ScheduleConfig, warmup_steps
+from smallvit.engine.optim import warmup_steps
 from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.engine.state import FitResult
 from smallvit.finetuning.objective import FinetuneObjective
 from smallvit.inference.export import usage, write_export
-from smallvit.models.registry import ModelConfig, model_arguments
+from smallvit.models.registry import model_arguments
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel import processes
 from smallvit.pretraining.method import AbstractPretraining, check_batch_size
 from smallvit.pretraining.registry import create_objective
 from smallvit.runs.classifier import judge_classifier, score_classifier
+from smallvit.runs.config import Recipe, Stage
 from smallvit.runs.data import check_out, load_dataset, require_labels
 from smallvit.runs.monitor import CollapseWatch, Monitor, collapse_bounds, take_evenly
 from smallvit.runs.moved import check_same
 from smallvit.runs.provenance import join_extra_data
-from smallvit.runs.recipe import (
-    Recipe,
-    Stage,
-    open_unfinished,
-    refuse_changes,
-    run_values,
-    stage_values,
-)
+from smallvit.runs.recipe import open_unfinished, refuse_changes, run_values, stage_values
 from smallvit.runs.start import Start, start_from
 from smallvit.runs.token_labels import TokenLabels, open_token_labels
 from smallvit.runs.training import Call, Job, foresee_job, opened, prepare_backbone, train

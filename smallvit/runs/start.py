@@ -18,7 +18,7 @@ from smallvit.inference.export import (
     initialise_from_timm,
 )
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.pretraining.dino import DinoConfig
+from smallvit.pretraining.config import DinoConfig
 from smallvit.runs.data import say_other_grey
 from smallvit.runs.learned import NOTHING, Learned
 from smallvit.runs.provenance import check_leak, join_extra_data, other_data

@@ -18,9 +18,9 @@ from smallvit.finetuning.online import OnlineTeacher
 from smallvit.models.measure import measure
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.runs.annotator import open_annotator
+from smallvit.runs.config import FinetuneConfig
 from smallvit.runs.learned import NOTHING, Learned
 from smallvit.runs.provenance import check_leak, join_extra_data, other_data
-from smallvit.runs.recipe import FinetuneConfig
 from smallvit.runs.start import cost_of, total_cost
 from smallvit.teachers.score_maps import open_score_maps
 

@@ -15,6 +15,7 @@ import torch
 
 from smallvit.core import places, rng
 from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.objective import AbstractObjective
 from smallvit.core.run_folder import (
     Run,
@@ -28,14 +29,15 @@ from smallvit.core.run_folder import (
 from smallvit.data.dataset import Dataset
 from smallvit.data.order import Order
 from smallvit.engine.checkpoint import check_room, has_checkpoint
+from smallvit.engine.config import LogConfig, OptimConfig, RuntimeConfig, ScheduleConfig
 from smallvit.engine.fit import fit
 from smallvit.engine.forecast import Forecast, can_foresee, foresee
-from smallvit.engine.log import LogConfig, read_metrics
-from smallvit.engine.optim import OptimConfig, ScheduleConfig, say_cut_warmup
+from smallvit.engine.log import read_metrics
+from smallvit.engine.optim import say_cut_warmup
 from smallvit.engine.plan import FitPlan, check_micro_batch
-from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
+from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.engine.state import FitResult, TrainState
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.models.registry import create_backbone
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel import processes
 from smallvit.parallel.process_group import process_group

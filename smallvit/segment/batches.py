@@ -6,19 +6,17 @@ Shapes in this file:
 """
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.core import rng
-from smallvit.core.config import Range
 from smallvit.data import augment, geometry
-from smallvit.data.config import Fraction, check_bounds
 from smallvit.data.dataset import Split, channel_tensors
 from smallvit.data.order import InOrder, Order
 from smallvit.parallel import processes
+from smallvit.segment.config import SegmentAugmentConfig
 from smallvit.segment.data import IGNORED, SegmentData
 
 
@@ -44,23 +42,6 @@ class SegmentBatch:
     def take(self, rows: Int[Tensor, " b"]) -> "SegmentBatch":
         """Return some images with their masks."""
         return SegmentBatch(images=self.images[rows], masks=self.masks[rows], counted=self.counted)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentAugmentConfig:
-    """The crop of training images; half of them are mirrored unless ``data.hflip`` is false.
-
-    Attributes:
-        scale: Area of the crop as a fraction of the image's.
-        ratio: Aspect ratio of the crop, width over height.
-    """
-
-    scale: tuple[Fraction, Fraction] = (0.5, 1.0)
-    ratio: Annotated[tuple[float, float], Range(gt=0)] = (0.75, 4 / 3)
-
-    def __post_init__(self) -> None:
-        for name in ("scale", "ratio"):
-            check_bounds(f"augment.{name}", getattr(self, name))
 
 
 class SegmentBatches:

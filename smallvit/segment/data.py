@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from glob import escape
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from jaxtyping import Int, Shaped, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.files.content import content_hash
@@ -37,6 +36,7 @@ from smallvit.data.files.splits import (
     store_cut,
 )
 from smallvit.data.files.store import cache_errors, content_order, file_stem, hash_images
+from smallvit.segment.config import SegmentDataConfig
 
 SPLITS = ("train", "val", "test")
 IGNORED = 255  # index of pixels that count for nothing
@@ -46,33 +46,6 @@ LAYOUT = "expected images/train/NAME.* with masks/train/NAME.png, and the same f
 # Files of one thread's turn: enough that threads do not wait for each other.
 CHUNK = 16
 logger = logging.getLogger("smallvit")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentDataConfig:
-    """Which images and masks, and how they are split.
-
-    Attributes:
-        path: Folder of ``images/{train,val,test}/NAME.*`` and ``masks/{train,val,test}/NAME.png``.
-        image_size: Side of the square that images are fitted into, in pixels; null is the usual
-            size nearest to the images' longer sides (8 to 256).
-        val_fraction: Part of the training images held out for validation where there is no val
-            folder.
-        test_fraction: Part of all training images held out for testing where there is no test
-            folder.
-        split_seed: Seed of the cut, apart from the training seed.
-        hflip: Whether images are mirrored in training.
-        split_version: 2 cuts, orders and fingerprints by content; 1 by the names of the images, as
-            runs did that do not name a version.
-    """
-
-    path: Path | None = None
-    image_size: Annotated[int | None, Range(ge=8, le=1024)] = None
-    val_fraction: Annotated[float, Range(gt=0, lt=0.9)] = 0.1
-    test_fraction: Annotated[float, Range(gt=0, lt=0.9)] = 0.2
-    split_seed: Annotated[int, Range(ge=0)] = 0
-    hflip: bool = True
-    split_version: Literal[1, 2] = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,43 +12,22 @@ Shapes in this file:
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
 from smallvit.models.tokens import AbstractBackbone
+from smallvit.segment.config import HeadConfig
 
-HeadName = Literal["linear", "upernet-light"]
 MOST_LEVELS = 4
 LEAST_LEVELS = 3
 POOLED = (1, 2, 3, 6)  # cells a side of the pooling pyramid, as published
 PYRAMID = (4.0, 2.0, 1.0, 0.5)  # sides of the levels of a network of one grid, in its grids
 FINEST_PX = 2  # pixels of a cell of the finest level
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadConfig:
-    """What reads the classes.
-
-    Attributes:
-        name: ``linear`` is one matrix product on the final tokens; ``upernet-light`` joins several
-            levels of the network.
-        width: Channels of upernet-light; a quarter of the published 512.
-        dropout: Channels of its last map that are left out in training, in [0, 1).
-    """
-
-    name: HeadName = "upernet-light"
-    width: Annotated[int, Range(ge=8)] = 128
-    dropout: Annotated[float, Range(ge=0, lt=1)] = 0.1
-
-    def __post_init__(self) -> None:
-        if self.width % 8:
-            raise ConfigError(f"head.width ({self.width}) must be a multiple of 8")
 
 
 @dataclass(frozen=True, kw_only=True)

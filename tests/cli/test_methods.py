@@ -9,7 +9,7 @@ import yaml
 
 from smallvit.cli.app import main
 from smallvit.cli.method_options import MethodOptions
-from smallvit.pretraining.registry import METHODS
+from smallvit.pretraining.config import METHODS
 
 # Sizes of the heads, so that a step of an 8 px image takes no time.
 SMALL = {

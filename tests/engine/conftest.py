@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from smallvit.data.batches import LabelledBatch, TokenBox, ViewBatch
-from smallvit.engine.log import LogConfig
-from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.engine.config import LogConfig, OptimConfig, RuntimeConfig, ScheduleConfig
 from smallvit.engine.plan import FitPlan
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
-from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
-from smallvit.finetuning.token_labeling import TokenLabelConfig
-from smallvit.pretraining.dino import DinoConfig, DinoObjective
+from smallvit.engine.runtime import open_runtime
+from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
+from smallvit.finetuning.objective import FinetuneObjective
+from smallvit.pretraining.config import DinoConfig
+from smallvit.pretraining.dino import DinoObjective
 
 
 @pytest.fixture

@@ -13,25 +13,27 @@ from typing import Any
 
 import torch
 
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.config import AugmentConfig, ViewsConfig
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches, eval_batches
-from smallvit.engine.log import LogConfig
-from smallvit.engine.optim import OptimConfig, ScheduleConfig, set_schedule
+from smallvit.engine.config import LogConfig, OptimConfig, RuntimeConfig, ScheduleConfig
+from smallvit.engine.optim import set_schedule
 from smallvit.engine.plan import FitPlan
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.runtime import open_runtime
 from smallvit.engine.state import TrainState
 from smallvit.engine.step import train_step
 from smallvit.evaluate.classify import predict_logits
 from smallvit.evaluate.knn import extract_features
-from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
-from smallvit.finetuning.token_labeling import TokenLabelConfig
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
+from smallvit.finetuning.objective import FinetuneObjective
+from smallvit.models.registry import create_backbone
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel import processes
 from smallvit.parallel.process_group import process_group
-from smallvit.pretraining.registry import METHODS, create_objective
+from smallvit.pretraining.config import METHODS
+from smallvit.pretraining.registry import create_objective
 
 BATCH, STEPS, SIDE, CLASSES = 6, 3, 16, 5
 DEVICE = torch.device("cpu")

@@ -9,9 +9,9 @@ import torch
 from smallvit.core.errors import ConfigError, DivergedError, InterruptedRunError
 from smallvit.data.batches import LabelledBatch
 from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
+from smallvit.engine.config import LogConfig, ScheduleConfig
 from smallvit.engine.fit import fit
-from smallvit.engine.log import LogConfig, read_metrics
-from smallvit.engine.optim import ScheduleConfig
+from smallvit.engine.log import read_metrics
 from smallvit.engine.plan import FitPlan
 
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from smallvit.core.errors import DivergedError
 from smallvit.core.objective import AbstractObjective, StepOutput
 from smallvit.engine.checkpoint import load_checkpoint
+from smallvit.engine.config import LogConfig, RuntimeConfig
 from smallvit.engine.fit import fit
-from smallvit.engine.log import LogConfig, read_metrics
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.log import read_metrics
+from smallvit.engine.runtime import open_runtime
 from smallvit.engine.state import TrainState
 
 FACTOR = 100.0  # of the gradient in float16, whose largest number is 65504

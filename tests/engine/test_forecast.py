@@ -9,11 +9,13 @@ from smallvit.core import memory
 from smallvit.core.errors import ConfigError, OutOfMemoryError
 from smallvit.engine import forecast
 from smallvit.engine.checkpoint import load_checkpoint
+from smallvit.engine.config import LogConfig
 from smallvit.engine.fit import fit
 from smallvit.engine.forecast import Forecast, foresee
-from smallvit.engine.log import LogConfig, read_metrics
+from smallvit.engine.log import read_metrics
 from smallvit.engine.state import TrainState
-from smallvit.pretraining.dino import DinoConfig, DinoObjective
+from smallvit.pretraining.config import DinoConfig
+from smallvit.pretraining.dino import DinoObjective
 
 BASE, IMAGE = 10**9, 10**8  # bytes of a process, and of each image at once
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from smallvit.engine.config import LogConfig, ScheduleConfig
 from smallvit.engine.fit import fit
-from smallvit.engine.log import LogConfig, read_metrics
-from smallvit.engine.optim import ScheduleConfig
+from smallvit.engine.log import read_metrics
 
 pytestmark = pytest.mark.exact
 

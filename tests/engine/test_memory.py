@@ -8,10 +8,12 @@ import torch
 
 from smallvit.core.errors import ConfigError, OutOfMemoryError
 from smallvit.engine.checkpoint import load_checkpoint
+from smallvit.engine.config import LogConfig
 from smallvit.engine.fit import fit
-from smallvit.engine.log import LogConfig, read_metrics
+from smallvit.engine.log import read_metrics
 from smallvit.engine.memory import is_out_of_memory
-from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
+from smallvit.finetuning.config import SupervisedConfig
+from smallvit.finetuning.objective import FinetuneObjective
 
 CPU_SAYS = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"
 

@@ -7,18 +7,12 @@ import torch
 from torch import nn
 
 from smallvit.core.errors import ConfigError
-from smallvit.engine.optim import (
-    OptimConfig,
-    ScheduleConfig,
-    check_schedule,
-    clip_gradients_,
-    create_optimizer,
-    say_cut_warmup,
-    set_schedule,
-)
-from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
-from smallvit.finetuning.token_labeling import TokenLabelConfig
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.core.model_config import ModelConfig
+from smallvit.engine.config import OptimConfig, ScheduleConfig, check_schedule
+from smallvit.engine.optim import clip_gradients_, create_optimizer, say_cut_warmup, set_schedule
+from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
+from smallvit.finetuning.objective import FinetuneObjective
+from smallvit.models.registry import create_backbone
 
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.04, weight_decay_end=0.4)
 SCHEDULE = ScheduleConfig(epochs=10.0, warmup_epochs=1.0, min_lr=1e-6)

@@ -10,19 +10,20 @@ from typing import Any
 import pytest
 import torch
 
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.config import AugmentConfig, ViewsConfig
 from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches
 from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
+from smallvit.engine.config import LogConfig, OptimConfig, RuntimeConfig, ScheduleConfig
 from smallvit.engine.fit import fit
-from smallvit.engine.log import LogConfig, read_metrics
-from smallvit.engine.optim import OptimConfig, ScheduleConfig
+from smallvit.engine.log import read_metrics
 from smallvit.engine.plan import FitPlan
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
-from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
-from smallvit.finetuning.token_labeling import TokenLabelConfig
-from smallvit.models.registry import ModelConfig
-from smallvit.pretraining.dino import DinoConfig, DinoObjective
+from smallvit.engine.runtime import open_runtime
+from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
+from smallvit.finetuning.objective import FinetuneObjective
+from smallvit.pretraining.config import DinoConfig
+from smallvit.pretraining.dino import DinoObjective
 
 SHARED = runpy.run_path(str(Path(__file__).with_name("every_objective.py")))
 FAMILIES: dict[str, dict[str, Any]] = {

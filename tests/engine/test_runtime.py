@@ -4,14 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.fit import fit
 from smallvit.engine.log import read_metrics
-from smallvit.engine.runtime import (
-    RuntimeConfig,
-    compiled_networks,
-    open_runtime,
-    say_precision,
-)
+from smallvit.engine.runtime import compiled_networks, open_runtime, say_precision
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from smallvit.data.batches import LabelledBatch
-from smallvit.engine.optim import OptimConfig, create_optimizer
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.config import OptimConfig, RuntimeConfig
+from smallvit.engine.optim import create_optimizer
+from smallvit.engine.runtime import open_runtime
 from smallvit.engine.step import train_step
 
 

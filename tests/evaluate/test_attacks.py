@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.evaluate.attacks import fgsm, pgd, robust_correct
 from smallvit.evaluate.classify import predicted_classes
 from smallvit.evaluate.pixel_classifier import PixelClassifier
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.models.registry import create_backbone
 from smallvit.models.tokens import AbstractBackbone, Tokens
 
 SIZE = 4

@@ -4,7 +4,8 @@ from torch import nn
 
 from smallvit.data.augment import normalise, to_float
 from smallvit.data.dataset import Split
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.config import RuntimeConfig
+from smallvit.engine.runtime import open_runtime
 from smallvit.evaluate.classify import predict_logits
 from smallvit.evaluate.pixel_classifier import (
     PixelClassifier,

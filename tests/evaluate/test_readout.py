@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.evaluate.classify import predict_logits
 from smallvit.evaluate.readout import check_readout, describe_readout, own_readout, read_logits
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.models.registry import create_backbone
 from smallvit.models.tokens import AbstractBackbone, Tokens
 
 READOUTS = ("cls", "cls+max", "mean")

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from smallvit.core.errors import SmallViTError
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.files.own import open_path
 from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
 from smallvit.inference.export import exported_model, read_export, write_export
-from smallvit.models.registry import ModelConfig, create_backbone, model_arguments
+from smallvit.models.registry import create_backbone, model_arguments
 from smallvit.teachers.score_maps import (
     ScoreMapHeader,
     ScoreMaps,

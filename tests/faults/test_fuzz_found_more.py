@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from smallvit.core.errors import ConfigError, DataError, SmallViTError
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.files.own import open_path
 from smallvit.inference.export import exported_model, read_export, write_export
 from smallvit.leaderboard.suite import read_suite
-from smallvit.models.registry import ModelConfig, create_backbone, model_arguments
+from smallvit.models.registry import create_backbone, model_arguments
 
 SUITES = {
     "a long data set": ("datasets: [%s]" % ("a" * 5000), "no folder is called 'aaaa"),

@@ -17,7 +17,8 @@ from smallvit.core.config import find_errors, resolve, to_plain
 from smallvit.core.errors import ConfigError, SmallViTError
 from smallvit.core.run_folder import Run
 from smallvit.leaderboard.suite import read_suite
-from smallvit.runs.recipe import Recipe, read_layer, recipes_root, run_values
+from smallvit.runs.config import Recipe
+from smallvit.runs.recipe import read_layer, recipes_root, run_values
 
 EXAMPLES = 25
 FUZZ = settings(

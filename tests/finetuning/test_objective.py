@@ -5,17 +5,18 @@ import torch
 import torch.nn.functional as F
 
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.batches import LabelledBatch, TokenBox
+from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
 from smallvit.finetuning.mix_token import mix_tokens
-from smallvit.finetuning.objective import FinetuneObjective, SupervisedConfig
+from smallvit.finetuning.objective import FinetuneObjective
 from smallvit.finetuning.online import OnlineTeacher
 from smallvit.finetuning.token_labeling import (
-    TokenLabelConfig,
     TokenLabelingLoss,
     soft_cross_entropy,
     token_labels_from,
 )
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.models.registry import create_backbone
 from smallvit.teachers.teacher import Teacher
 
 BOX = TokenBox(top=1, left=2, bottom=3, right=4, grid=(4, 4))

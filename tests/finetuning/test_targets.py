@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
+from smallvit.finetuning.config import TokenLabelConfig
 from smallvit.finetuning.online import fit_grid
 from smallvit.finetuning.targets import image_target, smooth, token_targets
-from smallvit.finetuning.token_labeling import TokenLabelConfig
 
 MAPS = torch.tensor([[[[0.6, 0.2]], [[0.3, 0.2]], [[0.1, 0.6]]]])  # (1, 3, 1, 2)
 POOLED = torch.tensor([[0.4, 0.25, 0.35]])

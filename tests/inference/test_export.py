@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.model_config import ModelConfig
 from smallvit.inference.export import (
     exported_model,
     initialise_from,
@@ -18,13 +19,7 @@ from smallvit.inference.export import (
     weights_hash,
     write_export,
 )
-from smallvit.models.registry import (
-    ModelConfig,
-    create_backbone,
-    model_arguments,
-    own_models,
-    settings_of,
-)
+from smallvit.models.registry import create_backbone, model_arguments, own_models, settings_of
 from smallvit.models.tokens import AbstractBackbone
 
 CLASSES = ("cat", "dog", "newt")

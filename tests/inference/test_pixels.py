@@ -11,12 +11,13 @@ from PIL import Image
 
 import smallvit as sv
 from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.dataset import Dataset
 from smallvit.data.files.config import DataConfig
 from smallvit.data.files.load import load_dataset
 from smallvit.data.views import eval_batches
 from smallvit.inference.export import write_export
-from smallvit.models.registry import ModelConfig, create_backbone, model_arguments
+from smallvit.models.registry import create_backbone, model_arguments
 
 SIZE = 16
 

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from smallvit.core.model_config import ModelConfig
 from smallvit.inference.token_pictures import attention_maps, draw_tokens, token_colours
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.models.registry import create_backbone
 from smallvit.models.tokens import AbstractBackbone
 
 SIDE, N = 16, 16  # pixels, patches of the small ViT

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from smallvit.engine.runtime import Runtime, RuntimeConfig, open_runtime
+from smallvit.engine.config import RuntimeConfig
+from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.leaderboard import cost
 from smallvit.leaderboard.cost import measure_cost
 from smallvit.models.measure import measure

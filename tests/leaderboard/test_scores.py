@@ -14,7 +14,8 @@ import smallvit as sv
 from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.config import RuntimeConfig
+from smallvit.engine.runtime import open_runtime
 from smallvit.evaluate.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from smallvit.leaderboard import cost, scores
 from smallvit.leaderboard.api import bench

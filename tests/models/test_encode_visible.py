@@ -4,13 +4,8 @@ import pytest
 import torch
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.registry import (
-    ModelConfig,
-    create_backbone,
-    create_exported,
-    model_arguments,
-    own_models,
-)
+from smallvit.core.model_config import ModelConfig
+from smallvit.models.registry import create_backbone, create_exported, model_arguments, own_models
 
 TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 ACCEPTED = {

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from smallvit.core.errors import ConfigError, UnknownNameError
+from smallvit.core.model_config import ModelConfig
 from smallvit.models.gani import PRESETS, gani_architecture
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.models.registry import create_backbone
 from smallvit.models.swin import SwinBackbone
 
 TINY = {

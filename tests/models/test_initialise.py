@@ -3,8 +3,9 @@ import torch
 import torch.nn.functional as F
 
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.models.initialise import position_table
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.models.registry import create_backbone
 
 
 def build(weight_init: str, name: str = "vit_tiny", **settings):

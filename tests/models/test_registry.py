@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from smallvit.core.errors import ConfigError, UnknownNameError
+from smallvit.core.model_config import ModelConfig
 from smallvit.models.measure import build_on_meta
 from smallvit.models.registry import (
-    ModelConfig,
+    check_model,
     create_backbone,
     create_exported,
     model_arguments,
@@ -48,14 +49,14 @@ def test_unknown_model_is_answered_with_the_toolkits_own_and_timms_nearest():
     with pytest.raises(
         UnknownNameError, match=r"did you mean 'resnet1\w*'.*smallvit models. lists them"
     ):
-        ModelConfig(name="resnet19")
+        check_model(ModelConfig(name="resnet19"))
 
 
 def test_unknown_model_is_answered_with_the_nearest():
     with pytest.raises(
         UnknownNameError, match="unknown model 'vit_tinny'; did you mean 'vit_tiny'"
     ):
-        ModelConfig(name="vit_tinny")
+        check_model(ModelConfig(name="vit_tinny"))
 
 
 @pytest.mark.parametrize("patch_size", [3, 8, 16, 32])
@@ -183,7 +184,7 @@ def test_timm_network_for_large_images_is_refused_with_one_for_small_ones():
 
 def test_heads_must_divide_the_width():
     with pytest.raises(ConfigError, match=r"num_heads \(3\) must divide model.embed_dim \(16\)"):
-        ModelConfig(embed_dim=16, num_heads=3)
+        check_model(ModelConfig(embed_dim=16, num_heads=3))
 
 
 def test_heads_of_the_architecture_must_divide_a_given_width():
@@ -207,13 +208,13 @@ def test_heads_of_the_architecture_must_divide_a_given_width():
 )
 def test_vit_settings_are_refused_on_a_cnn(setting):
     with pytest.raises(ConfigError, match=f"model.{next(iter(setting))} .* no setting of resnet8"):
-        ModelConfig(name="resnet8_small", **setting)
+        check_model(ModelConfig(name="resnet8_small", **setting))
 
 
 @pytest.mark.parametrize("setting", [{"width": 8}, {"stride": 2}])
 def test_cnn_settings_are_refused_on_a_vit(setting):
     with pytest.raises(ConfigError, match=f"model.{next(iter(setting))} .* no setting of gani_vit"):
-        ModelConfig(name="gani_vit", **setting)
+        check_model(ModelConfig(name="gani_vit", **setting))
 
 
 def test_settings_may_come_before_the_name_but_are_checked_before_anything_is_built():
@@ -228,7 +229,7 @@ def test_stages_of_a_swin_are_not_one_number(setting):
     with pytest.raises(
         ConfigError, match=f"model.{next(iter(setting))} .* no setting of swin_tiny"
     ):
-        ModelConfig(name="swin_tiny_patch4_window7_224", **setting)
+        check_model(ModelConfig(name="swin_tiny_patch4_window7_224", **setting))
 
 
 def test_setting_that_timm_does_not_know_is_named():
@@ -240,7 +241,7 @@ def test_setting_that_timm_does_not_know_is_named():
 
 def test_resnet_depth_is_six_times_blocks_plus_two():
     with pytest.raises(ConfigError, match=r"depth must be 8, 14, 20, \.\.\. for a ResNet, got 9"):
-        ModelConfig(name="resnet8_small", depth=9)
+        check_model(ModelConfig(name="resnet8_small", depth=9))
 
 
 def test_stride_of_three_is_refused():

@@ -4,7 +4,8 @@ import pytest
 import timm
 import torch
 
-from smallvit.models.registry import ModelConfig, create_backbone, own_models
+from smallvit.core.model_config import ModelConfig
+from smallvit.models.registry import create_backbone, own_models
 
 TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 # A stand-in of each architecture: settings, and the side of its images.

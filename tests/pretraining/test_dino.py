@@ -11,19 +11,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.batches import ViewBatch
 from smallvit.data.config import ViewsConfig
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.order import Order
 from smallvit.data.views import ViewBatches
-from smallvit.engine.optim import OptimConfig, create_optimizer
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.config import OptimConfig, RuntimeConfig
+from smallvit.engine.optim import create_optimizer
+from smallvit.engine.runtime import open_runtime
 from smallvit.engine.step import train_step
 from smallvit.models.cait import CaitBackbone
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.models.registry import create_backbone
 from smallvit.models.swin import SwinBackbone
 from smallvit.models.vit import VitBackbone
-from smallvit.pretraining.dino import DinoConfig, DinoObjective
+from smallvit.pretraining.config import DinoConfig
+from smallvit.pretraining.dino import DinoObjective
 
 TINY = {"num_prototypes": 8, "hidden_dim": 16, "bottleneck_dim": 4}
 

@@ -8,13 +8,16 @@ from lightly.loss import IBOTPatchLoss
 
 from smallvit.core import rng
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.batches import ViewBatch
 from smallvit.data.config import ViewsConfig
-from smallvit.engine.optim import OptimConfig, create_optimizer
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.config import OptimConfig, RuntimeConfig
+from smallvit.engine.optim import create_optimizer
+from smallvit.engine.runtime import open_runtime
 from smallvit.engine.step import train_step
-from smallvit.models.registry import ModelConfig, create_backbone
-from smallvit.pretraining.ibot import IbotConfig, IbotObjective, pick
+from smallvit.models.registry import create_backbone
+from smallvit.pretraining.config import IbotConfig
+from smallvit.pretraining.ibot import IbotObjective, pick
 from smallvit.pretraining.masks import as_mask, encode_masked, split_in_blocks
 
 TINY: dict[str, Any] = {"num_prototypes": 8, "hidden_dim": 16, "bottleneck_dim": 4}

@@ -12,10 +12,12 @@ from smallvit.data.batches import ViewBatch
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.order import Order
 from smallvit.data.views import ViewBatches
-from smallvit.engine.optim import OptimConfig, create_optimizer
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.config import OptimConfig, RuntimeConfig
+from smallvit.engine.optim import create_optimizer
+from smallvit.engine.runtime import open_runtime
 from smallvit.engine.step import train_step
-from smallvit.pretraining.registry import METHODS, create_objective
+from smallvit.pretraining.config import METHODS
+from smallvit.pretraining.registry import create_objective
 
 NUM, SIDE, STEPS = 12, 16, 3
 

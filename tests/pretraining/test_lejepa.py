@@ -6,13 +6,16 @@ import torch
 from lightly.loss import LeJEPALoss
 
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.batches import ViewBatch
 from smallvit.data.config import ViewsConfig
-from smallvit.engine.optim import OptimConfig, create_optimizer
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.config import OptimConfig, RuntimeConfig
+from smallvit.engine.optim import create_optimizer
+from smallvit.engine.runtime import open_runtime
 from smallvit.engine.step import train_step
-from smallvit.models.registry import ModelConfig, create_backbone
-from smallvit.pretraining.lejepa import LeJepaConfig, LeJepaObjective
+from smallvit.models.registry import create_backbone
+from smallvit.pretraining.config import LeJepaConfig
+from smallvit.pretraining.lejepa import LeJepaObjective
 
 TINY: dict[str, Any] = {"num_directions": 32, "hidden_dim": 16, "output_dim": 6}
 SHAPE: dict[str, Any] = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 4}

@@ -5,10 +5,12 @@ import torch
 
 from smallvit.core import rng
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.batches import ViewBatch
 from smallvit.data.config import ViewsConfig
-from smallvit.models.registry import ModelConfig, create_backbone, create_exported
-from smallvit.pretraining.mae import MaeConfig, MaeObjective, normalise_pixels
+from smallvit.models.registry import create_backbone, create_exported
+from smallvit.pretraining.config import MaeConfig
+from smallvit.pretraining.mae import MaeObjective, normalise_pixels
 from smallvit.pretraining.pixels import cut_cells
 
 TINY = MaeConfig(decoder_dim=8, decoder_num_heads=2)

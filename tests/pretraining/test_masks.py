@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.core.model_config import ModelConfig
+from smallvit.models.registry import create_backbone
 from smallvit.pretraining.masks import (
     as_mask,
     encode_masked,

@@ -5,7 +5,8 @@ from torch import nn
 from smallvit.core.errors import ConfigError
 from smallvit.core.momentum import update_momentum
 from smallvit.data.config import ViewsConfig
-from smallvit.pretraining.method import check_batch_size, check_two_views, project
+from smallvit.pretraining.config import check_two_views
+from smallvit.pretraining.method import check_batch_size, project
 
 
 def pair(seed: int) -> nn.Sequential:

@@ -6,17 +6,15 @@ import torch
 from torch import nn
 
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.batches import ViewBatch
 from smallvit.data.config import ViewsConfig
-from smallvit.engine.optim import OptimConfig, create_optimizer
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.engine.config import OptimConfig
+from smallvit.engine.optim import create_optimizer
+from smallvit.models.registry import create_backbone
 from smallvit.models.timm_model import TimmBackbone
-from smallvit.pretraining.mocov3 import (
-    MocoV3Config,
-    MocoV3Objective,
-    patch_embedding,
-    symmetric_info_nce,
-)
+from smallvit.pretraining.config import MocoV3Config
+from smallvit.pretraining.mocov3 import MocoV3Objective, patch_embedding, symmetric_info_nce
 
 TINY = {"hidden_dim": 16, "output_dim": 8}
 OTHERS = {

@@ -12,10 +12,12 @@ from smallvit.data.config import ViewsConfig
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.order import Order
 from smallvit.data.views import ViewBatches
-from smallvit.engine.optim import OptimConfig, create_optimizer
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.config import OptimConfig, RuntimeConfig
+from smallvit.engine.optim import create_optimizer
+from smallvit.engine.runtime import open_runtime
 from smallvit.engine.step import train_step
-from smallvit.pretraining.registry import METHODS, create_objective
+from smallvit.pretraining.config import METHODS
+from smallvit.pretraining.registry import create_objective
 
 SIDE, BATCH, STEPS = 16, 4, 2
 # A value has to come back to the host, or the size of a result that depends on values.

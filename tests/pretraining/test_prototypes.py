@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smallvit.pretraining.prototypes import PrototypeConfig, create_head, target_metrics
+from smallvit.pretraining.config import PrototypeConfig
+from smallvit.pretraining.prototypes import create_head, target_metrics
 
 
 def head(**changes):

@@ -5,8 +5,9 @@ import pytest
 
 from smallvit.core.errors import UnknownNameError
 from smallvit.data.config import ViewsConfig
+from smallvit.pretraining.config import METHODS, MethodConfig, get_method
 from smallvit.pretraining.method import AbstractPretraining
-from smallvit.pretraining.registry import METHODS, MethodConfig, create_objective, get_method
+from smallvit.pretraining.registry import create_objective
 
 
 def test_every_method_is_registered_under_its_configs_name():

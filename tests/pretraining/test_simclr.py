@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.batches import ViewBatch
 from smallvit.data.config import ViewsConfig
-from smallvit.engine.optim import OptimConfig, create_optimizer
-from smallvit.models.registry import ModelConfig, create_backbone
-from smallvit.pretraining.simclr import SimClrConfig, SimClrObjective
+from smallvit.engine.config import OptimConfig
+from smallvit.engine.optim import create_optimizer
+from smallvit.models.registry import create_backbone
+from smallvit.pretraining.config import SimClrConfig
+from smallvit.pretraining.simclr import SimClrObjective
 
 TINY = {"hidden_dim": 16, "output_dim": 8}
 

@@ -5,10 +5,12 @@ import torch
 
 from smallvit.core import rng
 from smallvit.core.errors import ConfigError
+from smallvit.core.model_config import ModelConfig
 from smallvit.data.batches import ViewBatch
 from smallvit.data.config import ViewsConfig
-from smallvit.models.registry import ModelConfig, create_backbone, create_exported
-from smallvit.pretraining.simmim import SimMimConfig, SimMimObjective
+from smallvit.models.registry import create_backbone, create_exported
+from smallvit.pretraining.config import SimMimConfig
+from smallvit.pretraining.simmim import SimMimObjective
 
 TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 # Settings, side of the image, and side of the cell that a final token stands for.

@@ -11,17 +11,17 @@ import torch
 from smallvit.core.errors import CollapsedError
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.views import eval_batches
-from smallvit.engine.optim import OptimConfig, ScheduleConfig
-from smallvit.engine.runtime import RuntimeConfig, open_runtime
+from smallvit.engine.config import OptimConfig, RuntimeConfig, ScheduleConfig
+from smallvit.engine.runtime import open_runtime
 from smallvit.evaluate.knn import extract_features, knn_top1
 from smallvit.evaluate.spread import effective_rank, feature_std
+from smallvit.pretraining.config import METHODS
 from smallvit.pretraining.prototypes import target_metrics
-from smallvit.pretraining.registry import METHODS
+from smallvit.runs.config import MonitorConfig
 from smallvit.runs.monitor import (
     BOUNDS,
     CollapseWatch,
     Monitor,
-    MonitorConfig,
     collapse_bounds,
     collapse_distances,
     get_remedy,

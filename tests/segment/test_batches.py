@@ -2,13 +2,9 @@ import torch
 
 from smallvit.data.geometry import Geometry, identity, resample
 from smallvit.data.order import Order
-from smallvit.segment.batches import (
-    SegmentAugmentConfig,
-    SegmentBatches,
-    crop_masks,
-    eval_batches,
-)
-from smallvit.segment.data import SegmentDataConfig, load_segment_data
+from smallvit.segment.batches import SegmentBatches, crop_masks, eval_batches
+from smallvit.segment.config import SegmentAugmentConfig, SegmentDataConfig
+from smallvit.segment.data import load_segment_data
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from smallvit.core.errors import ConfigError, DataError
-from smallvit.segment.data import IGNORED, SegmentData, SegmentDataConfig, load_segment_data
+from smallvit.segment.config import SegmentDataConfig
+from smallvit.segment.data import IGNORED, SegmentData, load_segment_data
 
 WHOLE = {"train": 4, "val": 2, "test": 2}
 

@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.registry import ModelConfig, create_backbone
-from smallvit.segment.heads import HeadConfig, create_head, find_levels, resize, take_levels
+from smallvit.core.model_config import ModelConfig
+from smallvit.models.registry import create_backbone
+from smallvit.segment.config import HeadConfig
+from smallvit.segment.heads import create_head, find_levels, resize, take_levels
 
 C, SIDE = 4, 32
 MODELS = {

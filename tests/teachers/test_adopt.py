@@ -9,7 +9,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.registry import ModelConfig, create_backbone, create_exported
+from smallvit.core.model_config import ModelConfig
+from smallvit.models.registry import create_backbone, create_exported
 from smallvit.teachers.adopt import (
     fit_classifier,
     linear_classifier,

@@ -3,7 +3,8 @@ import contextlib
 import pytest
 import torch
 
-from smallvit.models.registry import ModelConfig, create_backbone
+from smallvit.core.model_config import ModelConfig
+from smallvit.models.registry import create_backbone
 from smallvit.teachers.score_maps import ScoreMaps
 from smallvit.teachers.spot_check import TOLERANCE, spot_check
 from smallvit.teachers.teacher import Teacher

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.registry import ModelConfig, create_backbone, settings_of
+from smallvit.core.model_config import ModelConfig
+from smallvit.models.registry import create_backbone, settings_of
 from smallvit.teachers.teacher import Teacher
 
 SIDE = 32

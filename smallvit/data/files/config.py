@@ -1,5 +1,6 @@
 """Which images a run trains on, and how they are split: the section ``data`` of the settings."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,8 +8,6 @@ from typing import Annotated, Literal
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
 from smallvit.data.files import registry
-from smallvit.data.files.grey import check_range
-from smallvit.data.files.layout import parse_layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,4 +76,21 @@ class DataConfig:
                     )
         if self.grey_range is not None:
             check_range(self.grey_range)
-        parse_layout(self.layout)
+        if self.layout is not None:
+            from smallvit.data.files.layout import parse_layout  # late: it brings numpy
+
+            parse_layout(self.layout)
+
+
+def check_range(grey_range: tuple[float, float]) -> None:
+    """Refuse a range that nothing lies in.
+
+    Raises:
+        ConfigError: With the range.
+    """
+    low, high = grey_range
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(
+            f"data.grey_range must be the values of black and white, the smaller one first, got "
+            f"{low:g} and {high:g}"
+        )

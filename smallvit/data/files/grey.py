@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.errors import DataError
 
 GreyRange = tuple[float, float]
 # A range, or who decides it: all files of a data set, or each file for itself.
@@ -60,20 +60,6 @@ class GreyScale:
             return f"{values}, each scaled by itself"
         origin = "data.grey_range" if self.given else "decided from all files"
         return f"{values}; {self.range[0]:g} to {self.range[1]:g} become 0 to 255 ({origin})"
-
-
-def check_range(grey_range: GreyRange) -> None:
-    """Refuse a range that nothing lies in.
-
-    Raises:
-        ConfigError: With the range.
-    """
-    low, high = grey_range
-    if not (np.isfinite(grey_range).all() and low < high):
-        raise ConfigError(
-            f"data.grey_range must be the values of black and white, the smaller one first, got "
-            f"{low:g} and {high:g}"
-        )
 
 
 def grey_values(image: Image.Image) -> np.ndarray:
