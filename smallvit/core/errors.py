@@ -1,6 +1,8 @@
 """The errors that a user can meet, each with the exit code of the command line."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from smallvit.core.words import alike, either, meant, unneeded
 
@@ -49,6 +51,28 @@ class DataError(SmallViTError):
     """Data that is missing, corrupt or out of reach."""
 
     exit_code = 3
+
+
+def reason(error: Exception) -> str:
+    """Return in one line what an error of the system or of a library says."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def explained(message: Callable[[Any], str], *caught: type[Exception]) -> Iterator[None]:
+    """Raise a ``DataError`` in place of an error of the system or of a library.
+
+    Args:
+        message: Makes the line out of that error.
+        caught: What is replaced; ``OSError`` alone where nothing is named.
+    """
+    kinds = caught or (OSError,)
+    try:
+        yield
+    except kinds as error:
+        if isinstance(error, SmallViTError):
+            raise
+        raise DataError(message(error)) from error
 
 
 class DivergedError(SmallViTError):

@@ -9,22 +9,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from smallvit.core.errors import ConfigError, DataError
-from smallvit.data.files.class_lists import (
-    check_enough_classes,
-    check_every_class,
-    order_classes,
-    some,
-)
-from smallvit.data.files.file_kinds import what_instead
-from smallvit.data.files.layout import Layout
+from smallvit.core.errors import DataError, explained, reason
+from smallvit.data.files.class_lists import make_listing, number_labels, some
+from smallvit.data.files.file_kinds import refuse_stand_in
+from smallvit.data.files.layout import Layout, refuse_classes
 from smallvit.data.files.sources import (
     FoundFile,
     Listing,
     Source,
     SourceSplit,
     files_key,
-    source_key,
+    own_source,
 )
 
 PREFIXES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -55,54 +50,36 @@ def open_arrays(path: Path, found: FoundFile, layout: Layout | None) -> Source:
         ConfigError: If a layout is named that arrays cannot have.
         DataError: If the file is broken, or its arrays are not images and labels.
     """
-    if layout is not None and layout.kind == "classes":
-        raise ConfigError(
-            f"data.layout classes is for folders, and {path} holds arrays: leave it out"
-        )
-    with path.open("rb") as file:
-        instead = what_instead(file.read(512))
-    if instead is not None:
-        raise DataError(f"{path} is {instead}")
+    refuse_classes(layout, f"{path} holds arrays")
+    refuse_stand_in(path)
     pairs = _find_pairs(path, _names(path), layout)
     if layout is not None and layout.kind == "unlabelled":
         pairs = {"train": (pairs["train"][0], None)}
-    labels = {split: _read_labels(path, label) for split, (_, label) in pairs.items() if label}
+    texts = {
+        split: list(map(str, _read_labels(path, label)))
+        for split, (_, label) in pairs.items()
+        if label
+    }
     class_names: tuple[str, ...] = ()
-    if "train" in labels:
-        pairs = {split: pairs[split] for split in labels}
-        class_names = order_classes({str(value) for values in labels.values() for value in values})
-    else:
-        pairs = {"train": pairs["train"]}
-    number = {name: i for i, name in enumerate(class_names)}
+    numbers: dict[str, np.ndarray] = {}
+    if "train" in texts:
+        class_names, numbers = number_labels(texts)
+    pairs = {split: pairs[split] for split in numbers or ("train",)}
 
     def list_images() -> Listing:
         splits = {}
         for split, (name, label) in pairs.items():
             images = _read_images(path, name)
-            indices = np.full(len(images), -1)
-            if class_names:
-                indices = np.asarray([number[str(value)] for value in labels[split]], np.int64)
-            if len(indices) != len(images):
+            labels = numbers.get(split, np.full(len(images), -1))
+            if len(labels) != len(images):
                 raise DataError(
-                    f"{path}: {name} has {len(images)} images and {label} {len(indices)} labels: "
+                    f"{path}: {name} has {len(images)} images and {label} {len(labels)} labels: "
                     "save as many of one as of the other"
                 )
-            splits[split] = _array_split(name, images, indices)
-        listing = Listing(class_names=class_names, splits=splits)
-        if class_names:
-            check_enough_classes(str(path), class_names)
-            check_every_class(str(path), listing)
-        return listing
+            splits[split] = _array_split(name, images, labels)
+        return make_listing(str(path), class_names, splits)
 
-    named = [] if layout is None else [repr(layout)]
-    return Source(
-        name=path.stem,
-        key=source_key("arrays", files_key([found]), *named),
-        hflip=True,
-        image_size=None,
-        list_images=list_images,
-        kind="arrays",
-    )
+    return own_source(path, "arrays", ("arrays", files_key([found])), list_images, layout=layout)
 
 
 def _names(path: Path) -> list[str]:
@@ -110,17 +87,20 @@ def _names(path: Path) -> list[str]:
 
 
 def _loading(path: Path, read: Any) -> Any:
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return read(file)
-    except _NOT_WHOLE as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        if "pickle" in why.lower():
-            raise DataError(
-                f"{path} holds Python objects, which could run code: save plain arrays, numbers "
-                "of one shape"
-            ) from error
-        raise DataError(f"{path} is not a whole .npz file ({why}): replace it") from error
+    def explain(error: Exception) -> str:
+        if "pickle" in str(error).lower():
+            return (
+                f"{path} holds Python objects, which could run code: save plain arrays, numbers of "
+                "one shape"
+            )
+        return f"{path} is not a whole .npz file ({reason(error)}): replace it"
+
+    with (
+        explained(explain, *_NOT_WHOLE),
+        path.open("rb") as raw,
+        np.load(raw, allow_pickle=False) as file,
+    ):
+        return read(file)
 
 
 def _find_pairs(

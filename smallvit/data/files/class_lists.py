@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from smallvit.core.errors import DataError
-from smallvit.data.files.sources import Listing
+from smallvit.data.files.sources import Listing, SourceSplit
 
 SPLIT_NAMES = {
     "train": "train",
@@ -18,21 +18,6 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-
-
-def read_split_name(text: str, where: str) -> str:
-    """Return ``train``, ``val`` or ``test`` for what a table calls it.
-
-    Raises:
-        DataError: If it is none of ``SPLIT_NAMES``; the message begins with ``where``.
-    """
-    try:
-        return SPLIT_NAMES[text.strip().lower()]
-    except KeyError:
-        raise DataError(
-            f"{where}: unknown split {text.strip()!r}; known: {', '.join(SPLIT_NAMES)}: correct "
-            "it, or say what the splits are called, as in --data.layout train=first,test=second"
-        ) from None
 
 
 def order_classes(names: Iterable[str]) -> tuple[str, ...]:
@@ -55,25 +40,49 @@ def in_class_order(listing: Listing) -> Listing:
     return Listing(class_names=names, splits=splits)
 
 
-def check_enough_classes(where: str, class_names: Sequence[str]) -> None:
-    """Check that there are two classes or more.
+def number_labels(
+    labels: Mapping[str, Sequence[str]],
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Return the classes in the order of ``order_classes``, and each split's labels as indices."""
+    names = order_classes(set().union(*labels.values()))
+    number = {name: i for i, name in enumerate(names)}
+    return names, {
+        split: np.asarray([number[name] for name in texts], dtype=np.int64)
+        for split, texts in labels.items()
+    }
+
+
+def make_listing(
+    where: str, class_names: tuple[str, ...], splits: dict[str, SourceSplit]
+) -> Listing:
+    """List images, of which each split has some of every class.
+
+    Args:
+        where: Begins the message.
+        class_names: In the order of the labels; empty where images carry no labels.
+        splits: By name.
 
     Raises:
-        DataError: If there is one.
+        DataError: If there is one class alone, or a split lacks one.
     """
-    if len(class_names) < 2:
+    listing = Listing(class_names=class_names, splits=splits)
+    if len(class_names) == 1:
         raise DataError(
             f"{where}: all images are of one class, {class_names[0]!r}: at least 2 are needed; add "
             "images of another, or train without labels, --data.layout unlabelled"
         )
+    check_every_class(where, listing)
+    return listing
 
 
 def check_every_class(where: str, listing: Listing) -> None:
-    """Check that every split of a listing has images of every class.
+    """Check that every split of a listing has images of every class, where there are classes.
 
     Raises:
         DataError: If one has not.
     """
+    if not listing.class_names:
+        return
     present = {
         split: {listing.class_names[label] for label in np.unique(images.labels)}
         for split, images in listing.splits.items()

@@ -1,6 +1,9 @@
 """What a file holds in place of an image or a table, told by its first bytes."""
 
 import re
+from pathlib import Path
+
+from smallvit.core.errors import DataError
 
 _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head)", re.IGNORECASE)
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -22,6 +25,19 @@ def what_instead(content: bytes) -> str | None:
     if _HTML.match(content[:512]):
         return "a web page, which a server sent in place of the file: download it again"
     return None
+
+
+def refuse_stand_in(path: Path) -> None:
+    """Refuse a file that holds something in place of its data.
+
+    Raises:
+        DataError: With what it holds and what to do.
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        instead = what_instead(file.read(512))
+    if instead is not None:
+        raise DataError(f"{path} is {instead}")
 
 
 def kind_of(content: bytes) -> str:

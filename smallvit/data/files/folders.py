@@ -25,8 +25,8 @@ from smallvit.data.files.sources import (
     Source,
     SourceSplit,
     files_key,
+    own_source,
     printable,
-    source_key,
 )
 from smallvit.data.files.walk import LEFT_BY_SYSTEMS, Walk, walk
 
@@ -105,13 +105,12 @@ def open_folder(path: Path, found: Walk, layout: Layout | None, *, sure: bool = 
     if class_names:
         roots = [root for root in sorted_in.roots.values() if root]
         kind = f"split folders {', '.join(roots)}" if roots else "class folders"
-    return Source(
-        name=printable(path.resolve().name),
-        key=source_key("folder", files_key(files), *([] if layout is None else [repr(layout)])),
-        hflip=True,
-        image_size=None,
-        list_images=list_images,
-        kind=kind,
+    return own_source(
+        path.resolve(),
+        kind,
+        ("folder", files_key(files)),
+        list_images,
+        layout=layout,
         notes=(*sorted_in.notes, *found.notes),
     )
 

@@ -4,7 +4,6 @@
 environment variable ``HF_ENDPOINT`` names another server than https://huggingface.co.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -14,11 +13,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from smallvit.core.errors import ConfigError, DataError
-from smallvit.data.files.layout import parse_layout
+from smallvit.core.errors import ConfigError, DataError, explained, reason
+from smallvit.data.files.layout import parse_layout, refuse_classes
 from smallvit.data.files.parquet import list_parquet, parquet_splits
 from smallvit.data.files.registry import DATASETS
-from smallvit.data.files.sources import READER_VERSION, Source, find_files
+from smallvit.data.files.sources import Source, find_files, source_key
 from smallvit.data.files.walk import mark_folder
 
 SYNTAX = "hf:OWNER/NAME@COMMIT, or hf:OWNER/NAME@COMMIT#CONFIG"
@@ -96,21 +95,24 @@ def fetch_hub(reference: str, folder: Path, *, offline: bool) -> None:
     """
     parsed = parse_reference(reference, offline=offline)
     if offline:
-        raise _unreachable(parsed, folder, "offline")
+        raise DataError(_unreachable(parsed, folder, "offline"))
     from huggingface_hub import HfApi, hf_hub_download
 
     partial = folder.with_name(f".{folder.name}.part")
-    try:
+    # Every release raises the errors of its own HTTP library.
+    with explained(
+        lambda error: _unreachable(
+            parsed, folder, f"{type(error).__name__}: {reason(error)[:200]}"
+        ),
+        Exception,
+    ):
         # Not list_repo_files, which tries for 23 s where there is no network.
         info = HfApi(endpoint=_endpoint()).dataset_info(
             parsed.repo, revision=parsed.revision, timeout=LIST_TIMEOUT_S
         )
-    except Exception as error:  # every release raises the errors of its own HTTP library
-        raise _unreachable(parsed, folder, _reason(error)) from error
-    tables = choose_config(
-        parsed, _parquet_names(parsed, [file.rfilename for file in info.siblings or ()])
-    )
-    try:
+        tables = choose_config(
+            parsed, _parquet_names(parsed, [file.rfilename for file in info.siblings or ()])
+        )
         partial.mkdir(parents=True, exist_ok=True)
         for name in tables:
             hf_hub_download(
@@ -123,8 +125,6 @@ def fetch_hub(reference: str, folder: Path, *, offline: bool) -> None:
             )
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # notes for a continued download
         partial.rename(folder)
-    except Exception as error:
-        raise _unreachable(parsed, folder, _reason(error)) from error
 
 
 def open_hub(
@@ -154,9 +154,14 @@ def open_hub(
     parsed = parse_reference(reference, offline=offline)
     leaf = parsed.revision if parsed.config is None else f"{parsed.revision}-{parsed.config}"
     folder = data_dir / "hub" / parsed.repo.replace("/", "--") / leaf
-    try:
+    with explained(
+        lambda error: (
+            f"cannot use the data folder {data_dir} ({error.strerror}): set "
+            "SMALLVIT_DATA_DIR to a folder with room"
+        )
+    ):
         if not folder.is_dir() and offline:
-            raise _unreachable(parsed, folder, "offline")
+            raise DataError(_unreachable(parsed, folder, "offline"))
         if not folder.is_dir():
             folder.parent.parent.mkdir(parents=True, exist_ok=True)
             mark_folder(folder.parent.parent)  # it may lie below a folder of the user's images
@@ -167,31 +172,20 @@ def open_hub(
         root = folder / (parsed.config or "")
         root = root if root.is_dir() else folder
         found = find_files(root, (".parquet",))
-    except OSError as error:
-        raise DataError(
-            f"cannot use the data folder {data_dir} ({error.strerror}): set SMALLVIT_DATA_DIR to a "
-            "folder with room"
-        ) from error
     if not found:
-        raise _unreachable(parsed, folder, f"{folder} holds no parquet file")
+        raise DataError(_unreachable(parsed, folder, f"{folder} holds no parquet file"))
     if parsed.config is None:
         choose_config(parsed, [file.name for file in found])
     named = parse_layout(layout)
-    if named is not None and named.kind == "classes":
-        raise ConfigError(f"data.layout classes is for folders, not for {parsed}: leave it out")
+    refuse_classes(named, f"{parsed} holds parquet files")
     splits = parquet_splits(root, found, named)
     facts = [(file.name, file.size) for file in found]  # a commit does not change; times may
-    key = repr(
-        (
-            *(READER_VERSION, str(parsed), facts, image_column, label_column),
-            *([] if named is None else [named]),
-        )
-    )
+    parts = (str(parsed), facts, image_column, label_column)
     name = parsed.repo.partition("/")[2].lower()
     known = DATASETS.get(name)  # a copy of a known dataset: digits are not mirrored here either
     return Source(
         name=name,
-        key=hashlib.sha256(key.encode()).hexdigest(),
+        key=source_key(*parts, *([] if named is None else [named])),
         hflip=known is None or known.hflip,
         autoaugment="imagenet" if known is None else known.autoaugment,
         image_size=None,
@@ -265,17 +259,13 @@ def _commit_of(repo: str, revision: str) -> str | None:
     return info.sha
 
 
-def _unreachable(reference: HubReference, folder: Path, reason: str) -> DataError:
+def _unreachable(reference: HubReference, folder: Path, why: str) -> str:
     below = "" if reference.config is None else f"/{reference.config}"
-    return DataError(
-        f"{reference} could not be fetched ({reason}): download the parquet files of "
+    return (
+        f"{reference} could not be fetched ({why}): download the parquet files of "
         f"{_page(reference.repo)}/tree/{reference.revision}{below} and put them, with the folders "
         f"they lie in, into {folder}"
     )
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _endpoint() -> str:

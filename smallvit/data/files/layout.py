@@ -7,7 +7,7 @@ is said together with the setting that names it, and nothing is read.
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -90,6 +90,67 @@ def parse_layout(text: str | None) -> Layout | None:
     if len(set(splits.values())) < len(splits):
         raise ConfigError(f"data.layout {text!r} gives two splits one folder")
     return Layout(kind="splits", splits=splits)
+
+
+def refuse_classes(layout: Layout | None, what: str) -> None:
+    """Refuse the layout ``classes`` where there are no folders.
+
+    Args:
+        layout: As the user named it, if at all.
+        what: What there is, for the message.
+
+    Raises:
+        ConfigError: If it is that one.
+    """
+    if layout is not None and layout.kind == "classes":
+        raise ConfigError(f"data.layout classes is for folders of images, and {what}: leave it out")
+
+
+def rows_by_split(
+    where: str, values: Sequence[str], layout: Layout | None, place: Callable[[int], str]
+) -> dict[str, list[int]]:
+    """Sort the rows of a table by what their column ``split`` says.
+
+    Args:
+        where: The table, for messages.
+        values: The column.
+        layout: What it calls each split, where the user named that; other rows are not read.
+        place: Names a row, for messages.
+
+    Returns:
+        Rows of each split that has some, in their order.
+
+    Raises:
+        DataError: If a value is no split's name, no row has one that was named, or none is train's.
+    """
+    if layout is not None and layout.kind == "splits":
+        of_value = {name: split for split, name in layout.splits.items()}
+        for name, split in of_value.items():
+            if name not in values:
+                raise DataError(
+                    f"{where}: no row has the split {name!r}, which data.layout names as {split}; "
+                    f"there are {some(sorted(set(values)))}"
+                )
+    else:
+        of_value = {value: SPLIT_NAMES.get(value.lower()) for value in set(values)}
+        for i, value in enumerate(values):
+            if of_value[value] is None:
+                raise DataError(
+                    f"{place(i)}: unknown split {value!r}; known: {', '.join(SPLIT_NAMES)}: "
+                    "correct it, or say what the splits are called, as in --data.layout "
+                    "train=first,test=second"
+                )
+    rows: dict[str, list[int]] = {split: [] for split in _ORDER}
+    for i, value in enumerate(values):
+        split = of_value.get(value)
+        if split is not None:
+            rows[split].append(i)
+    if not rows["train"]:
+        raise DataError(
+            f"{where}: no row has the split train: name the rows to train on train, or say what "
+            "they are called, as in --data.layout train=test"
+        )
+    return {split: index for split, index in rows.items() if index}
 
 
 def option(splits: Mapping[str, str]) -> str:

@@ -7,15 +7,15 @@ that belongs to no class or split, a class that a split lacks. Nothing is left o
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.errors import ConfigError, DataError, explained
 from smallvit.data.files.arrays import open_arrays
 from smallvit.data.files.class_lists import plural
 from smallvit.data.files.elsewhere import advice_for
 from smallvit.data.files.folders import open_folder
 from smallvit.data.files.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
-from smallvit.data.files.layout import Layout, parse_layout
+from smallvit.data.files.layout import Layout, parse_layout, refuse_classes
 from smallvit.data.files.parquet import list_parquet, parquet_splits
-from smallvit.data.files.sources import Source, files_key, printable, source_key
+from smallvit.data.files.sources import Source, files_key, own_source
 from smallvit.data.files.tables import TABLE_SUFFIXES, Columns, open_table
 from smallvit.data.files.walk import FoundFile, is_written, walk
 
@@ -75,23 +75,21 @@ def open_path(
     """
     columns, named = Columns(image=image_column, label=label_column), parse_layout(layout)
     suffix = path.suffix.lower()
-    try:
+    with explained(
+        lambda error: (
+            f"cannot read {error.filename or path}: {error.strerror}: check that it is "
+            "there and readable"
+        )
+    ):
         if path.is_dir():
             return _open_directory(path, columns, named, sure=sure)
         if path.is_file() and suffix in TABLE_SUFFIXES:
             return open_table(path, columns, named)
         if path.is_file() and suffix == ".parquet":
-            return _parquet_source(
-                path.stem, path.parent, [_found(path)], {"train": [path]}, columns, named
-            )
+            return _parquet_source(path, [_found(path)], {"train": [path]}, columns, named)
         if path.is_file() and suffix == ".npz":
             _refuse_columns(path, "holds arrays", columns)
             return open_arrays(path, _found(path), named)
-    except OSError as error:
-        raise DataError(
-            f"cannot read {error.filename or path}: {error.strerror}: check that it is there and "
-            "readable"
-        ) from error
     advice = advice_for(path)
     if path.is_file() and advice is not None:
         raise DataError(f"{path} is not read as it is: {advice}")
@@ -113,15 +111,8 @@ def _open_directory(path: Path, columns: Columns, layout: Layout | None, *, sure
             f"{plural(len(tables), 'parquet file')}: give a folder of the one or the other"
         )
     if tables:
-        return _parquet_source(
-            path.resolve().name,
-            path,
-            tables,
-            parquet_splits(path, tables, layout),
-            columns,
-            layout,
-            notes=found.notes,
-        )
+        splits = parquet_splits(path, tables, layout)
+        return _parquet_source(path, tables, splits, columns, layout, found.notes)
     _refuse_columns(path, "is a folder of images", columns)
     return open_folder(path, found, layout, sure=sure)
 
@@ -135,30 +126,22 @@ def _refuse_columns(path: Path, what: str, columns: Columns) -> None:
 
 
 def _parquet_source(
-    name: str,
-    root: Path,
+    path: Path,
     found: Sequence[FoundFile],
     files: Mapping[str, Sequence[Path]],
     columns: Columns,
     layout: Layout | None,
-    *,
     notes: tuple[str, ...] = (),
 ) -> Source:
-    if layout is not None and layout.kind == "classes":
-        raise ConfigError(
-            f"data.layout classes is for folders of images, and {root} holds parquet files: leave "
-            "it out"
-        )
-    named = [] if layout is None else [repr(layout)]
-    return Source(
-        name=printable(name),
-        key=source_key("parquet", files_key(found), *columns, *named),
-        hflip=True,
-        image_size=None,
-        list_images=lambda: list_parquet(
+    refuse_classes(layout, f"{path} holds parquet files")
+    return own_source(
+        path.resolve(),
+        "parquet",
+        ("parquet", files_key(found), *columns),
+        lambda: list_parquet(
             files, image_column=columns.image, label_column=columns.label, named=layout
         ),
-        kind="parquet",
+        layout=layout,
         notes=notes,
     )
 

@@ -6,25 +6,18 @@ import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from smallvit.core.errors import ConfigError, DataError
-from smallvit.data.files.class_lists import (
-    check_enough_classes,
-    check_every_class,
-    order_classes,
-    plural,
-    read_split_name,
-    some,
-)
-from smallvit.data.files.file_kinds import what_instead
+from smallvit.core.errors import ConfigError, DataError, explained
+from smallvit.data.files.class_lists import make_listing, number_labels, plural
+from smallvit.data.files.file_kinds import refuse_stand_in
 from smallvit.data.files.images import open_image
-from smallvit.data.files.layout import Layout
+from smallvit.data.files.layout import Layout, rows_by_split
 from smallvit.data.files.sources import FoundFile, Listing, SourceSplit
 
 BATCH_BYTES = 2**24  # images of a parquet file decompressed at a time, about
@@ -133,17 +126,17 @@ def list_parquet(
     splits: dict[str, SourceSplit] = {}
     for split, parts in tables.items():
         names = [f"{table.path.name} row {i}" for table in parts for i in range(table.num_rows)]
-        rows = {split: np.arange(len(names))}
+        rows: dict[str, Sequence[int]] = {split: range(len(names))}
         if layout.split and list(tables) == ["train"]:
-            rows = _divide(where, parts, named, labelled=layout.label is not None)
+            values = [(value or "").strip() for table in parts for value in table.splits]
+            places = [f"{table.path}, row {i}" for table in parts for i in range(table.num_rows)]
+            rows = {**rows_by_split(where, values, named, places.__getitem__)}
+            if layout.label is None:
+                rows = {"train": rows["train"]}
         images = _ParquetImages([table.path for table in parts], layout.leaf)
         for part, index in rows.items():
-            splits[part] = _table_split(images, names, labels[split], index)
-    listing = Listing(class_names=class_names, splits=splits)
-    if class_names:
-        check_enough_classes(where, class_names)
-        check_every_class(where, listing)
-    return listing
+            splits[part] = _table_split(images, names, labels[split], np.asarray(index))
+    return make_listing(where, class_names, splits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,24 +187,21 @@ def _parquet_modules() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> AbstractContextManager[None]:
     """Turn pyarrow's errors into one that names the file."""
     pa, _ = _parquet_modules()
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        with path.open("rb") as file:
-            instead = what_instead(file.read(512))
-        if instead is not None:
-            raise DataError(f"{path} is {instead}") from error
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{path} is not a whole parquet file ({reason}): replace it") from error
+
+    def explain(error: Exception) -> str:
+        first = str(error).partition("\n")[0]
+        return f"{path} is not a whole parquet file ({first}): replace it"
+
+    return explained(explain, OSError, pa.ArrowException)
 
 
 def _read_layout(path: Path, image_column: str | None, label_column: str | None) -> _Layout:
     pa, pq = _parquet_modules()
     with _reading(path):
+        refuse_stand_in(path)
         schema = pq.read_schema(path)
     types = {field.name: _plain_type(pa, field.type) for field in schema}
     fits = {name: _image_leaf(pa, kind, name) for name, kind in types.items()}
@@ -389,12 +379,7 @@ def _number_labels(
         split: np.concatenate([table.labels for table in parts]) for split, parts in tables.items()
     }
     if layout.text:
-        names = order_classes(set().union(*values.values()))
-        number = {name: i for i, name in enumerate(names)}
-        return names, {
-            split: np.asarray([number[value] for value in texts], dtype=np.int64)
-            for split, texts in values.items()
-        }
+        return number_labels({split: list(texts) for split, texts in values.items()})
     names = layout.class_names
     end = np.inf if names is None else len(names)
     for table in _flat(tables):
@@ -412,40 +397,6 @@ def _number_labels(
         names = tuple(str(number) for number in numbers)
         values = {split: np.searchsorted(numbers, part) for split, part in values.items()}
     return names, values
-
-
-def _divide(
-    where: str, tables: Sequence[_Table], named: Layout | None, *, labelled: bool
-) -> dict[str, np.ndarray]:
-    """Return the rows of each split that a column ``split`` names."""
-    if named is not None and named.kind == "splits":
-        values = np.asarray([(split or "").strip() for table in tables for split in table.splits])
-        found = {split: np.flatnonzero(values == name) for split, name in named.splits.items()}
-        for split, rows in found.items():
-            if len(rows) == 0:
-                raise DataError(
-                    f"{where}: no row has the split {named.splits[split]!r}, which data.layout "
-                    f"names as {split}; there are {some(sorted(set(map(str, values))))}"
-                )
-    else:
-        of_row = np.asarray(
-            [
-                read_split_name(split or "", f"{table.path}, row {i}")
-                for table in tables
-                for i, split in enumerate(table.splits)
-            ]
-        )
-        found = {split: np.flatnonzero(of_row == split) for split in ("train", "val", "test")}
-    if len(found["train"]) == 0:
-        raise DataError(
-            f"{where}: no row has the split train: name the rows to train on train, or say what "
-            "they are called, as in --data.layout train=test"
-        )
-    return {
-        split: rows
-        for split, rows in found.items()
-        if split == "train" or (labelled and len(rows) > 0)
-    }
 
 
 def _table_split(

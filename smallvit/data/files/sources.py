@@ -104,6 +104,36 @@ def files_key(files: Iterable[FoundFile]) -> str:
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def source_key(*parts: str | None) -> str:
+def source_key(*parts: object) -> str:
     """Hash what the user's own data is read from and how."""
     return hashlib.sha256(repr((READER_VERSION, *parts)).encode()).hexdigest()
+
+
+def own_source(
+    path: Path,
+    kind: str,
+    key: Iterable[object],
+    list_images: Callable[[], Listing],
+    *,
+    layout: object = None,
+    notes: Iterable[str] = (),
+) -> Source:
+    """Describe images of the user's.
+
+    Args:
+        path: File or folder, whose name the dataset gets.
+        kind: How they are read, in a few words.
+        key: What tells whether they changed.
+        list_images: Lists them.
+        layout: As the user named it, if at all.
+        notes: What was passed over or left out, a line each.
+    """
+    return Source(
+        name=printable(path.name if path.is_dir() else path.stem),
+        key=source_key(*key, *([] if layout is None else [repr(layout)])),
+        hflip=True,
+        image_size=None,
+        list_images=list_images,
+        kind=kind,
+        notes=tuple(notes),
+    )

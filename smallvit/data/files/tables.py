@@ -12,20 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smallvit.core.errors import ConfigError, DataError
-from smallvit.data.files.class_lists import (
-    check_enough_classes,
-    check_every_class,
-    order_classes,
-    plural,
-    read_split_name,
-    some,
-)
-from smallvit.data.files.file_kinds import what_instead
+from smallvit.core.errors import ConfigError, DataError, explained
+from smallvit.data.files.class_lists import make_listing, number_labels, plural, some
+from smallvit.data.files.file_kinds import refuse_stand_in
 from smallvit.data.files.folders import file_split
 from smallvit.data.files.images import IMAGE_SUFFIXES
-from smallvit.data.files.layout import Layout
-from smallvit.data.files.sources import FoundFile, Listing, Source, files_key, printable, source_key
+from smallvit.data.files.layout import Layout, refuse_classes, rows_by_split
+from smallvit.data.files.sources import FoundFile, Source, files_key, own_source
 from smallvit.data.files.walk import LEFT_BY_SYSTEMS
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
@@ -62,56 +55,43 @@ def open_table(path: Path, columns: Columns, layout: Layout | None) -> Source:
         ConfigError: If a column or split is named that is not there.
         DataError: If the table or what it names cannot be used whole.
     """
-    if layout is not None and layout.kind == "classes":
-        raise ConfigError(
-            f"data.layout classes is for folders, and {path} is a table: leave it out"
-        )
+    refuse_classes(layout, f"{path} is a table")
     content = path.read_bytes()
     table = _read(path, content, columns)
     notes: list[str] = []
-    rows = list(_split_rows(path, table, layout, notes))
+    rows = _split_rows(path, table, layout, notes)
     labelled = table.label in table.header and (layout is None or layout.kind != "unlabelled")
     if not labelled:
         rows = [row for row in rows if row.split == "train"]
         if table.label not in table.header:
             notes.append(_why_unlabelled(table))
-    if not any(row.split == "train" for row in rows):
-        raise DataError(
-            f"{path}: no row has the split train: name the rows to train on train, or say what "
-            "they are called, as in --data.layout train=test"
-        )
     rows, found = _find_images(path, rows, notes)
     _check_repeated(path, rows)
     if labelled:
         _check_one_label(path, rows)
-    by_split: dict[str, list[_Row]] = {}
-    for row in rows:
-        by_split.setdefault(row.split, []).append(row)
-    class_names = order_classes({row.label for row in rows}) if labelled else ()
-    number = {name: i for i, name in enumerate(class_names)}
-    splits = {}
-    for split in (name for name in ("train", "val", "test") if name in by_split):
-        labels = [number[row.label] for row in by_split[split]] if labelled else None
-        splits[split] = file_split(
-            path.parent,
-            [row.image for row in by_split[split]],
-            None if labels is None else np.asarray(labels, dtype=np.int64),
-        )
-    listing = Listing(class_names=class_names, splits=splits)
+    by_split = {
+        split: part
+        for split in ("train", "val", "test")
+        if (part := [row for row in rows if row.split == split])
+    }
+    class_names: tuple[str, ...] = ()
+    numbers: dict[str, np.ndarray] = {}
     if labelled:
-        check_enough_classes(str(path), class_names)
-        check_every_class(str(path), listing)
-    named = [] if layout is None else [repr(layout)]
-    return Source(
-        name=printable(path.stem),
-        key=source_key(
-            "csv", hashlib.sha256(content).hexdigest(), files_key(found), *columns, *named
-        ),
-        hflip=True,
-        image_size=None,
-        list_images=lambda: listing,
-        kind="table",
-        notes=tuple(notes),
+        class_names, numbers = number_labels(
+            {split: [row.label for row in part] for split, part in by_split.items()}
+        )
+    splits = {
+        split: file_split(path.parent, [row.image for row in part], numbers.get(split))
+        for split, part in by_split.items()
+    }
+    listing = make_listing(str(path), class_names, splits)
+    return own_source(
+        path,
+        "table",
+        ("csv", hashlib.sha256(content).hexdigest(), files_key(found), *columns),
+        lambda: listing,
+        layout=layout,
+        notes=notes,
     )
 
 
@@ -132,10 +112,8 @@ def _read(path: Path, content: bytes, columns: Columns) -> _Table:
     skipped = 0
     if re.fullmatch(r'"?sep=.\n?"?', line):  # what Excel is told the separator by
         line, skipped = lines.readline(), 1
-    try:
+    with explained(lambda error: f"{path}, line 1: {error}: mend that line", csv.Error):
         headers = {each: next(csv.reader([line], delimiter=each), []) for each in ",;\t"}
-    except csv.Error as error:
-        raise DataError(f"{path}, line 1: {error}: mend that line") from None
     headers = {each: [cell.strip() for cell in cells] for each, cells in headers.items()}
     delimiter = max(headers, key=lambda each: (image in headers[each], len(headers[each])))
     header = headers[delimiter]
@@ -146,7 +124,9 @@ def _read(path: Path, content: bytes, columns: Columns) -> _Table:
         )
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows = []
-    try:
+    with explained(
+        lambda error: f"{path}, line {reader.line_num}: {error}: mend that line", csv.Error
+    ):
         for _ in range(skipped + 1):
             next(reader, None)
         for name in (image, label, "split"):
@@ -159,17 +139,13 @@ def _read(path: Path, content: bytes, columns: Columns) -> _Table:
         for cells in reader:
             if cells:
                 rows.append((reader.line_num, _named(path, reader.line_num, cells, header)))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}: mend that line") from None
     if not rows:
         raise DataError(f"{path} has a header and no rows: add a row for each image")
     return _Table(header, rows, image, label)
 
 
 def _decode(path: Path, content: bytes) -> str:
-    instead = what_instead(content)
-    if instead is not None:
-        raise DataError(f"{path} is {instead}")
+    refuse_stand_in(path)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16", "replace")
     if b"\0" in content[:4096]:
@@ -177,14 +153,16 @@ def _decode(path: Path, content: bytes) -> str:
             f"{path} has null characters: if it is UTF-16, save it as UTF-8, as by iconv -f "
             f"utf-16le -t utf-8 {path.name} > new.csv"
         )
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+
+    def explain(error: UnicodeDecodeError) -> str:
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(
+        return (
             f"{path} is not UTF-8 (byte {error.start}, line {line}): save it as UTF-8, in Excel as "
             f"'CSV UTF-8', or by iconv -f cp1252 -t utf-8 {path.name} > new.csv"
-        ) from None
+        )
+
+    with explained(explain, UnicodeDecodeError):
+        return content.decode("utf-8-sig")
 
 
 def _name_columns(header: Sequence[str], first: Sequence[str]) -> str:
@@ -228,42 +206,30 @@ def _named(path: Path, line: int, cells: Sequence[str], header: Sequence[str]) -
     return dict(zip(header, cells, strict=True))  # names in use are not repeated
 
 
-def _split_rows(
-    path: Path, table: _Table, layout: Layout | None, notes: list[str]
-) -> Iterator[_Row]:
-    """Yield the rows of the splits that are read."""
-    of_value = None
-    if layout is not None and layout.kind == "splits":
-        of_value = {name: split for split, name in layout.splits.items()}
-        if "split" not in table.header:
-            raise ConfigError(
-                f"data.layout names splits, and {path} has no column split: leave it out"
-            )
-        there = {row["split"].strip() for _, row in table.rows}
-        for name, split in of_value.items():
-            if name not in there:
-                raise DataError(
-                    f"{path}: no row has the split {name!r}, which data.layout names as {split}; "
-                    f"there are {some(sorted(there))}"
-                )
-    left_out = 0
+def _split_rows(path: Path, table: _Table, layout: Layout | None, notes: list[str]) -> list[_Row]:
+    """Return the rows of the splits that are read."""
+    if layout is not None and layout.kind == "splits" and "split" not in table.header:
+        raise ConfigError(f"data.layout names splits, and {path} has no column split: leave it out")
+    rows = []
     for line, cells in table.rows:
-        image = cells[table.image].strip()
-        label = cells.get(table.label, "").strip()
-        for name, value in ((table.image, image), (table.label, label)):
+        row = _Row(
+            line,
+            cells[table.image].strip(),
+            cells.get(table.label, "").strip(),
+            cells.get("split", "train").strip(),
+        )
+        for name, value in ((table.image, row.image), (table.label, row.label)):
             if not value and name in cells:
                 raise DataError(f"{path}, line {line}: no {name}: fill the cell or remove the row")
-        split = "train"
-        if of_value is not None:
-            split = of_value.get(cells["split"].strip())
-            if split is None:
-                left_out += 1
-                continue
-        elif "split" in cells:
-            split = read_split_name(cells["split"], f"{path}, line {line}")
-        yield _Row(line, image, label, split)
-    if left_out:
-        notes.append(f"left out: {plural(left_out, 'row')} of splits that data.layout names not")
+        rows.append(row)
+    by_split = rows_by_split(
+        str(path), [row.split for row in rows], layout, lambda i: f"{path}, line {rows[i].line}"
+    )
+    split_of = {i: split for split, index in by_split.items() for i in index}
+    if len(split_of) < len(rows):
+        others = plural(len(rows) - len(split_of), "row")
+        notes.append(f"left out: {others} of splits that data.layout names not")
+    return [rows[i]._replace(split=split) for i, split in sorted(split_of.items())]
 
 
 def _check_one_label(path: Path, rows: Sequence[_Row]) -> None:
