@@ -21,11 +21,10 @@ from smallvit.data.dataset import Dataset
 from smallvit.data.files.config import DataConfig
 from smallvit.data.files.load import open_source
 from smallvit.data.files.own import open_path
-from smallvit.data.files.registry import DATASETS
+from smallvit.data.files.registry import DATASETS, sharing_dataset
 from smallvit.data.files.store import PackedStore, open_store
 from smallvit.evaluate.ood import NOISES, Noise, noise_images
 from smallvit.runs.data import show_progress
-from smallvit.runs.provenance import SHARING
 
 logger = logging.getLogger("smallvit")
 NOISE = "noise"
@@ -143,11 +142,7 @@ def _shared_name(name: str, own: str) -> str | None:
     """Say what two data sets share, as far as their names tell."""
     if Path(name).name == own:
         return f"the classifier was trained on {own}"
-    kin = [
-        next((known for known, pattern in SHARING.items() if pattern.search(one)), None)
-        for one in (name, own)
-    ]
-    if None in kin:
+    if None in (sharing_dataset(name), sharing_dataset(own)):
         return None
     return f"{name} and {own} share images and classes"
 

@@ -1,7 +1,6 @@
 """What an earlier run has seen: no image that a run is scored on may have been trained on."""
 
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,16 +8,11 @@ import numpy as np
 
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run
+from smallvit.data.files.registry import sharing_dataset
 from smallvit.data.dataset import Dataset
 from smallvit.runs.learned import NOTHING, SPLITS, Learned, Record, find_record
 
 logger = logging.getLogger("smallvit")
-# CINIC-10 spreads the images of CIFAR-10 over its three splits (Darlow et al., 2018,
-# https://arxiv.org/abs/1810.03505): what one holds out may be trained on in the other.
-SHARING = {
-    "CIFAR-10": re.compile(r"(?<![a-z0-9])cifar[-_ ]?10(?![0-9])", re.IGNORECASE),
-    "CINIC-10": re.compile(r"(?<![a-z0-9])cinic[-_ ]?10(?![0-9])", re.IGNORECASE),
-}
 OTHER_LABELS = "other labels"
 ALLOWED = " (shares images: --allow-leak)"
 
@@ -40,7 +34,7 @@ class Seen:
 
 
 def check_leak(extra_data: str, dataset_name: str, *, allow: bool, option: str) -> str:
-    """Refuse what saw CIFAR-10 for CINIC-10 and the other way round, told by the names.
+    """Refuse what saw a data set that shares images with another, told by their names.
 
     Args:
         extra_data: What a network has seen beside the data set, as results record it.
@@ -54,10 +48,10 @@ def check_leak(extra_data: str, dataset_name: str, *, allow: bool, option: str) 
     Raises:
         ConfigError: If it may have seen held-out images and that is not allowed.
     """
-    ours = _sharing(dataset_name)
+    ours = sharing_dataset(dataset_name)
     sources = extra_data.split(", ")
     for i, source in enumerate(sources):
-        theirs = _sharing(source)
+        theirs = sharing_dataset(source)
         if not (ours and theirs) or ours == theirs or source.endswith(ALLOWED):
             continue
         if not allow:
@@ -272,8 +266,3 @@ def join_extra_data(*sources: str) -> str:
     """Join what several runs were trained on beside a dataset."""
     names = {name for source in sources for name in source.split(", ")} - {"none"}
     return ", ".join(sorted(names)) or "none"
-
-
-def _sharing(name: str) -> str | None:
-    """Return which of the data sets that share images a name speaks of, if any."""
-    return next((known for known, pattern in SHARING.items() if pattern.search(name)), None)

@@ -213,7 +213,7 @@ def test_a_teacher_that_saw_cifar_10_is_refused_for_cinic_10_unless_allowed(tmp_
         shutil.copy(cifar10 / "dark" / f"{i}.png", cinic10 / "dark" / f"copy-{i}.png")
     assert adopt(first, second, "--data", str(cinic10)) == 2
     line = refusal(capsys)
-    assert f"--from {first} saw cifar10, and CIFAR-10 and CINIC-10 share images" in line
+    assert f"--from {first} saw cifar10, and cifar10 and cinic10 share images" in line
     assert "--allow-leak" in line
     assert not second.exists()
     assert adopt(first, second, "--data", str(cinic10), "--allow-leak") == 0

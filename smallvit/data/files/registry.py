@@ -4,6 +4,7 @@ An entry is a record of facts, not code: adding a dataset means adding an entry 
 files have a layout of their own, a reader in ``official.py``.
 """
 
+import re
 import shlex
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class DatasetSpec:
         hub: ``owner/name@revision`` of a parquet copy on the Hugging Face Hub, for a dataset
             without official files to download.
         autoaugment: Which of AutoAugment's published policies suits it.
+        shares_images_with: Other data sets that it holds images of, in any of its splits.
     """
 
     name: str
@@ -67,6 +69,7 @@ class DatasetSpec:
     files: tuple[RemoteFile, ...] = ()
     hub: str | None = None
     autoaugment: AutoAugmentPolicy = "imagenet"
+    shares_images_with: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -212,6 +215,7 @@ DATASETS: dict[str, DatasetSpec] = {
                 ),
             ),
             autoaugment="cifar10",
+            shares_images_with=("cifar10",),
         ),
         DatasetSpec(
             name="svhn",
@@ -305,6 +309,20 @@ DATASETS: dict[str, DatasetSpec] = {
         ),
     )
 }
+
+
+def sharing_dataset(text: str) -> str | None:
+    """Return which of the data sets that share images a text speaks of, in any spelling, if any.
+
+    Args:
+        text: Name of a data set, a file or a run, such as ``my-cifar-10``.
+    """
+    sharing = [spec for spec in DATASETS.values() if spec.shares_images_with]
+    for name in [name for spec in sharing for name in (spec.name, *spec.shares_images_with)]:
+        spelling = re.sub(r"(?=\d)", "[-_ ]?", name, count=1)
+        if re.search(rf"(?<![a-z0-9]){spelling}(?![0-9])", text, re.IGNORECASE):
+            return name
+    return None
 
 
 def get_dataset_spec(name: str) -> DatasetSpec:
