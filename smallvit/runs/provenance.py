@@ -8,8 +8,8 @@ import numpy as np
 
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run
-from smallvit.data.files.registry import sharing_dataset
 from smallvit.data.dataset import Dataset
+from smallvit.data.files.registry import sharing_dataset
 from smallvit.runs.learned import NOTHING, SPLITS, Learned, Record, find_record
 
 logger = logging.getLogger("smallvit")
