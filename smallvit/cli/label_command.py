@@ -43,10 +43,7 @@ def label_command(
         label: Settings of the maps.
     """
     apply_offline(which.offline)
-    own_options = ("teacher", "allow_leak")
-    settings = {key: value for key, value in overrides("label").items() if key not in own_options}
-    if allow_leak:
-        settings = merge(settings, {"label": {"allow_leak": True}})
+    settings = {key: value for key, value in overrides("label").items() if key != "teacher"}
     if teacher is not None:
         settings = merge(settings, {"label": {"teacher": str(absolute(teacher))}})
     if resume is not None:
@@ -58,6 +55,8 @@ def label_command(
         named = which.recipe or (str(own) if own is not None and own.is_file() else None)
         if teacher is None and named is None:
             raise ConfigError("no teacher named: give --teacher RUN; 'smallvit teacher' trains one")
+        if which.recipe is None:  # what the teacher was let build on is not asked for here
+            settings = merge({"data": {"allow_leak": False}}, settings)
         recipe, name = load_recipe(named, settings, same_data=which.recipe is None)
         say_recipe(name)
     run = run_label(

@@ -144,7 +144,7 @@ PLACES = {
     "token_label": "{stage}.token_label.enabled",
     "init": "{stage}.init",
     "score_maps": "{stage}.score_maps",
-    "allow_leak": "{stage}.allow_leak",
+    "allow_leak": "data.allow_leak",
     "head": "{stage}.head.name",
 }
 SHARED_SECTIONS = ("data", "model", "runtime", "log", "pretrain", "teacher", "label", "finetune")

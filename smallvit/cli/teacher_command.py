@@ -81,6 +81,6 @@ def teacher_command(
     brought = adopt_settings(start, overrides("teacher"))
     if which.recipe is not None:
         brought.pop("data", None)
-    adopted = {"teacher": {"adopt": start, "allow_leak": allow_leak}}
+    adopted = {"teacher": {"adopt": start}, "data": {"allow_leak": allow_leak}}
     given.brought = merge(given.brought, merge(brought, adopted))
     train("teacher", which, training, where)

@@ -20,6 +20,8 @@ ConfigT = TypeVar("ConfigT")
 
 
 LONGEST_SHOWN = 60  # of a value in a message
+# Settings that each stage had once, and the section that has them for all.
+MOVED = {"allow_leak": "data"}
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def resolve(cls: type[ConfigT], layers: Sequence[Layer]) -> ConfigT:
     errors = list(find_errors(cls, layers))
     if errors:
         raise ConfigError(errors[0])
+    layers = [_move(cls, layer) for layer in layers]
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = merge(merged, layer.values)
@@ -77,6 +80,7 @@ def resolve(cls: type[ConfigT], layers: Sequence[Layer]) -> ConfigT:
 
 def find_errors(cls: type, layers: Sequence[Layer]) -> Iterable[str]:
     """Yield one line for every key or value of ``layers`` that ``cls`` does not take."""
+    layers = [_move(cls, layer) for layer in layers]
     clean: dict[str, Any] = {}
     broken = False
     merged: dict[str, Any] = {}
@@ -96,6 +100,23 @@ def find_errors(cls: type, layers: Sequence[Layer]) -> Iterable[str]:
             if fault is not None:
                 yield f"{layer.source}: {fault}"
                 return
+
+
+def _move(cls: type, layer: Layer) -> Layer:
+    """Return a layer whose ``MOVED`` settings are where they are today, on if any of them was."""
+    if not isinstance(layer.values, Mapping):
+        return layer
+    known = {f.name for f in dataclasses.fields(cls)}
+    values = dict(layer.values)
+    for key, home in MOVED.items():
+        for name, section in layer.values.items():
+            if home not in known or name == home:
+                continue
+            ours = values.get(home, {})
+            if isinstance(section, Mapping) and key in section and isinstance(ours, Mapping):
+                values[name] = {each: section[each] for each in section if each != key}
+                values[home] = {**ours, key: ours.get(key) or section[key]}
+    return dataclasses.replace(layer, values=values)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

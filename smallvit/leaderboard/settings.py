@@ -13,11 +13,11 @@ NOT_SETTINGS = (
     "data.dataset",
     "data.path",
     "data.label_fraction",
+    "data.allow_leak",
     "model.name",
     "finetune.init",
     "finetune.score_maps",
     "finetune.teacher",
-    "finetune.allow_leak",
     "finetune.token_label.enabled",
 )
 

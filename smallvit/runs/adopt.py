@@ -171,7 +171,7 @@ def run_adopt(
     runtime = open_runtime(recipe.runtime)
     dataset = load_dataset(recipe.data).to(runtime.device)
     require_labels(dataset, "`smallvit teacher`")
-    adopted = _open(start, recipe.teacher.model, dataset, allow_leak=recipe.teacher.allow_leak)
+    adopted = _open(start, recipe.teacher.model, dataset, allow_leak=recipe.data.allow_leak)
     backbone = adopted.backbone.to(runtime.device)
     if not adopted.knows_classes:
         linear_classifier(backbone)

@@ -50,6 +50,7 @@ SHARED = ("data", "model", "runtime", "log")
 # Arguments whose place in a recipe is not their name; {stage} is the stage of the function.
 PLACES = {
     "dataset": "data.dataset",
+    "allow_leak": "data.allow_leak",
     "seed": "seed",
     "device": "runtime.device",
     "precision": "runtime.precision",
@@ -167,6 +168,9 @@ def label(
             own = None
         same = recipe is None
         recipe = own if same else recipe
+        if same and resume is None and not isinstance(data, Mapping):
+            # What the teacher was let build on is not asked for here.
+            settings = {"data.allow_leak": False, **settings}
         resolved = _resolve("label", data, recipe, settings, resume=resume, same_data=same)
         return _train("label", resolved, out, resume, overwrite, dry_run)
 

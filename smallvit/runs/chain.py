@@ -229,11 +229,7 @@ def _make_score_maps(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) 
     if teacher is None:
         teacher = _find_teacher(recipe, argv)
     logger.info("writing score maps with %s", teacher)
-    settings = {
-        "teacher": str(teacher),
-        "allow_leak": recipe.finetune.allow_leak or recipe.label.allow_leak,
-    }
-    run = run_label(with_values(recipe, {"label": settings}), argv=argv)
+    run = run_label(with_values(recipe, {"label": {"teacher": str(teacher)}}), argv=argv)
     assert run is not None
     return run.path / SCORE_MAPS
 
@@ -313,7 +309,11 @@ def refuse_other_settings(recipe: Recipe, stage: Stage, folder: Path) -> None:
     """
     if not ((folder / "recipe.yaml").is_file() and (folder / "result.json").is_file()):
         return
-    changed = differences(run_values(Run(folder), stage), stage_values(recipe, stage))
+    changed = [
+        change
+        for change in differences(run_values(Run(folder), stage), stage_values(recipe, stage))
+        if not change.startswith("data.allow_leak:")  # a later stage may need it
+    ]
     if changed:
         raise ConfigError(
             f"{folder} was made with other settings ({'; '.join(changed[:5])}): choose another "

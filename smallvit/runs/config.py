@@ -52,7 +52,6 @@ class PretrainConfig:
     Attributes:
         init: Run or export whose weights it goes on from, or ``timm:NAME`` for timm's; null or
             ``scratch`` is fresh weights.
-        allow_leak: Take a start that may have seen held-out images of this data; it is recorded.
         method: What is learned, and its views.
         optim: Optimizer.
         schedule: Length and learning rate.
@@ -60,7 +59,6 @@ class PretrainConfig:
     """
 
     init: str | None = None
-    allow_leak: bool = False
     method: MethodConfig = field(default_factory=DinoConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=2.0e-4, batch_size=512, weight_decay=0.04)
@@ -75,7 +73,6 @@ class TeacherConfig:
 
     Attributes:
         adopt: Run, export, file of weights or ``timm:NAME`` that is taken instead of training one.
-        allow_leak: Adopt one that may have seen held-out images of this data set; it is recorded.
         model: Its network.
         method: Its loss.
         augment: Its augmentation.
@@ -84,7 +81,6 @@ class TeacherConfig:
     """
 
     adopt: str | None = None
-    allow_leak: bool = False
     model: ModelConfig = field(default_factory=lambda: ModelConfig(name="resnet20_small"))
     method: SupervisedConfig = field(default_factory=SupervisedConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -102,7 +98,6 @@ class LabelConfig:
         temperature: What the teacher's logits are divided by; above 1 its maps are softer.
         flip: Average each map with the mirrored one of the mirrored image: twice the time.
         batch_size: Images of one forward pass.
-        allow_leak: Take a teacher that may have seen test images of this data set; it is recorded.
     """
 
     teacher: Path | None = None
@@ -110,7 +105,6 @@ class LabelConfig:
     temperature: Annotated[float, Range(gt=0)] = 1.0
     flip: bool = False
     batch_size: Annotated[int, Range(ge=1, le=1 << 20)] = 256
-    allow_leak: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +118,6 @@ class FinetuneConfig:
         score_maps: File of score maps for token labeling.
         teacher: Run of the teacher that labels patches in every step, where
             ``token_label.source`` is ``online``.
-        allow_leak: Take a start, teacher or maps that may have seen held-out images of this data
-            set; it is recorded.
         token_label: Token labeling.
         method: Loss on the image label.
         augment: Augmentation.
@@ -136,7 +128,6 @@ class FinetuneConfig:
     init: str | None = None
     score_maps: Path | None = None
     teacher: Path | None = None
-    allow_leak: bool = False
     token_label: TokenLabelConfig = field(default_factory=TokenLabelConfig)
     method: SupervisedConfig = field(default_factory=SupervisedConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -197,7 +188,6 @@ class SegmentConfig:
 
     Attributes:
         init: Run or export whose weights it starts from, ``timm:NAME`` for timm's, or ``scratch``.
-        allow_leak: Take a start that may have seen held-out images of this data; it is recorded.
         head: What reads the classes.
         augment: Crop of the training images.
         optim: Optimizer.
@@ -205,7 +195,6 @@ class SegmentConfig:
     """
 
     init: str = "scratch"
-    allow_leak: bool = False
     head: HeadConfig = field(default_factory=HeadConfig)
     augment: SegmentAugmentConfig = field(default_factory=SegmentAugmentConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5.0e-4, batch_size=32))

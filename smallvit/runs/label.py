@@ -115,7 +115,7 @@ def run_label(
         runtime,
         temperature=config.temperature,
         flip=config.flip,
-        allow_leak=config.allow_leak,
+        allow_leak=recipe.data.allow_leak,
     )
     labelled = dataset.splits["labelled"]
     if dry_run:

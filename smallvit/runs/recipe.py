@@ -36,6 +36,7 @@ FREE_AT_RESUME = (
     "data.dataset",
     "data.path",
     "data.layout",
+    "data.allow_leak",
 )
 OF_NAMED_DATA = ("dataset", "path", "image_column", "label_column", "hflip", "layout")
 

@@ -10,7 +10,7 @@ import torch
 
 from smallvit.core import places, rng
 from smallvit.core.alone import alone
-from smallvit.core.config import Layer, merge, resolve, to_plain
+from smallvit.core.config import Layer, resolve, to_plain
 from smallvit.core.errors import DataError
 from smallvit.core.run_folder import Run, open_run
 from smallvit.data.order import Order
@@ -110,7 +110,8 @@ def run_segment(
         if resume is not None:
             # As the run has them: keys that its version did not know have their defaults.
             run = open_unfinished(resume, STAGE)
-            refuse_changes(resume, merge(to_plain(SegmentRecipe()), run.recipe), values)
+            layer = Layer(source=str(resume / "recipe.yaml"), values=run.recipe)
+            refuse_changes(resume, to_plain(resolve(SegmentRecipe, [layer])), values)
             values = run.written_recipe
         data = processes.ahead(partial(_load, recipe, runtime))
         if resume is not None and (resume / "env.json").is_file():
@@ -196,7 +197,9 @@ def _prepare(recipe: SegmentRecipe, data: SegmentData, runtime: Runtime) -> Job:
     facts: dict[str, Any] = {"init": "scratch", "extra_data": "none"}
     start = Start()
     if config.init != "scratch":
-        start = start_from(objective.student, config.init, dataset, allow_leak=config.allow_leak)
+        start = start_from(
+            objective.student, config.init, dataset, allow_leak=recipe.data.allow_leak
+        )
         facts |= start.facts
     order = Order(
         len(dataset.splits["train"]), config.optim.batch_size, recipe.seed, runtime.device

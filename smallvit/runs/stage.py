@@ -125,7 +125,7 @@ def _prepare_pretrain(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Job
     facts: dict[str, Any] = {"init": "scratch", "extra_data": "none"}
     start = Start()
     if config.init not in (None, "scratch"):
-        start = start_from(backbone, config.init, dataset, allow_leak=config.allow_leak)
+        start = start_from(backbone, config.init, dataset, allow_leak=recipe.data.allow_leak)
         facts |= start.facts
     if config.method.views.num_local:
         _check_views(backbone, config.method.views.local_size, dataset.image_size)
@@ -227,7 +227,7 @@ def _prepare_supervised(recipe: Recipe, stage: Stage, dataset: Dataset, runtime:
     if stage == "finetune":
         if recipe.finetune.init not in (None, "scratch"):
             start = start_from(
-                backbone, recipe.finetune.init, dataset, allow_leak=recipe.finetune.allow_leak
+                backbone, recipe.finetune.init, dataset, allow_leak=recipe.data.allow_leak
             )
             facts |= start.facts
             upstream |= start.cost
@@ -235,7 +235,9 @@ def _prepare_supervised(recipe: Recipe, stage: Stage, dataset: Dataset, runtime:
             token_label = recipe.finetune.token_label
             if token_label.mix_token:
                 _check_box(backbone, model.name, dataset.image_size, grid)
-            labels = open_token_labels(recipe.finetune, backbone, dataset, runtime)
+            labels = open_token_labels(
+                recipe.finetune, backbone, dataset, runtime, allow_leak=recipe.data.allow_leak
+            )
             seen = join_extra_data(facts["extra_data"], labels.facts.get("extra_data", "none"))
             facts |= {"token_labels": True, **labels.facts, "extra_data": seen}
             upstream |= labels.upstream

@@ -159,6 +159,7 @@ def data_settings(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: What was given, nested.
     """
     data = dict(run.recipe.get("data") or {})
+    data.pop("allow_leak", None)  # that was said of what that run builds on
     scale = run.env["dataset"].get("grey_range")
     if isinstance(scale, list):
         # What all files of its data decided: the same picture is to have the same pixels.

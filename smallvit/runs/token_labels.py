@@ -49,7 +49,12 @@ class TokenLabels:
 
 
 def open_token_labels(
-    config: FinetuneConfig, student: AbstractBackbone, dataset: Dataset, runtime: Runtime
+    config: FinetuneConfig,
+    student: AbstractBackbone,
+    dataset: Dataset,
+    runtime: Runtime,
+    *,
+    allow_leak: bool = False,
 ) -> TokenLabels:
     """Open what the settings of token labeling name.
 
@@ -58,6 +63,7 @@ def open_token_labels(
         student: The network that is to be trained, for the cost of a teacher beside it.
         dataset: Images and splits.
         runtime: Device.
+        allow_leak: Take maps or a teacher that may have seen held-out images; it is recorded.
 
     Raises:
         ConfigError: If nothing is named, or the teacher is of other classes or data.
@@ -72,7 +78,7 @@ def open_token_labels(
         said = {"model": "running average of the student", "source": "ema"}
         return TokenLabels(facts={"teacher": said})
     if config.token_label.source == "online":
-        return _open_online(config, student, dataset, runtime)
+        return _open_online(config, student, dataset, runtime, allow_leak=allow_leak)
     if config.score_maps is None:
         raise ConfigError("token labeling needs --score-maps FILE or --teacher RUN")
     path = _find_maps(config.score_maps)
@@ -82,10 +88,10 @@ def open_token_labels(
     if (path.parent / "result.json").is_file():
         label_run = Run(path.parent)
         upstream = label_run.result.get("upstream", {}) | {"label": cost_of(label_run)}
-        seen = other_data(label_run, dataset, "--score-maps", allow_leak=config.allow_leak)
+        seen = other_data(label_run, dataset, "--score-maps", allow_leak=allow_leak)
         extra_data, learned = join_extra_data(seen.extra_data, extra_data), seen.learned
     extra_data = check_leak(
-        extra_data, dataset.name, allow=config.allow_leak, option=f"--score-maps {path}"
+        extra_data, dataset.name, allow=allow_leak, option=f"--score-maps {path}"
     )
     said = {
         "model": header.teacher,
@@ -124,11 +130,16 @@ def _find_maps(path: Path) -> Path:
 
 
 def _open_online(
-    config: FinetuneConfig, student: AbstractBackbone, dataset: Dataset, runtime: Runtime
+    config: FinetuneConfig,
+    student: AbstractBackbone,
+    dataset: Dataset,
+    runtime: Runtime,
+    *,
+    allow_leak: bool,
 ) -> TokenLabels:
     if config.teacher is None:
         raise ConfigError("token_label.source online needs --teacher RUN")
-    annotator = open_annotator(config.teacher, dataset, runtime, allow_leak=config.allow_leak)
+    annotator = open_annotator(config.teacher, dataset, runtime, allow_leak=allow_leak)
     backbone, run = annotator.teacher.backbone, annotator.run
     own = measure(student, dataset.image_size).macs
     theirs = measure(backbone, dataset.image_size).macs

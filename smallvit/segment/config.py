@@ -64,6 +64,8 @@ class SegmentDataConfig:
         hflip: Whether images are mirrored in training.
         split_version: 2 cuts, orders and fingerprints by content; 1 by the names of the images, as
             runs did that do not name a version.
+        allow_leak: Start from a network that may have seen held-out images of this data; it is
+            recorded.
     """
 
     path: Path | None = None
@@ -73,3 +75,4 @@ class SegmentDataConfig:
     split_seed: Annotated[int, Range(ge=0)] = 0
     hflip: bool = True
     split_version: Literal[1, 2] = 2
+    allow_leak: bool = False

@@ -279,3 +279,27 @@ def test_a_bad_value_in_a_section_of_several_kinds_names_the_key(value, said):
 def test_plain_values_of_a_tagged_config_resolve_to_it_again():
     config = resolve(Tagged, layers({"stage": {"method": {"name": "far", "ratio": 0.5}}}))
     assert resolve(Tagged, layers(json.loads(json.dumps(to_plain(config))))) == config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaky:
+    allow_leak: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    data: Leaky = field(default_factory=Leaky)
+    stage: OptimSection = field(default_factory=OptimSection)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"stage": {"allow_leak": True}}, True),
+        ({"stage": {"allow_leak": False}, "data": {"allow_leak": True}}, True),
+        ({"stage": {"allow_leak": False}}, False),
+    ],
+)
+def test_a_setting_that_each_stage_had_once_is_read_where_it_stands_today(values, expected):
+    layer = Layer(source="old.yaml", values=values)
+    assert resolve(Staged, [layer]) == Staged(data=Leaky(allow_leak=expected))

@@ -40,6 +40,8 @@ class DataConfig:
             train=training_set,test=test_set, of which those not named are not read.
         split_version: 2 cuts, orders and fingerprints by content; 1 by the places of the images,
             as runs did that do not name a version, and scales grey files one by one as they did.
+        allow_leak: Build on networks and score maps that may have seen held-out images of this
+            data; it is recorded.
     """
 
     dataset: str | None = None
@@ -55,6 +57,7 @@ class DataConfig:
     grey_range: tuple[float, float] | None = None
     layout: str | None = None
     split_version: Literal[1, 2] = 2
+    allow_leak: bool = False
 
     def __post_init__(self) -> None:
         if self.dataset is not None and self.path is not None:
