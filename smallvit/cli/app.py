@@ -10,7 +10,6 @@ from cyclopts import App, CycloptsError, Parameter
 from smallvit import __version__
 from smallvit.cli.mistakes import explain
 from smallvit.cli.options import given
-from smallvit.cli.stand_in import asks_for_help, stand_in_for_heavy_libraries
 from smallvit.cli.streams import lasting_streams
 from smallvit.core.console import console, kept_logging, start_logging
 from smallvit.core.errors import SmallViTError
@@ -18,7 +17,7 @@ from smallvit.core.once import saying_once
 from smallvit.core.places import kept_environment
 from smallvit.parallel.launch import launched_number, refuse_several
 
-# Loaded when called: the help of the whole does not import torch.
+# Their files import torch inside functions alone: help is to be quick.
 COMMANDS = {
     "quickstart": "Run the whole pipeline on embedded digits, offline on the CPU, in 3 minutes.",
     "data": "List, describe, fetch, check or draw data sets and images of your own.",
@@ -83,8 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupted after saving.
     """
     words = _as_options(list(sys.argv[1:] if argv is None else argv))
-    if argv is None and asks_for_help(words):
-        stand_in_for_heavy_libraries()  # the process ends with the help
     given.reset(words)
     try:
         with lasting_streams(), kept_logging(), kept_environment():

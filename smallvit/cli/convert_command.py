@@ -1,15 +1,15 @@
 """``smallvit convert``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
-from smallvit.inference.export import usage, write_export
-from smallvit.models.architecture import sides
-from smallvit.models.convert import Converted, convert, read_checkpoint
+
+if TYPE_CHECKING:
+    from smallvit.models.convert import Converted
 
 # The papers' networks of 224 px were trained with these; those of small images with their own
 # data set's, which no weights tell. Training through --init takes the new data set's.
@@ -36,6 +36,10 @@ def convert_command(
         model: Network they are for; by default told by their shapes.
         overwrite: Replace an earlier export in that folder.
     """
+    from smallvit.inference.export import write_export
+    from smallvit.models.architecture import sides
+    from smallvit.models.convert import convert, read_checkpoint
+
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         # The export of a run is its result, and stays.
         earlier = (out / "config.json").is_file() and not (out.parent / "result.json").is_file()
@@ -70,7 +74,9 @@ def convert_command(
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def _card(file: Path, converted: Converted) -> str:
+def _card(file: Path, converted: "Converted") -> str:
+    from smallvit.inference.export import usage
+
     notes = "".join(f"- {note}\n" for note in converted.notes)
     return (
         f"# {converted.name} with the weights of {file.name}\n\n"

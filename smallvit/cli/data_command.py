@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -16,17 +16,14 @@ from smallvit.core import places
 from smallvit.core.config import Layer, merge, resolve
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
 from smallvit.core.places import apply_offline
-from smallvit.data.dataset import Dataset, class_counts
 from smallvit.data.files import fetch
 from smallvit.data.files.config import DataConfig
 from smallvit.data.files.registry import DATASETS, DatasetSpec
-from smallvit.data.files.store import file_stem
 from smallvit.data.files.walk import is_drawn
-from smallvit.models.registry import create_backbone
-from smallvit.runs.data import load_dataset, open_here, pack, require_labels, show_progress
-from smallvit.runs.data_check import check_dataset, packed_counts, start_again
 from smallvit.runs.recipe import load_recipe
-from smallvit.teachers.score_maps import open_score_maps
+
+if TYPE_CHECKING:
+    from smallvit.data.dataset import Dataset
 
 MOST_CLASSES = 30  # rows of a table
 MOST_DRAWN = 512
@@ -94,6 +91,8 @@ def info(
         all_classes: List every class.
         data: Size and splits.
     """
+    from smallvit.runs.data import open_here, pack
+
     console, (config, recipe) = Console(), _config(name)
     spec = DATASETS.get(config.dataset or "")
     if spec is not None and not fetch.is_present(spec, places.data_dir()):
@@ -142,6 +141,9 @@ def get(
         offline: Download nothing.
         data: Size and splits.
     """
+    from smallvit.runs.data import load_dataset, show_progress
+    from smallvit.runs.data_check import packed_counts, start_again
+
     apply_offline(offline)
     console, (config, _) = Console(), _config(name, here=False)
     spec = DATASETS.get(config.dataset or "")
@@ -185,6 +187,8 @@ def check(name: str, /, *, data: DataConfig = DataConfig()) -> None:
         name: A known name, ``hf:owner/name@commit``, a folder, CSV, parquet or .npz file.
         data: Size and splits.
     """
+    from smallvit.runs.data_check import check_dataset
+
     console, problems = Console(), 0
     for finding in check_dataset(_config(name)[0]):
         problems += finding.kind == "wrong"
@@ -221,6 +225,10 @@ def show(
         data: Size and splits.
     """
     from smallvit.data import contact_sheet  # matplotlib takes a second
+    from smallvit.data.files.store import file_stem
+    from smallvit.models.registry import create_backbone
+    from smallvit.runs.data import load_dataset, require_labels
+    from smallvit.teachers.score_maps import open_score_maps
 
     apply_offline(offline)
     if not 1 <= num <= MOST_DRAWN:
@@ -290,6 +298,8 @@ def _config(name: str, *, here: bool = True) -> tuple[DataConfig, str]:
         name: What the command line names.
         here: Whether images that are not on this machine are left there.
     """
+    from smallvit.runs.data import open_here
+
     settings = {**overrides().get("data", {}), **_which(name)}
     config = resolve(DataConfig, [Layer(source="command line", values=settings)])
     if here and name.startswith("hf:"):
@@ -378,7 +388,9 @@ def _print_files(console: Console, spec: DatasetSpec) -> None:
             _say(console, f"  {url}")
 
 
-def _print_counts(console: Console, dataset: Dataset, most: int) -> None:
+def _print_counts(console: Console, dataset: "Dataset", most: int) -> None:
+    from smallvit.data.dataset import class_counts
+
     counts = Table("class" if dataset.labelled else "", *dataset.splits, title="images")
     columns = [class_counts(split, dataset.num_classes) for split in dataset.splits.values()]
     rows = list(zip(dataset.class_names, *columns, strict=True)) if dataset.labelled else []

@@ -4,7 +4,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +16,8 @@ from smallvit.data.files.registry import DATASETS
 
 def doctor_command() -> None:
     """Show versions, devices, precision and folders, and what is missing."""
+    import torch
+
     env = environment([])
     table = Table("what", show_header=True)
     table.add_column("here", overflow="fold")  # paths are copied
@@ -51,6 +52,8 @@ def doctor_command() -> None:
 
 
 def _bf16() -> str:
+    import torch
+
     if torch.cuda.is_available():
         return "on the GPU" if torch.cuda.is_bf16_supported() else "not on this GPU"
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

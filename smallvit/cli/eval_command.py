@@ -9,8 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smallvit.engine.config import RuntimeConfig
-from smallvit.evaluate.readout import Readout
-from smallvit.runs.score import evaluate_run
+from smallvit.evaluate.config import Readout
 
 
 def eval_command(
@@ -39,6 +38,8 @@ def eval_command(
         device: Device to compute on.
         precision: Precision of matrix products.
     """
+    from smallvit.runs.score import evaluate_run
+
     runtime = RuntimeConfig(device=device, precision=precision)
     scored = evaluate_run(
         run,

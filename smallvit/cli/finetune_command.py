@@ -17,12 +17,8 @@ from smallvit.data.config import AugmentConfig
 from smallvit.data.files.config import DataConfig
 from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
 from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
-from smallvit.runs.chain import add_token_labels, newest_run
 from smallvit.runs.config import Recipe
-from smallvit.runs.data import load_dataset
 from smallvit.runs.recipe import with_values
-from smallvit.runs.stage import run_stage
-from smallvit.runs.start import start_settings
 
 logger = logging.getLogger("smallvit")
 
@@ -71,6 +67,9 @@ def finetune_command(
         schedule: Length and learning rate.
         log: How often to write.
     """
+    from smallvit.runs.stage import run_stage
+    from smallvit.runs.start import start_settings
+
     apply_offline(which.offline)
     given.values.pop("teacher", None)
     of_data = overrides("finetune").get("data", {})
@@ -130,6 +129,9 @@ def _newest_start() -> str:
 
 def _complete(recipe: Recipe, teacher: Path | None, *, dry_run: bool) -> Recipe:
     """Fill in the start and the score maps that were not named, and say so."""
+    from smallvit.runs.chain import add_token_labels, newest_run
+    from smallvit.runs.data import load_dataset
+
     config = recipe.finetune
     if not config.token_label.enabled:
         return with_values(recipe, {"finetune": {"init": config.init or "scratch"}})

@@ -15,7 +15,6 @@ from smallvit.core.places import absolute, apply_offline
 from smallvit.core.run_folder import open_classifier
 from smallvit.data.files.config import DataConfig
 from smallvit.runs.config import LabelConfig, Recipe
-from smallvit.runs.label import SCORE_MAPS, run_label
 from smallvit.runs.recipe import load_recipe, open_unfinished
 
 
@@ -42,6 +41,8 @@ def label_command(
         data: Data settings.
         label: Settings of the maps.
     """
+    from smallvit.runs.label import SCORE_MAPS, run_label
+
     apply_offline(which.offline)
     settings = {key: value for key, value in overrides("label").items() if key != "teacher"}
     if teacher is not None:

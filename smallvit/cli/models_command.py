@@ -7,21 +7,12 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-import timm
 from rich.console import Console
 from rich.progress import track
 
 from smallvit.cli.tables import print_rows
 from smallvit.core.errors import ConfigError
 from smallvit.core.model_config import ModelConfig
-from smallvit.models.measure import build_on_meta, measure
-from smallvit.models.registry import (
-    check_fit,
-    create_exported,
-    model_arguments,
-    own_models,
-    unknown_model,
-)
 
 MOST_LISTED = 200
 
@@ -94,6 +85,10 @@ def _read_size(text: str) -> int | tuple[int, int]:
 
 
 def _matching(pattern: str) -> list[str]:
+    import timm
+
+    from smallvit.models.registry import own_models, unknown_model
+
     names = fnmatch.filter(own_models(), pattern)
     if pattern not in ("*", "**"):
         names += [name for name in timm.list_models(pattern) if name not in names]
@@ -114,6 +109,9 @@ def _follow(names: list[str]) -> Any:
 
 
 def _row(name: str, size: int | tuple[int, int], num_classes: int) -> dict[str, Any]:
+    from smallvit.models.measure import build_on_meta, measure
+    from smallvit.models.registry import check_fit, create_exported, model_arguments
+
     try:
         config = ModelConfig(name=name)
         architecture, arguments = model_arguments(config, num_classes=num_classes, image_size=size)

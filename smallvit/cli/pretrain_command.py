@@ -11,7 +11,6 @@ from smallvit.core.model_config import ModelConfig
 from smallvit.data.files.config import DataConfig
 from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
 from smallvit.runs.config import MonitorConfig
-from smallvit.runs.start import start_settings
 
 
 def pretrain_command(
@@ -48,6 +47,8 @@ def pretrain_command(
         monitor: What is measured on the way.
         log: How often to write.
     """
+    from smallvit.runs.start import start_settings
+
     name = given.values.get("method")
     if name is not None:
         check_method(name, given.values)

@@ -7,8 +7,6 @@ from smallvit.cli.options import given
 from smallvit.core import places
 from smallvit.core.console import console
 from smallvit.core.run_folder import new_folder
-from smallvit.leaderboard.runner import bench_runs
-from smallvit.runs.chain import run_recipe
 from smallvit.runs.recipe import load_recipe
 
 RECIPE = "digits/vit_tiny"
@@ -30,6 +28,9 @@ def quickstart_command(*, out: Path | None = None) -> None:
     Args:
         out: Folder of all its runs; by default a new one under the runs folder.
     """
+    from smallvit.leaderboard.runner import bench_runs
+    from smallvit.runs.chain import run_recipe
+
     start = time.monotonic()
     recipe, name = load_recipe(RECIPE, {"runtime": {"device": "cpu"}})
     console.print(f"recipe: {name}", markup=False, highlight=False)

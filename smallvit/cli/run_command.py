@@ -13,8 +13,6 @@ from smallvit.core.errors import ConfigError
 from smallvit.core.model_config import ModelConfig
 from smallvit.core.places import apply_offline
 from smallvit.data.files.config import DataConfig
-from smallvit.engine.runtime import say_precision
-from smallvit.runs.chain import plan_recipe, run_recipe
 from smallvit.runs.config import FinetuneConfig, LabelConfig, TeacherConfig
 from smallvit.runs.recipe import load_recipe, say_fit
 
@@ -52,7 +50,9 @@ def run_command(
         label: Its score maps.
         finetune: Stage 2.
     """
+    from smallvit.engine.runtime import say_precision
     from smallvit.leaderboard.runner import bench_runs
+    from smallvit.runs.chain import plan_recipe, run_recipe
 
     if name is None and which.recipe is None:
         raise ConfigError(f"run needs {NEEDED['run']}")

@@ -13,10 +13,8 @@ from smallvit.core.model_config import ModelConfig
 from smallvit.core.places import apply_offline
 from smallvit.core.run_folder import Run
 from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
-from smallvit.engine.runtime import say_precision
 from smallvit.runs.config import SegmentConfig
 from smallvit.runs.recipe import open_unfinished
-from smallvit.runs.segment import load_segment_recipe, run_segment
 from smallvit.segment.config import HeadConfig, HeadName, SegmentAugmentConfig, SegmentDataConfig
 
 DEFAULTS = SegmentConfig()
@@ -89,6 +87,9 @@ def segment_command(
         schedule: Length and learning rate.
         log: How often to write.
     """
+    from smallvit.engine.runtime import say_precision
+    from smallvit.runs.segment import load_segment_recipe, run_segment
+
     apply_offline(which.offline)
     settings = overrides("segment")
     file = which.recipe

@@ -14,8 +14,6 @@ from smallvit.data.config import AugmentConfig
 from smallvit.data.files.config import DataConfig
 from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
 from smallvit.finetuning.config import SupervisedConfig
-from smallvit.runs.adopt import adopt_settings
-from smallvit.runs.start import TIMM
 
 # Of training alone, by the part before a dot.
 OF_TRAINING = (
@@ -66,6 +64,9 @@ def teacher_command(
         schedule: Length and learning rate.
         log: How often to write.
     """
+    from smallvit.runs.adopt import adopt_settings
+    from smallvit.runs.start import TIMM
+
     given.values.pop("allow_leak", None)
     if start is None and allow_leak:
         raise ConfigError("--allow-leak needs --from")

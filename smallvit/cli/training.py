@@ -7,12 +7,9 @@ from smallvit.core.console import console
 from smallvit.core.errors import ConfigError
 from smallvit.core.places import apply_offline
 from smallvit.core.run_folder import Run
-from smallvit.engine.runtime import say_precision
-from smallvit.runs.adopt import run_teacher
 from smallvit.runs.config import Recipe, Stage
 from smallvit.runs.outcome import describe_outcome
 from smallvit.runs.recipe import load_recipe, open_unfinished, say_fit
-from smallvit.runs.stage import run_stage
 
 NEXT = {
     "pretrain": "next: smallvit finetune --init {run} --token-label",
@@ -22,6 +19,9 @@ NEXT = {
 
 def train(stage: Stage, which: DataOptions, training: TrainOptions, where: FolderOptions) -> None:
     """Run one training stage with the options given."""
+    from smallvit.runs.adopt import run_teacher
+    from smallvit.runs.stage import run_stage
+
     apply_offline(which.offline)
     run_it = run_teacher if stage == "teacher" else partial(run_stage, stage=stage)
     run = run_it(
@@ -41,6 +41,8 @@ def train(stage: Stage, which: DataOptions, training: TrainOptions, where: Folde
 
 def load_for(stage: Stage, which: DataOptions, training: TrainOptions) -> Recipe:
     """Resolve the recipe of a command and say which one it is; a resumed run brings its own."""
+    from smallvit.engine.runtime import say_precision
+
     settings = overrides(stage)
     if training.resume is not None:
         if which.recipe is not None:

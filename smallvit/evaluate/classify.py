@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from smallvit.evaluate.readout import Readout, read_logits
+from smallvit.evaluate.config import Readout
+from smallvit.evaluate.readout import read_logits
 from smallvit.evaluate.sharing import Batches, collect
 from smallvit.models.tokens import AbstractBackbone
 

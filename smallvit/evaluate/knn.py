@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.core.errors import DataError
-from smallvit.evaluate.knn_settings import NUM_NEIGHBOURS, TEMPERATURE
+from smallvit.evaluate.config import NUM_NEIGHBOURS, TEMPERATURE
 from smallvit.evaluate.sharing import Batches, collect
 from smallvit.models.tokens import AbstractBackbone, Features
 

@@ -5,15 +5,12 @@ Shapes in this file:
     C    classes
 """
 
-from typing import Literal
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
+from smallvit.evaluate.config import Readout
 from smallvit.models.tokens import TOKEN_READOUT, AbstractBackbone, Tokens
-
-Readout = Literal["cls", "cls+max", "mean"]
 
 
 def read_logits(

@@ -46,6 +46,7 @@ from smallvit.evaluate.classify import (
     predict_logits,
     predicted_classes,
 )
+from smallvit.evaluate.config import NUM_NEIGHBOURS, TEMPERATURE
 from smallvit.evaluate.corruptions import (
     ALL_CORRUPTIONS,
     CORRUPTIONS,
@@ -56,7 +57,6 @@ from smallvit.evaluate.corruptions import (
     open_official,
 )
 from smallvit.evaluate.knn import extract_features, knn_top1
-from smallvit.evaluate.knn_settings import NUM_NEIGHBOURS, TEMPERATURE
 from smallvit.evaluate.linear_probe import linear_top1
 from smallvit.evaluate.ood import ood_metrics
 from smallvit.evaluate.pixel_classifier import PixelClassifier, pixel_batches, predict_pixels

@@ -15,7 +15,7 @@ from smallvit.engine.config import (
     ScheduleConfig,
     check_schedule,
 )
-from smallvit.evaluate.knn_settings import NUM_NEIGHBOURS, TEMPERATURE
+from smallvit.evaluate.config import NUM_NEIGHBOURS, TEMPERATURE
 from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
 from smallvit.pretraining.config import DinoConfig, MethodConfig
 from smallvit.segment.config import HeadConfig, SegmentAugmentConfig, SegmentDataConfig

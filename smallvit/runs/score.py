@@ -14,9 +14,10 @@ from smallvit.data.views import eval_batches
 from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.evaluate.classify import classification_metrics, confusion_matrix, predict_logits
+from smallvit.evaluate.config import Readout
 from smallvit.evaluate.knn import extract_features
 from smallvit.evaluate.linear_probe import linear_top1
-from smallvit.evaluate.readout import Readout, check_readout, describe_readout, own_readout
+from smallvit.evaluate.readout import check_readout, describe_readout, own_readout
 from smallvit.evaluate.yardstick import measure_yardstick
 from smallvit.inference.export import read_export
 from smallvit.models.tokens import AbstractBackbone

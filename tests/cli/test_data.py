@@ -205,7 +205,7 @@ def test_official_files_that_cannot_be_decoded_are_refused(capsys, archives, mon
     def load(config: DataConfig) -> Dataset:
         return replace(load_dataset(config), broken=("test/00003 (cut short)",))
 
-    monkeypatch.setattr("smallvit.cli.data_command.load_dataset", load)
+    monkeypatch.setattr("smallvit.runs.data.load_dataset", load)
     assert main(["data", "get", "fashion-mnist", "--from", str(archives)]) == 3
     line = capsys.readouterr().err.splitlines()[-1]
     assert "images that cannot be decoded: 1, first: test/00003 (cut short): remove " in line

@@ -87,7 +87,7 @@ def test_relative_paths_of_run_mean_the_same_from_any_folder(words, keys, tmp_pa
         seen["recipe"] = recipe
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("smallvit.cli.run_command.run_recipe", note)
+    monkeypatch.setattr("smallvit.runs.chain.run_recipe", note)
     assert main(["run", "digits/vit_tiny", *words]) == 130
     section, key = keys
     assert str(getattr(getattr(seen["recipe"], section), key)) == str(tmp_path / "start")
