@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from smallvit.leaderboard.figures import FIGURES, ROUNDS_OF, kind_of, label_of
+from smallvit.leaderboard.figures import in_order, kind_of, label_of
+from smallvit.leaderboard.parts.cost import ROUNDS_OF
 from smallvit.leaderboard.report_text import (
     format_commonest,
     format_count,
@@ -115,16 +116,8 @@ def table_bands(rows: Sequence[Row]) -> list[Band]:
 
 
 def figure_names(rows: Sequence[Row]) -> list[str]:
-    """Return the paths of all figures of the rows, in the order of ``FIGURES``."""
-    places = {id(kind): place for place, kind in enumerate(FIGURES.values())}
-    names = {name for row in rows for name in (*row.figures, *row.missing)}
-    return sorted(names, key=lambda name: (places[id(kind_of(name))], *natural_key(name)))
-
-
-def natural_key(name: str) -> list[tuple[float, str]]:
-    """Sort numbers within names by their size."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", name)
-    return [(float(part), "") if index % 2 else (-1.0, part) for index, part in enumerate(parts)]
+    """Return the paths of all figures of the rows, in the order of tables."""
+    return in_order({name for row in rows for name in (*row.figures, *row.missing)})
 
 
 def show_top5(rows: Sequence[Row]) -> bool:

@@ -10,12 +10,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from smallvit.leaderboard.board import Evidence, Leaderboard
 from smallvit.leaderboard.comparison import Comparison
+from smallvit.leaderboard.figures import natural_key
 from smallvit.leaderboard.published import Reference, published_name
 from smallvit.leaderboard.report_columns import (
     Band,
     figure_names,
     lower_is_better,
-    natural_key,
     table_bands,
 )
 from smallvit.leaderboard.report_panels import (

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from smallvit.leaderboard.figures import Figure
 from smallvit.leaderboard.report_plots import Dash, Line, LinePlot, Point, create_plots
 from smallvit.leaderboard.report_text import format_part
-from smallvit.leaderboard.rows import Row, distinct
+from smallvit.leaderboard.rows import Figure, Row, distinct
 
 # Corruptions by kind, in the order of Hendrycks and Dietterich; what is not listed comes last.
 CORRUPTION_KINDS = {

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from smallvit.core.console import format_duration
-from smallvit.leaderboard.figures import Figure, Unit
-from smallvit.leaderboard.rows import Row
+from smallvit.leaderboard.part import Unit
+from smallvit.leaderboard.rows import Figure, Row
 
 
 def format_percent(value: float) -> str:

@@ -12,7 +12,6 @@ from scipy.stats import binomtest
 
 from smallvit.core.errors import DataError
 from smallvit.evaluate.yardstick import Yardstick
-from smallvit.leaderboard.figures import Figure
 
 SCRATCH = "scratch"
 # The name of each arm by (init, token_labels), in the order in which tables show them.
@@ -31,6 +30,27 @@ VARIANTS = {
     "split_hash": ("split", "scored on different test splits"),
     "selected_on": ("chosen on", "chosen on different splits"),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure of a row: its mean over the row's runs.
+
+    Attributes:
+        mean: Mean over the runs that have it.
+        std: Their sample standard deviation; ``None`` with one seed.
+        n: Number of those runs.
+    """
+
+    mean: float
+    std: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float], *, several_seeds: bool) -> "Figure":
+        """Average the values of a row's runs."""
+        std = stdev(values) if several_seeds and len(values) > 1 else None
+        return cls(mean=fmean(values), std=std, n=len(values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +88,7 @@ class Entry:
         split_hash: Hash of the test split.
         selected_on: Split on which the weights were chosen.
         yardstick: What its accuracy is held against; ``None`` where that is not known.
-        metrics: Other figures of the run, by the paths of ``figures.FIGURES``.
+        metrics: Other figures of the run, by the paths of ``figures.kind_of``.
         missing: Why a figure that was asked for could not be had, by its path.
         settings: What its recipe says, by path, without the seed and what rows are told apart by
             anyway.
@@ -192,7 +212,7 @@ class Row:
         uneven: Whether the test images of the classes differ so much in number that accuracy and
             mean per class say different things.
         faulty: Whether half of the runs or more have an accuracy that is none to go by.
-        figures: Other figures, by the paths of ``figures.FIGURES``.
+        figures: Other figures, by the paths of ``figures.kind_of``.
         missing: Why no run has a figure that was asked for, by its path.
     """
 

@@ -3,8 +3,8 @@ import torch
 
 from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.runtime import Runtime, open_runtime
-from smallvit.leaderboard import cost
-from smallvit.leaderboard.cost import measure_cost
+from smallvit.leaderboard.parts import cost
+from smallvit.leaderboard.parts.cost import measure_cost
 from smallvit.models.measure import measure
 
 

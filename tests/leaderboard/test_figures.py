@@ -1,7 +1,8 @@
 import pytest
 
 from smallvit.core.errors import ConfigError
-from smallvit.leaderboard.figures import FIGURES, Figure, kind_of, label_of
+from smallvit.leaderboard.figures import kind_of, label_of
+from smallvit.leaderboard.rows import Figure
 
 
 @pytest.mark.parametrize(
@@ -19,28 +20,9 @@ def test_the_longest_path_that_fits_says_what_a_figure_is(name, label):
     assert label_of(name) == label
 
 
-def test_cells_of_corruptions_are_drawn_and_their_mean_is_a_column():
-    assert kind_of("corruption/official").column
-    assert not kind_of("corruption/official/fog/1").column
-
-
-def test_generated_and_official_corruptions_are_never_one_column():
-    assert kind_of("corruption/generated").label != kind_of("corruption/official").label
-
-
-def test_a_false_alarm_is_better_low_and_a_rank_better_high():
-    assert kind_of("ood/fpr95/msp/svhn").better == "lower"
-    assert kind_of("ood/auroc/energy/svhn").better == "higher"
-
-
 def test_an_unknown_figure_is_refused_by_name():
     with pytest.raises(ConfigError, match="unknown figure 'accuracy/top7'"):
         kind_of("accuracy/top7")
-
-
-def test_every_kind_has_a_unit_that_its_direction_goes_with():
-    assert all(kind.unit for kind in FIGURES.values())
-    assert FIGURES["calibration/temperature"].better is None
 
 
 def test_a_figure_of_one_seed_has_no_spread():

@@ -10,7 +10,6 @@ from rich.console import Console
 from smallvit.evaluate.yardstick import measure_yardstick
 from smallvit.leaderboard.board import Bin, Evidence, Leaderboard
 from smallvit.leaderboard.comparison import Comparison
-from smallvit.leaderboard.figures import Figure
 from smallvit.leaderboard.published import published_references
 from smallvit.leaderboard.report import (
     render_json,
@@ -18,7 +17,7 @@ from smallvit.leaderboard.report import (
     render_table,
     write_leaderboard,
 )
-from smallvit.leaderboard.rows import Entry, Row, build_rows
+from smallvit.leaderboard.rows import Entry, Figure, Row, build_rows
 
 HOSTILE = "<script>alert(1)</script>|x"
 FIGURES = {

@@ -1,6 +1,5 @@
 import pytest
 
-from smallvit.leaderboard.figures import Figure
 from smallvit.leaderboard.report_text import (
     format_difference,
     format_p,
@@ -10,7 +9,7 @@ from smallvit.leaderboard.report_text import (
     row_labels,
     short_count,
 )
-from smallvit.leaderboard.rows import build_rows
+from smallvit.leaderboard.rows import Figure, build_rows
 
 
 @pytest.mark.parametrize(

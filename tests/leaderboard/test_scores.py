@@ -1,6 +1,8 @@
 import inspect
 import json
+import re
 import shutil
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +19,13 @@ from smallvit.core.run_folder import Run
 from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.runtime import open_runtime
 from smallvit.evaluate.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
-from smallvit.leaderboard import cost, scores
+from smallvit.leaderboard import attention, parts, scores
 from smallvit.leaderboard.api import bench
 from smallvit.leaderboard.figures import kind_of
+from smallvit.leaderboard.part import subset_of
+from smallvit.leaderboard.parts import accuracy, attacks, corruptions, cost, probes
 from smallvit.leaderboard.protocol import BenchConfig
-from smallvit.leaderboard.scores import score_runs, subset_of
+from smallvit.leaderboard.scores import score_runs
 from smallvit.runs.score import evaluate_run, open_scored
 
 ALL = BenchConfig(
@@ -124,8 +128,14 @@ def test_a_second_call_measures_nothing(runs, scored, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("measured again")
 
-    for name in ("robust_correct", "corrupt", "linear_top1", "measure_cost", "fit_temperature"):
-        monkeypatch.setattr(scores, name, fail)
+    for module, name in (
+        (attacks, "robust_correct"),
+        (corruptions, "corrupt"),
+        (probes, "linear_top1"),
+        (cost, "measure_cost"),
+        (accuracy, "fit_temperature"),
+    ):
+        monkeypatch.setattr(module, name, fail)
     again, *_ = score_runs(runs, ALL)
     assert [each.figures for each in again] == [each.figures for each in scored]
     assert again[0].evidence == scored[0].evidence
@@ -134,9 +144,9 @@ def test_a_second_call_measures_nothing(runs, scored, monkeypatch):
 
 def test_other_settings_are_measured_anew(runs, scored, monkeypatch):
     calls = []
-    real = scores.robust_correct
+    real = attacks.robust_correct
     monkeypatch.setattr(
-        scores, "robust_correct", lambda *a, **k: calls.append(k["attack"]) or real(*a, **k)
+        attacks, "robust_correct", lambda *a, **k: calls.append(k["attack"]) or real(*a, **k)
     )
     score_runs(
         runs[:1], BenchConfig(attacks=("fgsm", "pgd"), eps=(1.0, 8.0), subset=12, cost=False)
@@ -147,7 +157,7 @@ def test_other_settings_are_measured_anew(runs, scored, monkeypatch):
 def test_an_interrupted_corruption_goes_on_where_it_was(runs, home, monkeypatch):
     run = copy_of(runs[0], home / "interrupted")
     config = BenchConfig(corruptions="generated", subset=4, cost=False)
-    real, seen = scores.corrupt, []
+    real, seen = corruptions.corrupt, []
 
     def stop_at_fog(images, name, *args, **kwargs):
         seen.append(name)
@@ -155,13 +165,13 @@ def test_an_interrupted_corruption_goes_on_where_it_was(runs, home, monkeypatch)
             raise KeyboardInterrupt
         return real(images, name, *args, **kwargs)
 
-    monkeypatch.setattr(scores, "corrupt", stop_at_fog)
+    monkeypatch.setattr(corruptions, "corrupt", stop_at_fog)
     with pytest.raises(KeyboardInterrupt):
         score_runs([run], config)
     done = set(seen) - {"fog"}
     assert done
     monkeypatch.setattr(
-        scores, "corrupt", lambda i, name, *a, **k: seen.append(name) or real(i, name, *a, **k)
+        corruptions, "corrupt", lambda i, name, *a, **k: seen.append(name) or real(i, name, *a, **k)
     )
     seen.clear()
     (found,), *_ = score_runs([run], config)
@@ -208,13 +218,13 @@ def test_a_run_that_cannot_be_scored_is_named_and_the_others_are_scored(runs, ho
 
 
 def test_foreign_images_that_suit_no_run_are_refused_before_any_is_scored(runs, monkeypatch):
-    monkeypatch.setattr(scores, "_score_accuracy", None)
+    monkeypatch.setattr(accuracy, "classification_metrics", None)
     with pytest.raises(ConfigError, match="--ood digits: the classifier was trained on digits"):
         score_runs(runs[:1], BenchConfig(ood=("digits",), cost=False))
 
 
 def test_an_archive_that_suits_no_run_is_refused_before_any_is_scored(runs, home, monkeypatch):
-    monkeypatch.setattr(scores, "_score_accuracy", None)
+    monkeypatch.setattr(accuracy, "classification_metrics", None)
     with pytest.raises(DataError, match="not-there"):
         score_runs(runs, BenchConfig(corruptions="official", archive=home / "not-there"))
 
@@ -223,7 +233,7 @@ def test_a_part_that_no_run_has_is_an_error_after_the_rest_is_kept(runs, monkeyp
     def fail(*_, **__):
         raise DataError("no fog today")
 
-    monkeypatch.setattr(scores, "corrupt", fail)
+    monkeypatch.setattr(corruptions, "corrupt", fail)
     found, notes, error = score_runs(
         runs, BenchConfig(corruptions="generated", subset=3, cost=False)
     )
@@ -235,11 +245,13 @@ def test_a_part_that_no_run_has_is_an_error_after_the_rest_is_kept(runs, monkeyp
 def test_the_subset_is_the_same_for_every_run_and_depends_on_the_seed(runs):
     _, dataset = open_scored(runs[0], open_runtime(RuntimeConfig()), ["test"])
     split = dataset.splits["test"]
-    first, again, other = (subset_of(split, 20, seed).index for seed in (0, 0, 1))
+    first, again, other = (
+        subset_of(split, BenchConfig(subset=20, seed=seed)).index for seed in (0, 0, 1)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert set(first.tolist()) <= set(split.index.tolist())
-    assert len(subset_of(split, None, 0)) == len(subset_of(split, 10_000, 0)) == len(split)
+    assert all(len(subset_of(split, BenchConfig(subset=n))) == len(split) for n in (None, 10_000))
 
 
 @pytest.mark.parametrize(
@@ -292,9 +304,9 @@ def test_official_corruptions_are_read_once_and_anew_when_the_archive_changes(
     assert notes == []
     assert found.figures["corruption/official"] == pytest.approx(found.summary["top1"])
     assert "corruption/generated" not in found.figures
-    classify = scores.predict_pixels
+    classify = corruptions.predict_pixels
     monkeypatch.setattr(
-        scores, "predict_pixels", lambda *a, **k: calls.append(1) or classify(*a, **k)
+        corruptions, "predict_pixels", lambda *a, **k: calls.append(1) or classify(*a, **k)
     )
     assert score_runs(runs[:1], config)[0][0].figures == found.figures
     assert calls == []
@@ -345,7 +357,7 @@ def test_runs_of_other_settings_share_no_row_and_are_named_by_them(runs, home):
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_run_is_scored(runs, monkeypatch):
-    monkeypatch.setattr(scores, "_score_accuracy", None)
+    monkeypatch.setattr(accuracy, "classification_metrics", None)
     with pytest.raises(DataError, match=r"cannot write to .*result.json.* choose another out="):
         sv.bench(runs, out=runs[0].path / "result.json")
 
@@ -391,8 +403,8 @@ def test_the_time_of_a_network_is_measured_once_for_all_its_runs(runs, home, mon
     copies = [copy_of(run, home / f"timed-{run.path.name}") for run in runs]
     for run in copies:
         shutil.rmtree(run.path / "bench", ignore_errors=True)
-    calls, real = [], scores.measure_cost
-    monkeypatch.setattr(scores, "measure_cost", lambda *a: calls.append(1) or real(*a))
+    calls, real = [], cost.measure_cost
+    monkeypatch.setattr(cost, "measure_cost", lambda *a: calls.append(1) or real(*a))
     found, *_ = score_runs(copies[:1], BenchConfig())
     both, *_ = score_runs(copies, BenchConfig())
     score_runs(copies[1:], BenchConfig())
@@ -426,8 +438,8 @@ def test_a_time_that_is_not_kept_is_measured_once_for_all_runs_too(runs, home, m
         shutil.rmtree(run.path / "bench", ignore_errors=True)
     monkeypatch.setattr(cost, "MOST_APART", -1.0)
     monkeypatch.setattr(cost, "BUDGET_S", 0.0)
-    calls, real = [], scores.measure_cost
-    monkeypatch.setattr(scores, "measure_cost", lambda *a: calls.append(1) or real(*a))
+    calls, real = [], cost.measure_cost
+    monkeypatch.setattr(cost, "measure_cost", lambda *a: calls.append(1) or real(*a))
     found, *_ = score_runs(copies, BenchConfig())
     assert len(calls) == 1
     assert all("cost/images_per_s" in each.missing for each in found)
@@ -441,7 +453,7 @@ def test_a_time_of_another_gpu_or_torch_is_not_taken_for_this_ones(runs, home, m
     if name == "torch":
         monkeypatch.setattr(torch, "__version__", f"{torch.__version__}.other")
     else:
-        monkeypatch.setattr(scores, "device_name", lambda runtime: "another GPU")
+        monkeypatch.setattr(cost, "device_name", lambda runtime: "another GPU")
     score_runs([run], BenchConfig())
     kept = (run.path / "bench").glob("cost-*.json")
     assert len({json.loads(file.read_text())["key"][name] for file in kept}) == 2
@@ -488,7 +500,7 @@ def test_a_picture_of_another_version_is_drawn_anew(runs, home, monkeypatch):
     score_runs([run], BenchConfig(cost=False))
     score_runs([run], BenchConfig(cost=False))
     assert len(list((run.path / "bench").glob("attention-*.png"))) == 1
-    monkeypatch.setattr(scores, "PICTURE_VERSION", scores.PICTURE_VERSION + 1)
+    monkeypatch.setattr(attention, "PICTURE_VERSION", attention.PICTURE_VERSION + 1)
     score_runs([run], BenchConfig(cost=False))
     assert len(list((run.path / "bench").glob("attention-*.png"))) == 2
 
@@ -520,14 +532,29 @@ def test_pictures_that_were_renamed_are_corrupted_as_before(home, monkeypatch):
         seen.append(corrupted.numpy().tobytes())
         return corrupted
 
-    monkeypatch.setattr(scores, "corrupt", watched)
-    monkeypatch.setattr(scores, "ALL_CORRUPTIONS", ("gaussian_noise", "glass_blur"))
+    monkeypatch.setattr(corruptions, "corrupt", watched)
+    monkeypatch.setattr(corruptions, "ALL_CORRUPTIONS", ("gaussian_noise", "glass_blur"))
     config = BenchConfig(corruptions="generated", cost=False)
     for name in ("before", "after"):
         shutil.rmtree(run.path / "bench", ignore_errors=True)
         assert score_runs([run], config, place=home / name)[1:] == ([], None)
     assert len(seen) == 2 * 2 * 5
     assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+
+
+def test_the_figure_that_the_docs_add_reaches_every_file(runs, home, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "adding.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text.partition("Cohen's kappa")[2], re.DOTALL)
+    example: dict = {}
+    exec(textwrap.dedent(code), example)
+    monkeypatch.setattr(parts, "PARTS", (*parts.PARTS, example["KAPPA"]))
+    result = sv.bench(runs, out=home / "kappa", cost=False)
+    (row,) = result.leaderboard.rows
+    assert 0 < row.figures["accuracy/kappa"].mean < row.top1_mean
+    for kind, name in {"json": "accuracy/kappa", "csv": "accuracy/kappa_mean"}.items():
+        assert name in result.files[kind].read_text()
+    for kind in ("md", "html"):
+        assert "kappa" in result.files[kind].read_text()
 
 
 def copy_of(run: Run, target: Path) -> Run:

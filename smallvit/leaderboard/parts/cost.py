@@ -5,6 +5,9 @@ Shapes in this file:
     H W  image in pixels
 """
 
+import hashlib
+import json
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -15,7 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from smallvit.core.run_folder import machine
 from smallvit.engine.runtime import Runtime
+from smallvit.leaderboard.kept import KeptFile
+from smallvit.leaderboard.part import FigureKind, Measured, OpenedRun, Part
+from smallvit.leaderboard.protocol import BenchConfig
 from smallvit.models.architecture import sides
 from smallvit.models.measure import frozen, measure
 from smallvit.models.tokens import AbstractBackbone
@@ -28,6 +35,10 @@ ROUND_S = 0.05  # passes are repeated until a round lasts as long: a clock tick 
 MOST_APART = 0.2  # longest minus shortest of the rounds, over their median
 BUDGET_S = 4.0  # of rounds at each batch size, until five in a row agree
 MAX_EXPECTED_S = 10.0  # of one batch by the time of one image, which is more than it takes
+# Figures of a batch size, and the spread of the rounds that they are the median of.
+TIMES = {1: ("cost/latency_ms",), 256: ("cost/latency_ms_256", "cost/images_per_s")}
+ROUNDS_OF = {name: f"cost/spread/{size}" for size, names in TIMES.items() for name in names}
+logger = logging.getLogger("smallvit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,3 +185,86 @@ def _forward(
         backbone.logits(backbone(images))
     if runtime.device.type == "cuda":
         torch.cuda.synchronize(runtime.device)
+
+
+def measure_group_cost(
+    group: Sequence[OpenedRun], task: str, config: BenchConfig, runtime: Runtime
+) -> Sequence[Sequence[Measured]]:
+    """Return the cost of networks of one architecture: measured once, however many they are."""
+    key = {
+        "architecture": _architecture(group[0]),
+        "device": runtime.device.type,
+        "precision": runtime.precision,
+        "version": VERSION,
+        "machine": machine(),
+        "device_name": device_name(runtime),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    files = [KeptFile(each.run.path, "cost", key) for each in group]
+    kept = [file.read() for file in files]
+    measured = next((each for each in kept if each is not None), None)
+    if measured is None:
+        logger.info("timing %s", group[0].run.result["model"])
+        measured = _measure(group[0], runtime)
+    # A machine that was busy may be quiet the next time.
+    if not any(reason.startswith(RESTLESS) for reason in measured["missing"].values()):
+        for file, there in zip(files, kept, strict=True):
+            if there != measured:
+                file.write(measured)
+    return [[measured] for _ in group]
+
+
+def _measure(opened: OpenedRun, runtime: Runtime) -> Measured:
+    cost = measure_cost(opened.backbone, opened.dataset.image_size, runtime)
+    figures: dict[str, float] = {"cost/macs": cost.macs}
+    missing: dict[str, str] = {}
+    if cost.peak_memory_mib is not None:
+        figures["cost/peak_memory"] = cost.peak_memory_mib
+    for batch_size, names in TIMES.items():
+        timing = cost.timings[batch_size]
+        if timing.latency_s is None or timing.spread is None:
+            missing |= dict.fromkeys(names, timing.reason)
+            continue
+        figures[f"cost/spread/{batch_size}"] = timing.spread
+        for name in names:
+            speed = name == "cost/images_per_s"
+            figures[name] = batch_size / timing.latency_s if speed else 1000 * timing.latency_s
+    protocol = {
+        "Cost": f"Forward pass on {machine()}, {cost.device}, {cost.precision}, "
+        f"{cost.threads} threads; measured once for all rows of one network, as the median of "
+        f"{ROUNDS} rounds in a row after a warm-up, +- half of what the longest is above the "
+        "shortest. A dash where rounds differ by more than 20 %: something else was at work."
+    }
+    return {"figures": figures, "protocol": protocol, "missing": missing}
+
+
+def _architecture(opened: OpenedRun) -> str:
+    """Hash what the cost of a network depends on: its arguments and the size of its images."""
+    config = json.loads((opened.run.path / "export" / "config.json").read_text())
+    named = {key: config.get(key) for key in ("architecture", "num_classes", "model_args")}
+    said = json.dumps([named, opened.dataset.image_size], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+COST = Part(
+    measure=measure_group_cost,
+    tasks=lambda config: ("cost",) if config.cost else (),
+    together=_architecture,
+    figures={
+        "cost/macs": FigureKind(group="Cost", label="multiply-adds", unit="count", better="lower"),
+        "cost/images_per_s": FigureKind(
+            group="Cost", label="images/s, batch 256", unit="images/s", better="higher"
+        ),
+        "cost/latency_ms": FigureKind(
+            group="Cost", label="latency, batch 1", unit="ms", better="lower"
+        ),
+        "cost/latency_ms_256": FigureKind(
+            group="Cost", label="latency, batch 256", unit="ms", better="lower"
+        ),
+        "cost/spread/": FigureKind(group="Cost", label="spread of rounds, batch {}", column=False),
+        "cost/peak_memory": FigureKind(
+            group="Cost", label="peak memory, batch 256", unit="MiB", better="lower"
+        ),
+    },
+)
