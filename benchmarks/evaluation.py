@@ -42,8 +42,8 @@ from smallvit.data.views import eval_batches
 from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.evaluate.classify import classification_metrics, predict_logits
+from smallvit.evaluate.config import NUM_NEIGHBOURS, TEMPERATURE
 from smallvit.evaluate.knn import extract_features, knn_top1
-from smallvit.evaluate.knn_settings import NUM_NEIGHBOURS, TEMPERATURE
 from smallvit.models.registry import create_backbone
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.runs.monitor import EVAL_BATCH
