@@ -1,19 +1,26 @@
-# make quickstart: the whole pipeline on embedded data; make test: the tests; make bench: speed against
-# references, make bench QUICK=1 the quick way; make exact: the tests of what is promised bit for bit, with
-# the processor held to other instruction sets. All make .venv first.
+# make quickstart: the whole pipeline on embedded data; make test: the tests, less the slow ones; make slow:
+# these, with every extra installed; make exact: the tests of what is promised bit for bit, with the processor
+# held to other instruction sets; make bench: speed against references, make bench QUICK=1 the quick way.
+# All make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+# Bytecode is written whatever the environment says: with the checks of shapes, each process of the tests would
+# compile the package for ten seconds.
+TESTS := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n 2 --dist loadfile -rs
 
-.PHONY: quickstart test exact bench lint docs clean
+.PHONY: quickstart test slow exact bench lint docs clean
 
 quickstart: .venv/installed
 	$(BIN)/smallvit quickstart
 
 test: .venv/installed-dev
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(TESTS)
+
+slow: .venv/installed-all
+	$(TESTS) -m "slow and not network"
 
 exact: .venv/installed-dev
-	$(BIN)/python tests/instruction_sets.py -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/instruction_sets.py -n 2 --dist loadfile
 
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/run_all.py $(if $(QUICK),--quick)
@@ -41,3 +48,7 @@ clean:
 .venv/installed-dev: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ .venv/installed
+
+.venv/installed-all: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[cluster,dev]'
+	touch $@

@@ -197,7 +197,7 @@ def apply_operations(
     """
     if images.is_cuda:
         for code, value in zip(operations.code.T, operations.magnitude.T, strict=True):
-            _apply_to_all_(images, code, value, operations.possible, operations.rules)
+            apply_to_all_(images, code, value, operations.possible, operations.rules)
         return images
     # Sorted by operation, the images of each are neighbours in memory. They are put back at the
     # end only.
@@ -227,7 +227,7 @@ def _apply_to_sorted_(
             part.copy_(changed)
 
 
-def _apply_to_all_(
+def apply_to_all_(
     images: Float[Tensor, "B 3 H W"],
     code: Int[Tensor, " B"],
     value: Float[Tensor, " B"],

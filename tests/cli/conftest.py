@@ -1,4 +1,6 @@
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,12 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session")
+def trained() -> dict[tuple[str, ...], Path]:
+    """Runs of the tiny recipe by the words that made them."""
+    return {}
+
+
 @pytest.fixture(autouse=True)
 def places(session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALLVIT_CACHE_DIR", str(session_cache))
@@ -59,3 +67,20 @@ def tiny(tmp_path: Path) -> str:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))
     return str(path)
+
+
+@pytest.fixture
+def copy_run(
+    trained: dict[tuple[str, ...], Path], tiny: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Copy a run of the tiny recipe; the first test that asks for it trains it."""
+    from smallvit.cli.app import main
+
+    def copy(out: Path, stage: str, *more: str) -> Path:
+        if (stage, *more) not in trained:
+            run = tmp_path_factory.mktemp("trained") / "run"
+            assert main([stage, "--recipe", tiny, *more, "--out", str(run)]) == 0
+            trained[stage, *more] = run
+        return Path(shutil.copytree(trained[stage, *more], out))
+
+    return copy

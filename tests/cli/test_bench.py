@@ -30,10 +30,8 @@ def suite(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(tiny: str, tmp_path: Path) -> str:
-    out = tmp_path / "runs" / "one"
-    assert main(["finetune", "--recipe", tiny, "--init", "scratch", "--out", str(out)]) == 0
-    return str(out)
+def run(copy_run, tmp_path: Path) -> str:
+    return str(copy_run(tmp_path / "runs" / "one", "finetune", "--init", "scratch"))
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:

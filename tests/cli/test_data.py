@@ -340,10 +340,8 @@ def test_sheets_are_drawn_as_the_recipe_trains_and_older_ones_replaced(capsys, t
     assert paths[2].read_bytes() != before[2]
 
 
-def test_score_maps_are_drawn_and_those_of_another_split_refused(tiny, capsys, tmp_path):
-    teacher, maps = tmp_path / "teacher", tmp_path / "maps"
-    teach = ["teacher", "--recipe", tiny, "--out", str(teacher)]
-    assert main(teach) == 0
+def test_score_maps_are_drawn_and_those_of_another_split_refused(tiny, copy_run, capsys, tmp_path):
+    teacher, maps = copy_run(tmp_path / "teacher", "teacher"), tmp_path / "maps"
     assert main(["label", "--teacher", str(teacher), "--out", str(maps)]) == 0
     show = ["data", "show", "digits", "--num", "3", "--out", str(tmp_path / "sheets")]
     given = ["--recipe", tiny, "--score-maps", str(maps / "score_maps.safetensors")]

@@ -137,9 +137,9 @@ def test_divergence_ends_with_exit_4_and_says_so(tiny, tmp_path, capsys):
     assert "NaN" in result["error"]
 
 
-def test_weights_of_another_width_are_listed_by_name(tiny, tmp_path, capsys):
+def test_weights_of_another_width_are_listed_by_name(tiny, copy_run, tmp_path, capsys):
     run = tmp_path / "pretrain"
-    assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
+    copy_run(run, "pretrain", "--epochs", "0.1")
     finetune = ["finetune", "--recipe", tiny, "--init", str(run), "--model.embed-dim", "32"]
     assert main(finetune) == 2
     line = capsys.readouterr().err
@@ -147,9 +147,9 @@ def test_weights_of_another_width_are_listed_by_name(tiny, tmp_path, capsys):
     assert "pos_embed" in line
 
 
-def test_weights_of_another_patch_are_resampled_and_that_is_said(tiny, tmp_path, capsys):
+def test_weights_of_another_patch_are_resampled_and_that_is_said(tiny, copy_run, tmp_path, capsys):
     run = tmp_path / "pretrain"
-    assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
+    copy_run(run, "pretrain", "--epochs", "0.1")
     finetune = ["finetune", "--recipe", tiny, "--init", str(run), "--model.patch-size", "1"]
     assert main([*finetune, "--epochs", "0.1"]) == 0
     said = " ".join(capsys.readouterr().err.split())
@@ -158,9 +158,9 @@ def test_weights_of_another_patch_are_resampled_and_that_is_said(tiny, tmp_path,
     assert "head.weight not loaded: not in the weights" in said
 
 
-def test_an_exported_folder_is_a_start_of_unknown_origin(tiny, tmp_path, capsys):
+def test_an_exported_folder_is_a_start_of_unknown_origin(tiny, copy_run, tmp_path, capsys):
     run, again = tmp_path / "pretrain", tmp_path / "again"
-    assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
+    copy_run(run, "pretrain", "--epochs", "0.1")
     shutil.copytree(run / "export", tmp_path / "export")
     start = ["finetune", "--recipe", tiny, "--init", str(tmp_path / "export"), "--epochs", "0.1"]
     assert main([*start, "--out", str(again)]) == 0
@@ -170,18 +170,18 @@ def test_an_exported_folder_is_a_start_of_unknown_origin(tiny, tmp_path, capsys)
     assert result["extra_data"] == "unknown (weights of export)"
 
 
-def test_an_export_brings_its_model_where_no_recipe_is_named(tiny, tmp_path):
+def test_an_export_brings_its_model_where_no_recipe_is_named(copy_run, tmp_path):
     run, again = tmp_path / "pretrain", tmp_path / "again"
-    assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
+    copy_run(run, "pretrain", "--epochs", "0.1")
     start = ["finetune", "--dataset", "digits", "--init", str(run / "export"), "--epochs", "0.1"]
     assert main([*start, "--out", str(again)]) == 0
     model = yaml.safe_load((again / "recipe.yaml").read_text())["model"]
     assert (model["embed_dim"], model["depth"], model["patch_size"]) == (16, 2, 2)
 
 
-def test_another_model_than_the_starts_does_not_get_its_sizes(tiny, tmp_path, capsys):
+def test_another_model_than_the_starts_does_not_get_its_sizes(copy_run, tmp_path, capsys):
     run = tmp_path / "pretrain"
-    assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
+    copy_run(run, "pretrain", "--epochs", "0.1")
     start = ["finetune", "--init", str(run), "--model", "resnet8_small", "--epochs", "0.1"]
     assert main(start) == 2
     assert "no setting of resnet8_small" not in capsys.readouterr().err
@@ -197,9 +197,9 @@ def test_checkpointing_is_an_option_and_a_network_that_cannot_is_refused(tiny, t
     assert "grad_checkpointing is not supported by convit_tiny" in capsys.readouterr().err
 
 
-def test_a_start_that_saw_the_test_images_is_refused(tiny, tmp_path, capsys):
+def test_a_start_that_saw_the_test_images_is_refused(tiny, copy_run, tmp_path, capsys):
     run = tmp_path / "pretrain"
-    assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(run)]) == 0
+    copy_run(run, "pretrain", "--epochs", "0.1")
     finetune = ["finetune", "--recipe", tiny, "--init", str(run), "--data.split-seed", "1"]
     assert main(finetune) == 2
     said = capsys.readouterr().err

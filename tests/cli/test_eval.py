@@ -12,10 +12,8 @@ from smallvit.runs.score import evaluate_run
 
 
 @pytest.fixture
-def run(tiny: str, tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    assert main(["finetune", "--recipe", tiny, "--out", str(folder), "--epochs", "0.2"]) == 0
-    return folder
+def run(copy_run, tmp_path: Path) -> Path:
+    return copy_run(tmp_path / "run", "finetune", "--epochs", "0.2")
 
 
 def constant_head(run: Path, best: int) -> None:

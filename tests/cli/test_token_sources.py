@@ -24,9 +24,8 @@ def last_line(capsys: pytest.CaptureFixture) -> str:
 
 
 @pytest.fixture
-def teacher(tiny, tmp_path) -> str:
-    assert train("teacher", tiny, tmp_path / "teacher", "--epochs", "12") == 0
-    return str(tmp_path / "teacher")
+def teacher(copy_run, tmp_path) -> str:
+    return str(copy_run(tmp_path / "teacher", "teacher", "--epochs", "12"))
 
 
 def resumed_weights(run: Path, words: list[str]) -> dict[str, torch.Tensor]:

@@ -170,15 +170,13 @@ def test_the_label_is_named_though_its_probability_is_small():
     assert name_classes(score_map, 2) == (0, 1, 2, 3, 4)
 
 
-def test_numbers_of_boxes_at_the_same_place_do_not_cover_each_other():
-    box = Box(left=2, top=2, width=8, height=8, mirrored=False)
-    taken: list[tuple[float, float]] = []
-    for _ in range(8):
-        x, y = contact_sheet._free_place(box, 16.0, taken, limit=256)
-        assert all(abs(x - a) >= 16 or abs(y - b) >= 13 for a, b in taken)
-        assert 32 <= x <= 160 - 16
-        assert 32 <= y <= 160 - 13
-        taken.append((x, y))
+def test_numbers_of_boxes_do_not_cover_each_other(tmp_path, monkeypatch):
+    badges = []
+    monkeypatch.setattr(Canvas, "badge", lambda _, x, y, *words: badges.append((x, y)))
+    draw_views(tmp_path / "views.png", noise(), ViewsConfig(num_local=6), **{**RUN, "num": 1})
+    assert len(badges) == 8
+    for (x, y), (a, b) in itertools.combinations(badges, 2):
+        assert abs(x - a) >= 16 or abs(y - b) >= 13
 
 
 def test_sheets_are_written_and_replaced_at_sizes_that_fit_their_images(tmp_path):

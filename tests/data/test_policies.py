@@ -20,7 +20,6 @@ THEIRS = {
     "translate_y": "TranslateY",
     "autocontrast": "AutoContrast",
 }
-CPU = torch.device("cpu")
 
 
 def photographs(size: int = 32) -> torch.Tensor:
@@ -130,38 +129,53 @@ def test_images_too_small_for_sharpness_stay_as_they_are():
     assert torch.equal(policies.adjust_sharpness(images, torch.tensor([0.1])), images)
 
 
+def torchvision_magnitude(policy: type, name: str, bins: int, i: int) -> tuple[float, bool]:
+    """Size of an operation in bin ``i`` of images of 32 px, in our unit, and if it has a sign."""
+    magnitudes, signed = policy._AUGMENTATION_SPACE[THEIRS.get(name, name.title())]
+    size = float(magnitudes(bins, 32, 32).expand(bins)[i])
+    if name.startswith("translate"):
+        size = int(size) / 32
+    return size * 255 if name == "solarize" else size, signed
+
+
 @pytest.mark.parametrize("name", ["cifar10", "svhn", "imagenet"])
 def test_autoaugment_tables_are_torchvisions(name):
-    found = policies._sub_policies(name, CPU)
     expected = v2.AutoAugment(v2.AutoAugmentPolicy(name))._policies
-    assert len(found.code) == len(expected) == 25
+    assert len(expected) == 25
     for row, pair in enumerate(expected):
+        prob = torch.tensor([operation[1] for operation in pair])
+        chosen, positive = torch.tensor([(row + 0.5) / 25]), torch.ones(2)
+        draws = torch.stack([torch.cat([chosen, prob + d, positive]) for d in (-1e-4, 1e-4)])
+        found = policies.sample_operations(
+            f"autoaugment-{name}", draws, num_ops=2, magnitude=0, image_size=32
+        )
         for slot, (operation, prob, bins) in enumerate(pair):
-            ours = OPERATIONS[found.code[row, slot]]
-            assert THEIRS.get(ours, ours.title()) == operation
-            assert found.prob[row, slot].item() == pytest.approx(prob)
-            assert found.bins[row, slot] == (bins or 0)
+            done, left_out = (OPERATIONS[code] for code in found.code[:, slot])
+            assert left_out == "identity"
+            if prob:
+                assert THEIRS.get(done, done.title()) == operation
+            if prob and bins is not None:
+                size, _ = torchvision_magnitude(v2.AutoAugment, done, 10, bins)
+                assert found.magnitude[0, slot].item() == pytest.approx(size)
 
 
-@pytest.mark.parametrize(
-    ("space", "bins", "theirs"),
-    [
-        ("common", 10, v2.AutoAugment),
-        ("common", 31, v2.RandAugment),
-        ("wide", 31, v2.TrivialAugmentWide),
-    ],
-)
-def test_magnitudes_are_torchvisions(space, bins, theirs):
-    found = policies._ranges(space, bins, 32, CPU)
-    for name in OPERATIONS:
-        entry = theirs._AUGMENTATION_SPACE.get(THEIRS.get(name, name.title()))
-        expected = entry[0](bins, 32, 32) if entry else None
-        if expected is None:
-            continue
-        scale = {"translate_x": 1 / 32, "translate_y": 1 / 32, "solarize": 255}.get(name, 1)
-        expected = expected.int() if name.startswith("translate") else expected
-        torch.testing.assert_close(found[CODE[name]], (expected * scale).float())
-        assert (name in policies.SIGNED) == entry[1]
+@pytest.mark.parametrize("policy", ["randaugment", "trivialaugment"])
+def test_magnitudes_are_torchvisions(policy):
+    theirs = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}[policy]
+    num = len(theirs._AUGMENTATION_SPACE)
+    for i in range(31):
+        bins = [(i + 0.5) / 31] if policy == "trivialaugment" else []
+        draws = torch.tensor(
+            [[(k + 0.5) / num, *bins, sign] for k in range(num) for sign in (1, 0)]
+        )
+        found = policies.sample_operations(policy, draws, num_ops=1, magnitude=i, image_size=32)
+        names = [OPERATIONS[code] for code in found.code[::2, 0]]
+        assert {THEIRS.get(name, name.title()) for name in names} == set(theirs._AUGMENTATION_SPACE)
+        for name, (plus, minus) in zip(names, found.magnitude.view(num, 2).tolist(), strict=True):
+            if name in ("identity", "autocontrast", "equalize"):
+                continue  # which have no size
+            size, signed = torchvision_magnitude(theirs, name, 31, i)
+            assert (plus, minus) == pytest.approx((size, -size if signed else size))
 
 
 def test_autoaugment_applies_each_operation_with_its_probability():
@@ -169,10 +183,11 @@ def test_autoaugment_applies_each_operation_with_its_probability():
     found = policies.sample_operations(
         "autoaugment-cifar10", draws, num_ops=2, magnitude=0, image_size=32
     )
-    table = policies._sub_policies("cifar10", CPU)
+    table = v2.AutoAugment(v2.AutoAugmentPolicy("cifar10"))._policies
     for name in ("equalize", "translate_y", "invert"):
-        expected = (table.prob * (table.code == CODE[name])).sum() / 25
-        assert (found.code == CODE[name]).sum() / 50_000 == pytest.approx(expected.item(), abs=0.01)
+        theirs = THEIRS.get(name, name.title())
+        expected = sum(prob for pair in table for other, prob, _ in pair if other == theirs) / 25
+        assert (found.code == CODE[name]).sum() / 50_000 == pytest.approx(expected, abs=0.01)
     signed = found.magnitude[found.code == CODE["translate_y"]]
     assert (signed < 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
 
@@ -233,7 +248,7 @@ def test_computing_all_images_gives_what_computing_the_chosen_ones_gives():
     value = torch.full((len(images),), 20.0)
     operations = Operations(code=code[:, None], magnitude=value[:, None], possible=OPERATIONS)
     drawn, everything = policies.apply_operations(images.clone(), operations), images.clone()
-    policies._apply_to_all_(
+    policies.apply_to_all_(
         everything, code, value, ("rotate", "equalize", "identity", "invert"), "torchvision"
     )
     torch.testing.assert_close(drawn, everything)
@@ -390,5 +405,5 @@ def test_computing_all_images_by_deepvoltaires_rules_gives_what_the_chosen_ones_
         code=code[:, None], magnitude=value[:, None], possible=names, rules="deepvoltaire"
     )
     drawn, everything = policies.apply_operations(images.clone(), operations), images.clone()
-    policies._apply_to_all_(everything, code, value, names, "deepvoltaire")
+    policies.apply_to_all_(everything, code, value, names, "deepvoltaire")
     torch.testing.assert_close(drawn, everything)
