@@ -1,6 +1,7 @@
 import inspect
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -30,6 +31,27 @@ def small_vit() -> Callable[..., Any]:
         return backbone
 
     return build
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the pictures of runs empty: to draw them takes most of the time of a short run."""
+    import smallvit.inference.token_pictures
+    import smallvit.runs.segment
+    import smallvit.runs.stage
+
+    def touch_curves(_: Path, picture: Path, title: str) -> None:
+        picture.parent.mkdir(exist_ok=True)
+        picture.touch()
+
+    def touch_tokens(*args: Any, **settings: Any) -> None:
+        (folder,) = (arg for arg in args if isinstance(arg, Path))
+        for name in ("tokens_pca.png", "attention.png"):
+            (folder / name).touch()
+
+    monkeypatch.setattr(smallvit.runs.segment, "draw_curves", touch_curves)
+    monkeypatch.setattr(smallvit.runs.stage, "draw_curves", touch_curves)
+    monkeypatch.setattr(smallvit.inference.token_pictures, "draw_tokens", touch_tokens)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -380,7 +381,7 @@ def environment(argv: Sequence[str]) -> dict[str, Any]:
     commit, dirty = _commit()
     return {
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _installed()},
+        "versions": dict(_versions()),
         "machine": machine(),
         "commit": commit,
         "dirty": dirty,
@@ -398,11 +399,13 @@ def machine() -> str:
     return f"{name}, {cores()} cores"
 
 
-def _installed() -> list[str]:
+@cache  # what is imported stays as it is
+def _versions() -> dict[str, str]:
     present = {dist.metadata["Name"] for dist in importlib.metadata.distributions()}
-    return [name for name in PACKAGES if name in present]
+    return {name: importlib.metadata.version(name) for name in PACKAGES if name in present}
 
 
+@cache
 def _commit() -> tuple[str | None, bool]:
     """Return the commit of the source tree that runs, and whether it differs from it."""
     git = ("git", "-C", str(Path(__file__).parent))

@@ -51,7 +51,9 @@ def trained() -> dict[tuple[str, ...], Path]:
 
 
 @pytest.fixture(autouse=True)
-def places(session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def places(
+    session_cache: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SMALLVIT_CACHE_DIR", str(session_cache))
     monkeypatch.setenv("SMALLVIT_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("SMALLVIT_OFFLINE", "1")

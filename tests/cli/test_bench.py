@@ -38,6 +38,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_suite_makes_its_runs_and_their_leaderboard_and_again_only_what_is_missing(
     suite, tmp_path, capsys
 ):

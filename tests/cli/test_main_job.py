@@ -60,6 +60,7 @@ def score_maps(copy_run, tmp_path: Path) -> str:
     return str(tmp_path / "label" / "score_maps.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_pretrain_killed_in_mid_epoch_ends_with_the_same_weights(tiny, tmp_path, number):
     more = ["--epochs", "6", "--log.checkpoint-steps", "3"]  # 40.5 steps an epoch
@@ -75,6 +76,7 @@ def test_pretrain_killed_in_mid_epoch_ends_with_the_same_weights(tiny, tmp_path,
     assert_same_weights(tmp_path / "whole", broken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_finetune_killed_in_mid_epoch_ends_with_the_same_weights(
     tiny, tmp_path, score_maps, number

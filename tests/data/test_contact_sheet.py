@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 
 from smallvit.data import contact_sheet, geometry
 from smallvit.data.augment import to_float
+from smallvit.data.canvas import Canvas
 from smallvit.data.config import AugmentConfig, ViewsConfig
 from smallvit.data.contact_sheet import (
     Box,

@@ -110,6 +110,7 @@ def has_steps(folder: Path, number: int) -> Callable[[], bool]:
     return lambda: len(read_metrics(folder / "metrics.jsonl")) >= number
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_two_processes_goes_on_in_one(tmp_path, places):
     """One of them wrote, both stopped, and the losses are those of a run that one process made."""
     folder, whole = tmp_path / "pair", tmp_path / "alone"
@@ -130,6 +131,7 @@ def test_a_run_stopped_in_two_processes_goes_on_in_one(tmp_path, places):
         assert row["train/loss"] == pytest.approx(other["train/loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_within_seconds_and_what_was_done_is_kept(tmp_path, places):
     folder = tmp_path / "run"
     words = ("-m", "smallvit", *TINY, "--epochs", "1000", "--out", str(folder))

@@ -37,6 +37,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "convnext_atto_small": {},
     "resnet8_small": {},
 }
+LARGE = ("gani_swin", "cct_7_3x1", "sl_vit", "convnext_atto_small")
+CASES = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in FAMILIES]
 STEPS, STOP = 3, 1  # 13 images in batches of 6: within the first pass
 pytestmark = pytest.mark.filterwarnings("ignore:patches of", "ignore:.*image")
 
@@ -76,7 +78,7 @@ def assert_resumes_exactly(build, make_batches, tmp_path, micro_batch):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 def test_stage_1_resumes_bit_for_bit(family, tmp_path):
     data = SHARED["dataset"]()
     views = ViewsConfig(num_local=0)
@@ -95,7 +97,7 @@ def test_stage_1_resumes_bit_for_bit(family, tmp_path):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 def test_stage_2_resumes_bit_for_bit_in_micro_batches(family, tmp_path):
     data = SHARED["dataset"]()
     augment = AugmentConfig(

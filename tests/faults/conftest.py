@@ -46,7 +46,9 @@ def set_places(patch: pytest.MonkeyPatch, folder: Path, cache: Path) -> list[str
 
 
 @pytest.fixture
-def command(tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def command(
+    tmp_path: Path, packed: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
     """Return the words of a run of twelve steps; folders are those of the test."""
     return set_places(monkeypatch, tmp_path, packed)
 

@@ -115,6 +115,7 @@ def test_unpacking_that_was_killed_is_repaired_by_the_next_start(tmp_path):
     assert {f"set/{path.name}": path.read_bytes() for path in target.iterdir()} == content
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_full_or_cannot_be_written_is_one_line_and_loses_nothing(photos, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -99,6 +99,7 @@ def test_a_checkpoint_that_is_killed_while_it_is_written_leaves_the_one_before(s
     }
 
 
+@pytest.mark.slow
 @pytest.mark.exact
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_to_the_same_weights(
     command, start, whole, same_weights, tmp_path

@@ -103,6 +103,7 @@ def mounting(folder: Path) -> tuple[str, ...]:
     return words
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_costs_no_more_than_the_steps_since_the_last_checkpoint(
     command, start, whole, same_weights, tmp_path
 ):

@@ -104,6 +104,7 @@ def test_a_signal_during_validation_ends_the_run_after_the_next_step(
     assert same_weights(run, whole)
 
 
+@pytest.mark.slow
 def test_whoever_insists_ends_a_run_that_hangs_and_it_goes_on_from_what_it_saved(
     command, start, whole, same_weights, tmp_path
 ):
@@ -120,6 +121,7 @@ def test_whoever_insists_ends_a_run_that_hangs_and_it_goes_on_from_what_it_saved
     assert same_weights(run, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="needs the command timeout")
 def test_a_limit_of_time_ends_the_run_with_its_state_saved(
     command, start, whole, same_weights, tmp_path

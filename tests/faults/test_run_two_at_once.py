@@ -33,6 +33,7 @@ main(sys.argv[2:])
 """
 
 
+@pytest.mark.slow
 def test_a_run_at_work_is_neither_continued_nor_replaced_until_it_is_dead(
     command, start, whole, same_weights, capsys, monkeypatch, packed, tmp_path
 ):

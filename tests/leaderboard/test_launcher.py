@@ -251,6 +251,7 @@ def test_a_killed_start_is_begun_anew(plan):
     assert (folder / "mine.txt").is_file()
 
 
+@pytest.mark.slow
 def test_a_suite_killed_in_mid_run_goes_on_with_the_same_weights(plan, tmp_path):
     whole, broken = plan(LONG, "whole"), plan(LONG)
     (cell,) = whole.cells
@@ -270,6 +271,7 @@ def test_a_suite_killed_in_mid_run_goes_on_with_the_same_weights(plan, tmp_path)
     assert whole.run(cell).result["metrics"] == broken.run(cell).result["metrics"]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_runs_in_progress(plan, capsys):
     of_suite = plan(LONG)
     (cell,) = of_suite.cells
@@ -288,6 +290,7 @@ def test_sigterm_saves_the_runs_in_progress(plan, capsys):
     assert f"{cell}: stopped" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_suites_at_once_make_every_run_once(plan, tmp_path):
     of_suite = plan({"seeds": [0, 1]})
     both = [start_suite(tmp_path) for _ in range(2)]
@@ -335,6 +338,7 @@ def ray() -> Any:
         ray.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_ray_makes_the_runs_and_stops_them(plan, ray):
     of_suite = plan({"seeds": [0, 1]})
@@ -354,6 +358,7 @@ def test_ray_makes_the_runs_and_stops_them(plan, ray):
     assert status(long, cell) == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_run_that_fits_on_no_machine_of_ray_is_refused(ray):
     with pytest.raises(ConfigError, match="asks for 3 CPU, the Ray cluster has 2"):
         RayLauncher(num_cpus=3)

@@ -116,6 +116,7 @@ def test_gradients_reach_every_trained_parameter(name):
     assert missing == []
 
 
+@pytest.mark.slow
 @every_model
 def test_compiles_without_a_graph_break(name, without_shape_checks):
     backbone, side = build(name)

@@ -33,7 +33,7 @@ UNIFORM = ["--method.teacher-temp", "50", "--method.warmup-teacher-temp", "50"]
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def recipe(tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("SMALLVIT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("SMALLVIT_RUNS_DIR", str(tmp_path / "runs"))
     path = tmp_path / "recipe.yaml"
