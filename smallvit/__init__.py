@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from smallvit.core.run_folder import Run as Run
     from smallvit.inference.pixels import read_image as read_image
     from smallvit.leaderboard.api import bench as bench
+    from smallvit.leaderboard.api import run as run
     from smallvit.runs.api import finetune as finetune
     from smallvit.runs.api import label as label
     from smallvit.runs.api import pretrain as pretrain
@@ -27,6 +28,7 @@ __all__ = [
     "label",
     "pretrain",
     "read_image",
+    "run",
     "teacher",
 ]
 
@@ -37,6 +39,7 @@ _HOMES = {
     "label": "smallvit.runs.api",
     "pretrain": "smallvit.runs.api",
     "read_image": "smallvit.inference.pixels",
+    "run": "smallvit.leaderboard.api",
     "Run": "smallvit.core.run_folder",
     "SmallViTError": "smallvit.core.errors",
     "teacher": "smallvit.runs.api",

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from smallvit.cli.app import create_app
-from smallvit.cli.options import given
 
 ROOT = Path(__file__).parents[1]
 TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -97,7 +96,6 @@ def test_marked_python_runs(name, body, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "line"), commands(), ids=ids(commands()))
 def test_command_parses(name, line):
-    given.reset([])
     function, _, _ = create_app().parse_args(
         shlex.split(line), exit_on_error=False, print_error=False
     )[:3]
@@ -108,7 +106,6 @@ def test_command_parses(name, line):
 def test_an_unknown_option_would_be_noticed():
     from cyclopts import CycloptsError
 
-    given.reset([])
     with pytest.raises(CycloptsError, match="no-such-option"):
         create_app().parse_args(
             ["pretrain", "--no-such-option", "1"], exit_on_error=False, print_error=False

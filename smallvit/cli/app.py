@@ -9,12 +9,12 @@ from cyclopts import App, CycloptsError, Parameter
 
 from smallvit import __version__
 from smallvit.cli.mistakes import explain
-from smallvit.cli.options import given
+from smallvit.cli.options import Given
 from smallvit.cli.streams import lasting_streams
-from smallvit.core.console import console, kept_logging, start_logging
+from smallvit.core.console import console, kept_logging, say, start_logging
 from smallvit.core.errors import SmallViTError
 from smallvit.core.once import saying_once
-from smallvit.core.places import kept_environment
+from smallvit.core.places import apply_offline, kept_environment
 from smallvit.parallel.launch import launched_number, refuse_several
 
 # Their files import torch inside functions alone: help is to be quick.
@@ -45,20 +45,19 @@ SHARED_OUT = ("pretrain", "teacher", "finetune", "segment")
 OF_RECIPES = ("pretrain", "teacher", "label", "finetune", "segment", "run")
 
 
-def create_app(called: str = "") -> App:
+def create_app(called: str = "", given: Given | None = None) -> App:
     """Build the command-line application.
 
     Args:
         called: The command to come, whose page is its own docstring, not its line in the list.
+        given: Where the options given are noted.
     """
     app = App(
         name="smallvit",
         help="Train Vision Transformers from scratch on small image data sets.",
         version=__version__,
         version_flags=["--version", "-V"],
-        config=[given.note],
-        result_action="return_value",
-        suppress_keyboard_interrupt=False,  # ``main`` says it
+        config=[] if given is None else [given.note],
     )
     for name, text in COMMANDS.items():
         options: dict[str, Any] = {} if name == called else {"help": text}
@@ -82,14 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupted after saving.
     """
     words = _as_options(list(sys.argv[1:] if argv is None else argv))
-    given.reset(words)
     try:
         with lasting_streams(), kept_logging(), kept_environment():
             return _answer(words)
     except SmallViTError as error:  # of the streams
         return _fail(str(error), error.exit_code)
-    finally:
-        given.reset([])
 
 
 def _answer(words: list[str]) -> int:
@@ -97,7 +93,12 @@ def _answer(words: list[str]) -> int:
         start_logging()
         if words and words[0] in COMMANDS and words[0] not in SHARED_OUT:
             refuse_several(f"smallvit {words[0]}")
-        create_app(words[0] if words else "")(words, exit_on_error=False, print_error=False)
+        given = Given(argv=words)
+        command, bound, unparsed = create_app(words[0] if words else "", given).parse_args(
+            words, exit_on_error=False, print_error=False
+        )
+        apply_offline(given.options.get("offline", False))
+        command(*bound.args, **bound.kwargs, **({"given": given} if "given" in unparsed else {}))
         sys.stdout.flush()
     except CycloptsError as error:
         return _fail(explain(error, words, list(COMMANDS)), 2)
@@ -125,5 +126,5 @@ def _fail(message: str, exit_code: int) -> int:
     if console.quiet:
         console.quiet = False
         message = f"process {launched_number()}: {message}"
-    console.print(f"smallvit: {message}", markup=False, highlight=False, soft_wrap=True)
+    say(f"smallvit: {message}")
     return exit_code

@@ -7,21 +7,12 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from smallvit.cli.options import given
+from smallvit.cli.options import Given, GivenOptions, Switch
 from smallvit.core import places
 from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import ConfigError, DataError, InterruptedRunError, suggest
 from smallvit.core.run_folder import find_runs, open_run
-from smallvit.leaderboard.protocol import BenchConfig
-
-# All that needs no further package and no further data, on a part of the test images.
-ROBUST: dict[str, Any] = {
-    "probes": True,
-    "corruptions": "generated",
-    "attacks": ("fgsm", "pgd"),
-    "ood": ("noise",),
-    "subset": 1000,
-}
+from smallvit.leaderboard.protocol import ROBUST, BenchConfig
 
 
 @Parameter(name="*")
@@ -41,7 +32,7 @@ class SuiteOptions:
     jobs: int = 1
     node_cpus: float = 1
     node_gpus: float | None = None
-    dry_run: Annotated[bool, Parameter(negative="")] = False
+    dry_run: Switch = False
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
@@ -60,12 +51,13 @@ def bench_command(
     *runs: str,
     out: Path | None = None,
     data: str | None = None,
-    robust: Annotated[bool, Parameter(negative="")] = False,
+    robust: Switch = False,
     measured: Annotated[BenchConfig, Parameter(name="*")] = BenchConfig(),
     suite: SuiteOptions = SuiteOptions(),
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
-    offline: Annotated[bool, Parameter(negative="")] = False,
+    offline: Switch = False,
+    given: GivenOptions,
 ) -> None:
     """Score fine-tuned runs on their test split and put them in a leaderboard.
 
@@ -86,14 +78,13 @@ def bench_command(
         device: Device to compute on.
         precision: Precision of matrix products.
         offline: Download nothing.
+        given: What of these was given.
     """
     # Imported late: the help of this command does not wait for torch.
-    from smallvit.core.places import apply_offline
     from smallvit.leaderboard.suite import find_suite
 
-    apply_offline(offline)
     over = (ROBUST if robust else {}) | {
-        key: value for key, value in given.values.items() if key not in NOT_MEASURED
+        key: value for key, value in given.options.items() if key not in NOT_MEASURED
     }
     named = [name for name in runs if not Path(name).is_dir() and find_suite(name) is not None]
     if named and len(runs) > 1:
@@ -102,9 +93,9 @@ def bench_command(
         if named and data is not None:
             raise ConfigError("--data is for runs: a suite names its own data, leave it out")
         if named:
-            _bench_suite(named[0], out, over, suite, device, precision)
+            _bench_suite(named[0], out, over, suite, device, precision, given)
         else:
-            _bench_runs(runs, out, data, over, device, precision)
+            _bench_runs(runs, out, data, over, device, precision, given)
     except KeyboardInterrupt:
         raise InterruptedRunError(
             signal.SIGINT,
@@ -119,6 +110,7 @@ def _bench_runs(
     over: dict[str, Any],
     device: Any,
     precision: Any,
+    given: Given,
 ) -> None:
     """Score runs by their folders, or all there are."""
     from smallvit.engine.config import RuntimeConfig
@@ -128,7 +120,7 @@ def _bench_runs(
     for name in names:
         if not (Path(name) / "result.json").is_file():
             raise _no_run(Path(name), shipped_suites())
-    of_suites = [f"--{key.replace('_', '-')}" for key in SUITE_OPTIONS if key in given.values]
+    of_suites = [f"--{key.replace('_', '-')}" for key in SUITE_OPTIONS if key in given.options]
     if of_suites:
         raise ConfigError(
             f"{', '.join(of_suites)} is for suites: name one ({', '.join(shipped_suites())} or a "
@@ -169,6 +161,7 @@ def _bench_suite(
     options: SuiteOptions,
     device: Any,
     precision: Any,
+    given: Given,
 ) -> None:
     """Make what is missing of a suite, and its leaderboard of what there is."""
     from smallvit.engine.config import RuntimeConfig

@@ -1,11 +1,10 @@
 """``smallvit convert``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
-
-from smallvit.core.console import console
+from smallvit.cli.options import Switch
+from smallvit.core.console import say
 from smallvit.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def convert_command(
     out: Path,
     layout: str | None = None,
     model: str | None = None,
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    overwrite: Switch = False,
 ) -> None:
     """Turn the public weights of a paper into an export that --init reads.
 
@@ -71,7 +70,7 @@ def convert_command(
         f"export: {out}",
         f"next: smallvit finetune --dataset NAME --init {out}{images}",
     ]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    say("\n".join(lines))
 
 
 def _card(file: Path, converted: "Converted") -> str:

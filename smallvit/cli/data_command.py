@@ -9,17 +9,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from smallvit.cli.options import overrides
-from smallvit.cli.tables import print_rows
-from smallvit.cli.training import say_recipe
+from smallvit.cli.options import Given, GivenOptions, Json, Switch
+from smallvit.cli.tables import print_rows, print_text
 from smallvit.core import places
 from smallvit.core.config import Layer, merge, resolve
+from smallvit.core.console import say
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
-from smallvit.core.places import apply_offline
 from smallvit.data.files import fetch
 from smallvit.data.files.config import DataConfig
 from smallvit.data.files.registry import DATASETS, DatasetSpec
 from smallvit.data.files.walk import is_drawn
+from smallvit.runs.options import to_settings
 from smallvit.runs.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -36,15 +36,14 @@ data_command = App(
 
 
 @data_command.command
-def ls(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+def ls(*, as_json: Json = False) -> None:
     """List the data sets known by name, and whether their files are here.
 
     Args:
         as_json: Print every fact as JSON.
     """
-    console = Console()
     if as_json:
-        console.print_json(json.dumps([_plain(spec) for spec in DATASETS.values()]))
+        Console().print_json(json.dumps([_plain(spec) for spec in DATASETS.values()]))
         return
     rows = []
     for spec in DATASETS.values():
@@ -67,12 +66,10 @@ def ls(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = Fals
     looks = {"box": None, "padding": (0, 2, 0, 0)}
     headings = ("name", "classes", "train/val/test", "px", "MB", "status", "licence")
     print_rows(headings, rows, wrap=("licence",), **looks)
-    console.print(
+    print_text(
         "\nabsent: `smallvit data get NAME` fetches it. cut: that split is cut from train. Images "
         "of your own work too: `smallvit data info PATH`, for a folder with one folder a class, a "
-        "CSV, a parquet file or an .npz file of arrays.",
-        highlight=False,
-        soft_wrap=True,
+        "CSV, a parquet file or an .npz file of arrays."
     )
 
 
@@ -82,6 +79,7 @@ def info(
     /,
     *,
     all_classes: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    given: GivenOptions,
     data: DataConfig = DataConfig(),
 ) -> None:
     """Describe a dataset: source, splits, classes, channel statistics. Nothing is downloaded.
@@ -89,15 +87,16 @@ def info(
     Args:
         name: A known name, ``hf:owner/name@commit``, a folder, CSV, parquet or .npz file.
         all_classes: List every class.
+        given: What of these was given.
         data: Size and splits.
     """
     from smallvit.runs.data import open_here, pack
 
-    console, (config, recipe) = Console(), _config(name)
+    console, (config, recipe) = Console(), _config(name, given)
     spec = DATASETS.get(config.dataset or "")
     if spec is not None and not fetch.is_present(spec, places.data_dir()):
         console.print(_facts(spec.name, _registry_facts(spec)))
-        _print_files(console, spec)
+        _print_files(spec)
     dataset = pack(open_here(config), config)
     facts = {
         "classes": str(dataset.num_classes) if dataset.labelled else "none: images without labels",
@@ -116,12 +115,12 @@ def info(
     known = {} if spec is None else _source_facts(spec)
     console.print(_facts(dataset.name, facts | known | yours))
     if spec is not None:
-        _print_files(console, spec)
+        _print_files(spec)
     _print_counts(console, dataset, len(dataset.class_names) if all_classes else MOST_CLASSES)
     for broken in dataset.broken:
-        _say(console, f"left out: {broken}")
+        print_text(f"left out: {broken}")
     for note in (*dataset.left_out, *dataset.notes):
-        _say(console, f"note: {note}")
+        print_text(f"note: {note}")
 
 
 @data_command.command
@@ -130,7 +129,8 @@ def get(
     /,
     *,
     origin: Annotated[Path | None, Parameter(name="--from")] = None,
-    offline: Annotated[bool, Parameter(negative="")] = False,
+    offline: Switch = False,
+    given: GivenOptions,
     data: DataConfig = DataConfig(),
 ) -> None:
     """Fetch a dataset, verify it and pack it; images of your own are only packed.
@@ -139,13 +139,13 @@ def get(
         name: A known name, ``hf:owner/name@commit``, a folder, CSV, parquet or .npz file.
         origin: Official archive, a folder of them, or the unpacked data, instead of a download.
         offline: Download nothing.
+        given: What of these was given.
         data: Size and splits.
     """
     from smallvit.runs.data import load_dataset, show_progress
     from smallvit.runs.data_check import packed_counts, start_again
 
-    apply_offline(offline)
-    console, (config, _) = Console(), _config(name, here=False)
+    config, _ = _config(name, given, here=False)
     spec = DATASETS.get(config.dataset or "")
     if spec is None and origin is not None:
         raise ConfigError(f"--from is for data sets known by name, not for {name}: leave it out")
@@ -161,15 +161,15 @@ def get(
             )
     dataset = load_dataset(config)
     if spec is not None:
-        _say(console, f"{spec.name}: {_origin(spec, was_here)}")
+        print_text(f"{spec.name}: {_origin(spec, was_here)}")
     counts = packed_counts(dataset)
     images = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     classes = f"{dataset.num_classes} classes" if dataset.labelled else "no labels"
-    _say(console, f"packed: {images} images, {classes}, {dataset.image_size} px")
+    print_text(f"packed: {images} images, {classes}, {dataset.image_size} px")
     for kind in ("mean", "std"):
         values = ", ".join(f"{value:.4f}" for value in getattr(dataset, kind))
-        _say(console, f"{kind} of the training split: {values}")
-    _say(console, f"packed in {dataset.store_path}")
+        print_text(f"{kind} of the training split: {values}")
+    print_text(f"packed in {dataset.store_path}")
     if spec is not None and dataset.broken:
         raise DataError(
             f"{spec.name}: images that cannot be decoded: {len(dataset.broken)}, first: "
@@ -178,24 +178,25 @@ def get(
 
 
 @data_command.command
-def check(name: str, /, *, data: DataConfig = DataConfig()) -> None:
+def check(name: str, /, *, given: GivenOptions, data: DataConfig = DataConfig()) -> None:
     """Verify a dataset: archives, counts, every image, packed pixels, labels and splits.
 
     Nothing is downloaded. Exit code 3 if anything is wrong.
 
     Args:
         name: A known name, ``hf:owner/name@commit``, a folder, CSV, parquet or .npz file.
+        given: What of these was given.
         data: Size and splits.
     """
     from smallvit.runs.data_check import check_dataset
 
-    console, problems = Console(), 0
-    for finding in check_dataset(_config(name)[0]):
+    problems = 0
+    for finding in check_dataset(_config(name, given)[0]):
         problems += finding.kind == "wrong"
-        _say(console, f"{finding.kind:<6} {finding.text}")
+        print_text(f"{finding.kind:<6} {finding.text}")
     if problems:
         raise DataError(f"{name}: {problems} problem{'s' if problems > 1 else ''}, named above")
-    _say(console, f"{name}: fine")
+    print_text(f"{name}: fine")
 
 
 @data_command.command
@@ -208,7 +209,8 @@ def show(
     num: int = 32,
     seed: int | None = None,
     recipe: str | None = None,
-    offline: Annotated[bool, Parameter(negative="")] = False,
+    offline: Switch = False,
+    given: GivenOptions,
     data: DataConfig = DataConfig(),
 ) -> None:
     """Draw what training sees: images, views of stage 1, a batch of stage 2, score maps.
@@ -222,6 +224,7 @@ def show(
         recipe: Shipped recipe or file whose augmentation is drawn; by default the one for the
             dataset.
         offline: Download nothing.
+        given: What of these was given.
         data: Size and splits.
     """
     from smallvit.data import contact_sheet  # matplotlib takes a second
@@ -230,12 +233,11 @@ def show(
     from smallvit.runs.data import load_dataset, require_labels
     from smallvit.teachers.score_maps import open_score_maps
 
-    apply_offline(offline)
     if not 1 <= num <= MOST_DRAWN:
         raise ConfigError(f"--num must be from 1 to {MOST_DRAWN}, got {num}")
-    settings = merge(overrides("finetune"), {"data": _which(name)})
+    settings = merge(to_settings(given.options, "finetune"), {"data": _which(name)})
     resolved, recipe_name = load_recipe(recipe, settings)
-    say_recipe(recipe_name)
+    say(f"recipe: {recipe_name}")
     dataset = load_dataset(resolved.data)
     reader: dict[str, Any] | None = None
     if score_maps is not None:
@@ -270,11 +272,10 @@ def show(
         raise ConfigError(
             f"cannot write {error.filename or folder} ({error.strerror}): give another --out"
         ) from error
-    console = Console()
     if not dataset.labelled:
-        _say(console, "no labels: a batch of stage 2 cannot be drawn")
+        print_text("no labels: a batch of stage 2 cannot be drawn")
     for written in paths:
-        _say(console, str(written))
+        print_text(str(written))
 
 
 def _which(name: str) -> dict[str, str]:
@@ -288,7 +289,7 @@ def _which(name: str) -> dict[str, str]:
     return {"path": str(places.absolute(name))} if by_path else {"dataset": name}
 
 
-def _config(name: str, *, here: bool = True) -> tuple[DataConfig, str]:
+def _config(name: str, given: Given, *, here: bool = True) -> tuple[DataConfig, str]:
     """Return the settings of the data that training takes of it, and the recipe that says so.
 
     Packed otherwise, the images would be described and checked at a size that nothing trains on,
@@ -296,11 +297,12 @@ def _config(name: str, *, here: bool = True) -> tuple[DataConfig, str]:
 
     Args:
         name: What the command line names.
+        given: Its options.
         here: Whether images that are not on this machine are left there.
     """
     from smallvit.runs.data import open_here
 
-    settings = {**overrides().get("data", {}), **_which(name)}
+    settings = {**to_settings(given.options).get("data", {}), **_which(name)}
     config = resolve(DataConfig, [Layer(source="command line", values=settings)])
     if here and name.startswith("hf:"):
         open_here(config)  # or else the choice of a recipe would fetch it
@@ -378,14 +380,14 @@ def _facts(title: str, facts: dict[str, str]) -> Table:
     return table
 
 
-def _print_files(console: Console, spec: DatasetSpec) -> None:
+def _print_files(spec: DatasetSpec) -> None:
     # Not in the table, which would break addresses and sums to be copied.
     for file in spec.files:
         here = "here" if (places.data_dir() / file.name).exists() else "not here"
         size = "" if file.size is None else f", {file.size:,} bytes"
-        _say(console, f"{file.name}{size}, md5 {file.md5}, {here}")
+        print_text(f"{file.name}{size}, md5 {file.md5}, {here}")
         for url in file.urls:
-            _say(console, f"  {url}")
+            print_text(f"  {url}")
 
 
 def _print_counts(console: Console, dataset: "Dataset", most: int) -> None:
@@ -402,7 +404,3 @@ def _print_counts(console: Console, dataset: "Dataset", most: int) -> None:
         counts.add_section()
     counts.add_row("all", *(f"{len(split):,}" for split in dataset.splits.values()))
     console.print(counts)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

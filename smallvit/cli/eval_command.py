@@ -1,13 +1,14 @@
 """``smallvit eval``."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from smallvit.cli.options import Switch
+from smallvit.cli.tables import print_text
 from smallvit.engine.config import RuntimeConfig
 from smallvit.evaluate.config import Readout
 
@@ -18,8 +19,8 @@ def eval_command(
     *,
     split: Literal["val", "test"] = "val",
     data: str | None = None,
-    knn: Annotated[bool, Parameter(negative="")] = False,
-    linear: Annotated[bool, Parameter(negative="")] = False,
+    knn: Switch = False,
+    linear: Switch = False,
     readout: Readout | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
@@ -62,6 +63,6 @@ def eval_command(
         table.add_row(Text(names.get(name, name)), shown)
     console.print(table)
     if scored.fault:
-        console.print(f"no accuracy to go by: {scored.fault}", markup=False, highlight=False)
+        print_text(f"no accuracy to go by: {scored.fault}")
     if scored.reads:
-        console.print(f"{scored.readout}: {scored.reads}", highlight=False)
+        print_text(f"{scored.readout}: {scored.reads}")

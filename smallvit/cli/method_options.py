@@ -1,76 +1,17 @@
 """The settings of all methods of stage 1 as one group of options."""
 
-import logging
-from collections.abc import Mapping
 from dataclasses import field, make_dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Parameter
 from docstring_parser import parse_from_object
 
-from smallvit.core.errors import ConfigError
 from smallvit.data.config import ViewsConfig
-from smallvit.pretraining.config import METHODS, DinoConfig, get_method
+from smallvit.pretraining.config import METHODS
 from smallvit.runs.config import PretrainConfig
-from smallvit.runs.recipe import find_recipe, read_layer
 
-logger = logging.getLogger("smallvit")
 OF_EVERY_METHOD = ("name", "views")
-
-
-def check_method(name: str, values: Mapping[str, Any]) -> None:
-    """Refuse a method that there is none of, and options of others than the one named.
-
-    Args:
-        name: The method that was named.
-        values: What was given, by option.
-
-    Raises:
-        ConfigError: Names the first one.
-    """
-    takes = get_type_hints(get_method(name))
-    for option in values:
-        section, _, key = option.partition(".")
-        key = key.partition(".")[0]
-        if section == "method" and key and key not in takes:
-            *most, last = (other for other in METHODS if key in get_type_hints(METHODS[other]))
-            others = f"{', '.join(most)} and {last}" if most else last
-            raise ConfigError(
-                f"--method.{key.replace('_', '-')} is an option of {others}, not of {name}: "
-                "leave it out"
-            )
-
-
-def compare_method(name: str, recipe: str | None, resume: Path | None) -> None:
-    """Refuse to resume with another method; say what another one leaves out of a recipe.
-
-    Args:
-        name: The method that was named.
-        recipe: Shipped recipe or file, where one was named.
-        resume: Run to continue, if one is.
-
-    Raises:
-        ConfigError: If that run has another method.
-    """
-    if resume is not None:
-        path = resume / "recipe.yaml"
-        if path.is_file() and _method_of(path) not in (None, name):
-            raise ConfigError(
-                f"--resume {resume} continues a run of method {_method_of(path)}: leave --method "
-                f"{name} out, or start a new run with --init"
-            )
-    elif recipe is not None and _method_of(find_recipe(recipe)) not in (None, name):
-        theirs = _method_of(find_recipe(recipe))
-        logger.info("%s has settings of method %s: left out for %s", recipe, theirs, name)
-
-
-def _method_of(path: Path) -> str | None:
-    """Return the method that a recipe has settings of."""
-    section = read_layer(path).values.get("pretrain")
-    method = section.get("method") if isinstance(section, Mapping) else None
-    return method.get("name", DinoConfig().name) if isinstance(method, Mapping) else None
 
 
 def _create_options(section: str, name_option: str) -> type:

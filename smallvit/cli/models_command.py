@@ -7,10 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
-from smallvit.cli.tables import print_rows
+from smallvit.cli.tables import print_rows, print_text
+from smallvit.core.console import track
 from smallvit.core.errors import ConfigError
 from smallvit.core.model_config import ModelConfig
 
@@ -36,17 +34,16 @@ def models_command(
     size = _read_size(img_size)
     if num_classes < 1:
         raise ConfigError(f"--num-classes must be at least 1, got {num_classes}")
-    rows = [_row(name, size, num_classes) for name in _follow(_matching(pattern))]
+    names = _matching(pattern)
+    rows = [_row(name, size, num_classes) for name in track(names, "building", len(names))]
     if json:
         print(json_format.dumps(rows, indent=2))  # noqa: T201
         return
-    console = Console()
     fitting = [row for row in rows if "error" not in row]
     if fitting:
         _print_table(fitting, f"images of {img_size} px, {num_classes} classes")
     for reason, names in _by_reason(row for row in rows if "error" in row).items():
-        line = f"not for {img_size} px: {', '.join(names)}: {reason}"
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        print_text(f"not for {img_size} px: {', '.join(names)}: {reason}")
 
 
 def _print_table(rows: list[dict[str, Any]], title: str) -> None:
@@ -99,13 +96,6 @@ def _matching(pattern: str) -> list[str]:
             f"{pattern!r} matches {len(names)} models, more than {MOST_LISTED}: narrow it down"
         )
     return names
-
-
-def _follow(names: list[str]) -> Any:
-    console = Console(stderr=True)
-    return track(
-        names, "building", console=console, transient=True, disable=not console.is_terminal
-    )
 
 
 def _row(name: str, size: int | tuple[int, int], num_classes: int) -> dict[str, Any]:

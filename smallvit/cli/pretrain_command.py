@@ -1,11 +1,14 @@
 """``smallvit pretrain``."""
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
-from smallvit.cli.method_options import MethodOptions, check_method, compare_method
-from smallvit.cli.options import DataOptions, FolderOptions, TrainOptions, given, overrides
+from smallvit.cli.method_options import MethodOptions
+from smallvit.cli.options import (
+    DataOptions,
+    FolderOptions,
+    GivenOptions,
+    RuntimeOptions,
+    Switch,
+    TrainOptions,
+)
 from smallvit.cli.training import train
 from smallvit.core.model_config import ModelConfig
 from smallvit.data.files.config import DataConfig
@@ -15,9 +18,11 @@ from smallvit.runs.config import MonitorConfig
 
 def pretrain_command(
     *,
-    init: Annotated[str | None, Parameter(name="--init")] = None,
-    allow_leak: Annotated[bool, Parameter(name="--allow-leak", negative="")] = False,
+    init: str | None = None,
+    allow_leak: Switch = False,
+    given: GivenOptions,
     which: DataOptions = DataOptions(),
+    how: RuntimeOptions = RuntimeOptions(),
     training: TrainOptions = TrainOptions(),
     where: FolderOptions = FolderOptions(),
     data: DataConfig = DataConfig(),
@@ -36,7 +41,9 @@ def pretrain_command(
     Args:
         init: Run or export to go on from, ``timm:NAME`` for timm's weights, or ``scratch``.
         allow_leak: Take a start that may have seen held-out images of this data; it is recorded.
+        given: What of these was given.
         which: Data.
+        how: Device and precision.
         training: Model and length.
         where: Folders.
         data: Data settings.
@@ -47,13 +54,4 @@ def pretrain_command(
         monitor: What is measured on the way.
         log: How often to write.
     """
-    from smallvit.runs.start import start_settings
-
-    name = given.values.get("method")
-    if name is not None:
-        check_method(name, given.values)
-        compare_method(name, which.recipe, training.resume)
-    if init not in (None, "scratch") and which.recipe is None and training.resume is None:
-        settings = overrides("pretrain")
-        given.brought = start_settings(settings["pretrain"]["init"], settings)
-    train("pretrain", which, training, where)
+    train("pretrain", given, "smallvit finetune --init {run} --token-label")

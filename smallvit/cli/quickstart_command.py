@@ -3,9 +3,9 @@
 import time
 from pathlib import Path
 
-from smallvit.cli.options import given
+from smallvit.cli.options import GivenOptions
 from smallvit.core import places
-from smallvit.core.console import console
+from smallvit.core.console import say
 from smallvit.core.run_folder import new_folder
 from smallvit.runs.recipe import load_recipe
 
@@ -19,7 +19,7 @@ What to run next:
 """
 
 
-def quickstart_command(*, out: Path | None = None) -> None:
+def quickstart_command(*, out: Path | None = None, given: GivenOptions) -> None:
     """Run the whole pipeline on scikit-learn's digits, offline on the CPU.
 
     It pretrains a small ViT, trains a CNN teacher, writes its score maps, fine-tunes four arms
@@ -27,15 +27,15 @@ def quickstart_command(*, out: Path | None = None) -> None:
 
     Args:
         out: Folder of all its runs; by default a new one under the runs folder.
+        given: What of these was given.
     """
     from smallvit.leaderboard.runner import bench_runs
     from smallvit.runs.chain import run_recipe
 
     start = time.monotonic()
     recipe, name = load_recipe(RECIPE, {"runtime": {"device": "cpu"}})
-    console.print(f"recipe: {name}", markup=False, highlight=False)
+    say(f"recipe: {name}")
     folder = out or new_folder(places.runs_dir(), "digits", "quickstart")
     folder, runs = run_recipe(recipe, out=folder, argv=given.argv)
     bench_runs(runs, folder / "leaderboard", title="Quickstart: what each stage brought")
-    console.print(f"quickstart took {time.monotonic() - start:.0f} s", highlight=False)
-    console.print(NEXT, markup=False, highlight=False, soft_wrap=True)
+    say(f"quickstart took {time.monotonic() - start:.0f} s\n{NEXT}")

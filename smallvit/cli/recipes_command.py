@@ -1,14 +1,14 @@
 """``smallvit recipes``."""
 
 import json
-from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 from rich.console import Console
 from rich.syntax import Syntax
 
-from smallvit.cli.tables import print_rows
-from smallvit.core.console import console
+from smallvit.cli.options import Json
+from smallvit.cli.tables import print_rows, print_text
+from smallvit.core.console import say
 from smallvit.core.errors import ConfigError
 from smallvit.runs.recipe import check_recipe, find_recipe, read_layer, recipes_root, shipped
 
@@ -18,7 +18,7 @@ recipes_command = App(
 
 
 @recipes_command.command
-def ls(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+def ls(*, as_json: Json = False) -> None:
     """List shipped recipes with what was measured with them.
 
     Args:
@@ -65,7 +65,7 @@ def check(name: str, /) -> None:
     path = find_recipe(name)
     errors = check_recipe(path)
     for error in errors[:-1]:
-        console.print(f"smallvit: {error}", markup=False, highlight=False, soft_wrap=True)
+        say(f"smallvit: {error}")
     if errors:
         raise ConfigError(errors[-1])
-    Console().print(f"{path}: fine", highlight=False, soft_wrap=True)
+    print_text(f"{path}: fine")

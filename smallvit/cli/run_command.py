@@ -1,20 +1,14 @@
 """``smallvit run``."""
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from smallvit.cli.method_options import PretrainOptions
 from smallvit.cli.mistakes import NEEDED
-from smallvit.cli.options import DataOptions, given, overrides
-from smallvit.cli.training import say_recipe
+from smallvit.cli.options import DataOptions, GivenOptions, RuntimeOptions, Switch
 from smallvit.core.errors import ConfigError
 from smallvit.core.model_config import ModelConfig
-from smallvit.core.places import apply_offline
 from smallvit.data.files.config import DataConfig
 from smallvit.runs.config import FinetuneConfig, LabelConfig, TeacherConfig
-from smallvit.runs.recipe import load_recipe, say_fit
 
 
 def run_command(
@@ -22,8 +16,10 @@ def run_command(
     /,
     *,
     out: Path | None = None,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Switch = False,
+    given: GivenOptions,
     which: DataOptions = DataOptions(),
+    how: RuntimeOptions = RuntimeOptions(),
     data: DataConfig = DataConfig(),
     model: ModelConfig = ModelConfig(),
     pretrain: PretrainOptions = PretrainOptions(),  # pyright: ignore[reportInvalidTypeForm]
@@ -42,7 +38,9 @@ def run_command(
         name: Shipped recipe (``smallvit recipes ls``) or file, as --recipe names one too.
         out: Folder of all its runs; by default a new one under the runs folder.
         dry_run: Say how long each stage would take, and write nothing.
+        given: What of these was given.
         which: Data.
+        how: Device and precision.
         data: Data settings.
         model: Model settings.
         pretrain: Stage 1.
@@ -50,19 +48,16 @@ def run_command(
         label: Its score maps.
         finetune: Stage 2.
     """
-    from smallvit.engine.runtime import say_precision
-    from smallvit.leaderboard.runner import bench_runs
+    from smallvit.leaderboard.runner import bench_runs  # late: help is to be quick
     from smallvit.runs.chain import plan_recipe, run_recipe
+    from smallvit.runs.options import to_settings
+    from smallvit.runs.request import open_recipe
 
     if name is None and which.recipe is None:
         raise ConfigError(f"run needs {NEEDED['run']}")
     if None not in (name, which.recipe) and name != which.recipe:
         raise ConfigError(f"{name} and --recipe {which.recipe} are two recipes: give one")
-    apply_offline(which.offline)
-    recipe, label_name = load_recipe(name or which.recipe, overrides())
-    say_recipe(label_name)
-    say_fit(recipe, label_name)
-    say_precision(recipe.runtime)
+    recipe, label_name = open_recipe(name or which.recipe, to_settings(given.options))
     if dry_run:
         plan_recipe(recipe, label_name)
         return

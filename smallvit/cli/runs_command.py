@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import App, Parameter
+from cyclopts import App
 from rich.console import Console
 
-from smallvit.cli.tables import print_rows
+from smallvit.cli.options import Json
+from smallvit.cli.tables import print_rows, print_text
 from smallvit.core import places
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run, find_runs, what_is_at
@@ -17,7 +18,7 @@ runs_command = App(name="runs", help="List and show runs.", result_action="retur
 
 
 @runs_command.command
-def ls(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+def ls(*, as_json: Json = False) -> None:
     """List every run under the runs folder, oldest first.
 
     Args:
@@ -50,17 +51,16 @@ def show(run: Path, /) -> None:
     """
     if not (run / "result.json").is_file():
         raise ConfigError(f"{run} {what_is_at(run)}")
-    console, opened = Console(), Run(run)
+    opened = Run(run)
     result, env = opened.result, opened.env
     if opened.completed and "passes" in result:
-        console.print(describe_outcome(opened), markup=False, highlight=False, soft_wrap=True)
+        print_text(describe_outcome(opened))
     for path in sorted(run.rglob("*.png")):
-        console.print(f"picture: {path}", markup=False, highlight=False, soft_wrap=True)
-    console.print_json(json.dumps({"result": result, "env": env}))
+        print_text(f"picture: {path}")
+    Console().print_json(json.dumps({"result": result, "env": env}))
     for path in sorted(run.rglob("*")):
         if path.is_file():
-            line = f"{path.stat().st_size:>12,}  {path}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            print_text(f"{path.stat().st_size:>12,}  {path}")
 
 
 def _from_here(path: Path) -> str:

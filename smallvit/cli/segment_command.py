@@ -2,18 +2,24 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from smallvit.cli.options import FolderOptions, TrainOptions, given, overrides
-from smallvit.core.console import console
+from smallvit.cli.options import (
+    FolderOptions,
+    GivenOptions,
+    RuntimeOptions,
+    Switch,
+    TrainOptions,
+)
+from smallvit.core.console import say
 from smallvit.core.errors import ConfigError
 from smallvit.core.model_config import ModelConfig
-from smallvit.core.places import apply_offline
 from smallvit.core.run_folder import Run
 from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
 from smallvit.runs.config import SegmentConfig
+from smallvit.runs.options import to_settings
 from smallvit.runs.recipe import open_unfinished
 from smallvit.segment.config import HeadConfig, HeadName, SegmentAugmentConfig, SegmentDataConfig
 
@@ -23,39 +29,27 @@ DEFAULTS = SegmentConfig()
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class SegmentOptions:
-    """Which images and masks, and how.
+    """Which images and masks.
 
     Attributes:
         data: Folder of images/{train,val,test}/NAME.* and masks/{train,val,test}/NAME.png.
         recipe: Settings file, such as the recipe.yaml of an earlier segmentation.
-        seed: Seed of everything but the splits.
-        device: Device to compute on.
-        precision: Precision of matrix products.
-        compile: Whether networks are compiled; auto does so on a CUDA device.
-        deterministic: Use operations alone that give the same bits each time on a CUDA device.
-        grad_checkpointing: Compute blocks again in the backward pass: less memory, more time.
-        micro_batch: Most images of one forward and backward pass.
         offline: Download nothing.
     """
 
     data: Path | None = None
     recipe: Path | None = None
-    seed: int | None = None
-    device: Literal["auto", "cpu", "cuda"] | None = None
-    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
-    compile: Literal["auto", "on", "off"] | None = None
-    deterministic: Annotated[bool | None, Parameter(negative="")] = None
-    grad_checkpointing: Annotated[bool | None, Parameter(negative="")] = None
-    micro_batch: int | None = None
-    offline: Annotated[bool, Parameter(negative="")] = False
+    offline: Switch = False
 
 
 def segment_command(
     *,
-    init: Annotated[str | None, Parameter(name="--init")] = None,
-    allow_leak: Annotated[bool, Parameter(name="--allow-leak", negative="")] = False,
+    init: str | None = None,
+    allow_leak: Switch = False,
     head_name: Annotated[HeadName | None, Parameter(name="--head")] = None,
+    given: GivenOptions,
     which: SegmentOptions = SegmentOptions(),
+    how: RuntimeOptions = RuntimeOptions(),
     training: TrainOptions = TrainOptions(),
     where: FolderOptions = FolderOptions(),
     data: SegmentDataConfig = SegmentDataConfig(),
@@ -76,7 +70,9 @@ def segment_command(
         init: Run or export to start from, ``timm:NAME`` for timm's weights, or ``scratch``.
         allow_leak: Take a start that may have seen held-out images of this data; it is recorded.
         head_name: ``upernet-light`` joins several levels, ``linear`` reads the final tokens.
+        given: What of these was given.
         which: Data.
+        how: Device and precision.
         training: Model and length.
         where: Folders.
         data: Data settings.
@@ -90,8 +86,7 @@ def segment_command(
     from smallvit.engine.runtime import say_precision
     from smallvit.runs.segment import load_segment_recipe, run_segment
 
-    apply_offline(which.offline)
-    settings = overrides("segment")
+    settings = to_settings(given.options, "segment")
     file = which.recipe
     if training.resume is not None:
         if file is not None:
@@ -122,13 +117,10 @@ def _say_done(run: Run) -> None:
     """Say how a run ended beside what the most frequent class alone would score."""
     result = run.result
     metrics, baseline = result["metrics"], result["baseline"]
-    console.print(
+    say(
         f"segment: val mIoU {metrics['val/miou']:.2%}, pixels {metrics['val/pixel_accuracy']:.2%} "
         f"({result['selected_on']}); the most frequent class alone "
         f"{baseline['val/miou']:.2%} and {baseline['val/pixel_accuracy']:.2%}; "
         f"{result['passes']:.1f} passes, {result['wall_s']:.1f} s\nrun: {run.path}\n"
-        f"pictures: {run.path / 'plots' / 'segments.png'}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"pictures: {run.path / 'plots' / 'segments.png'}"
     )

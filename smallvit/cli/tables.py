@@ -8,6 +8,13 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from smallvit.core.console import say
+
+
+def print_text(text: str) -> None:
+    """Print lines on standard output as they are, none of them broken."""
+    say(text, Console())
+
 
 def print_rows(
     headings: Sequence[str],
@@ -46,5 +53,4 @@ def print_rows(
         for first, *others in rows:
             console.print(first, markup=False, highlight=False, soft_wrap=True, style="bold")
             for heading, cell in zip(headings[1:], others, strict=True):
-                line = f"  {heading}: {cell}"
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                print_text(f"  {heading}: {cell}")

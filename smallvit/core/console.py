@@ -25,6 +25,16 @@ LINE_S = 10.0  # between two lines of progress where there is no bar
 ItemT = TypeVar("ItemT")
 
 
+def say(text: str, to: Console = console) -> None:
+    """Print text as it is: no markup, no colours, no line broken, so that paths can be copied.
+
+    Args:
+        text: One line or several.
+        to: Where; by default standard error.
+    """
+    to.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def format_duration(time_s: float, *, decimals: int = 0) -> str:
     """Write seconds as a person reads them: ``12 s``, ``4 min 05 s``, ``2 h 05 min``.
 

@@ -335,10 +335,10 @@ def alike(word: str, known: Iterable[str]) -> list[str]:
     return [names[name] for name in close]
 
 
-def either(names: Sequence[str]) -> str:
+def either(names: Sequence[str], word: str = "or") -> str:
     """Join names as ``a, b or c``."""
     *most, last = names
-    return f"{', '.join(most)} or {last}" if most else last
+    return f"{', '.join(most)} {word} {last}" if most else last
 
 
 def command_hint(words: Sequence[str]) -> str:

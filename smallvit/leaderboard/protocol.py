@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError, DataError
@@ -10,6 +10,14 @@ from smallvit.core.errors import ConfigError, DataError
 Corruptions = Literal["none", "generated", "official", "both"]
 AttackName = Literal["fgsm", "pgd", "autoattack"]
 Eps = Annotated[float, Range(gt=0, le=255)]
+# All that needs no further package and no further data, on a part of the test images.
+ROBUST: dict[str, Any] = {
+    "probes": True,
+    "corruptions": "generated",
+    "attacks": ("fgsm", "pgd"),
+    "ood": ("noise",),
+    "subset": 1000,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from smallvit.runs.data import check_out, load_dataset, require_labels
 from smallvit.runs.label import SCORE_MAPS, run_label
 from smallvit.runs.recipe import differences, run_values, stage_values, with_values
 from smallvit.runs.stage import foresee_stage, run_stage
+from smallvit.runs.training import Call
 
 logger = logging.getLogger("smallvit")
 WORTH_PLANNING_S = 60.0
@@ -292,12 +293,26 @@ def complete_stage(recipe: Recipe, stage: Stage, folder: Path, argv: Sequence[st
         return Run(folder)
     _clear_false_start(folder)
     unfinished = folder if (folder / "result.json").is_file() else None
-    run_it: Any = {"teacher": run_teacher, "label": run_label}.get(
-        stage, partial(run_stage, stage=stage)
-    )
-    made = run_it(recipe, out=folder, resume=unfinished, argv=argv)
+    made = make_run(recipe, stage, Call(out=folder, resume=unfinished, argv=argv))
     assert made is not None
     return made
+
+
+def make_run(recipe: Recipe, stage: Stage, call: Call) -> Run | None:
+    """Make the run of any stage, or continue one; ``None`` after a dry run.
+
+    Raises:
+        SmallViTError: If settings, data or training are at fault; result.json then says so.
+    """
+    work: Any = {"teacher": run_teacher, "label": run_label}
+    return work.get(stage, partial(run_stage, stage=stage))(
+        recipe,
+        out=call.out,
+        overwrite=call.overwrite,
+        resume=call.resume,
+        dry_run=call.dry_run,
+        argv=call.argv,
+    )
 
 
 def refuse_other_settings(recipe: Recipe, stage: Stage, folder: Path) -> None:

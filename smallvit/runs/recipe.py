@@ -148,14 +148,14 @@ def with_absolute_paths(
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             plain[key] = with_absolute_paths(value, folder, f"{name}.")
-        elif name in PATHS and isinstance(value, str | Path) and not _is_name(str(value)):
+        elif name in PATHS and isinstance(value, str | Path) and not is_start_name(str(value)):
             plain[key] = str(place(folder, name, str(value)))
         else:
             plain[key] = value
     return plain
 
 
-def _is_name(start: str) -> bool:
+def is_start_name(start: str) -> bool:
     """Tell whether a start is a name, and no path."""
     return start == "scratch" or start.startswith("timm:")
 

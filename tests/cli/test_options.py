@@ -1,14 +1,12 @@
 """Options: none is empty, none is given by two names with two values, paths are absolute."""
 
 import os
-import threading
 from pathlib import Path
 
 import pytest
 import yaml
 
 from smallvit.cli.app import main
-from smallvit.cli.options import given
 from smallvit.runs.recipe import load_recipe
 
 
@@ -100,23 +98,21 @@ def test_an_empty_path_in_a_recipe_is_not_its_folder(tmp_path, capsys):
     assert "data.path is empty: name a path, or leave it out" in capsys.readouterr().err
 
 
-def test_a_command_leaves_environment_and_options_as_they_were(monkeypatch, capsys):
+def test_a_command_leaves_the_environment_as_it_was(monkeypatch, capsys):
     monkeypatch.delenv("SMALLVIT_OFFLINE")
     monkeypatch.delenv("HF_HUB_OFFLINE")
     assert main(["pretrain", "--dataset", "cifar100", "--offline"]) == 3
     assert "SMALLVIT_OFFLINE" not in os.environ
     assert "HF_HUB_OFFLINE" not in os.environ
-    assert given.values == {}
 
 
-def test_options_of_another_thread_are_not_seen():
-    given.values = {"epochs": 3}
+def test_each_command_line_has_options_of_its_own(monkeypatch):
     seen = []
-    thread = threading.Thread(target=lambda: seen.append(given.values))
-    thread.start()
-    thread.join()
-    given.reset([])
-    assert seen == [{}]
+    monkeypatch.setattr("smallvit.runs.request.answer", lambda request: seen.append(request))
+    assert main(["pretrain", "--epochs", "3"]) == 0
+    assert main(["pretrain", "--seed", "1"]) == 0
+    assert [request.options for request in seen] == [{"epochs": 3.0}, {"seed": 1}]
+    assert seen[1].argv == ["pretrain", "--seed", "1"]
 
 
 def test_paths_of_a_file_start_at_its_folder_and_those_given_at_the_working_directory(tmp_path):

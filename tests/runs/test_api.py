@@ -86,7 +86,7 @@ def test_the_programs_own_handlers_are_left_in_charge(capfd):
         ({"init": 3}, "init must be a run or a path, got 3"),
         ({"init": ""}, "init is empty"),
         ({"recipe": {}}, "recipe must be the name or the file of one"),
-        ({"teacher": "x"}, "teacher and score_maps need token_label=True"),
+        ({"teacher": "x"}, "teacher=... and score_maps=... need token_label=True"),
         ({"resume": "none"}, 'resume="'),
     ],
 )
@@ -122,7 +122,7 @@ def test_a_run_that_was_stopped_goes_on():
     assert again.completed
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numbers_of_numpy_are_numbers(without_shape_checks):
     settings = {**SHORT, "epochs": np.float64(0.02), "batch_size": np.int64(32)}
     run = sv.finetune("digits", seed=np.int64(3), verbose=False, **settings)
     assert run.recipe["seed"] == 3
@@ -155,3 +155,36 @@ def test_a_notebooks_figures_are_left_alone():
     before = sys.modules.get("matplotlib.pyplot")
     sv.finetune("digits", verbose=False, **SHORT)
     assert sys.modules.get("matplotlib.pyplot") is before
+
+
+def test_two_arguments_for_one_setting_must_agree():
+    message = r"epochs=2 and schedule={\"epochs\": 5} are one setting, finetune.schedule.epochs"
+    with pytest.raises(ConfigError, match=message):
+        sv.finetune("digits", epochs=2, schedule={"epochs": 5}, verbose=False)
+
+
+def test_a_run_to_adopt_brings_its_data():
+    run = sv.finetune("digits", out="run", verbose=False, **SHORT)
+    with pytest.raises(SmallViTError, match="no more than chance"):
+        sv.teacher(adopt=run, verbose=False)
+
+
+def test_a_recipe_is_run_by_its_stages_as_on_the_command_line(tmp_path):
+    stages = {
+        "pretrain": {"schedule": {"epochs": 0.02}, "optim": {"batch_size": 32}},
+        "finetune": {"schedule": {"epochs": 0.5}, "optim": {"batch_size": 32}},
+    }
+    words = {"model": TINY, "out": "all", "device": "cpu", "verbose": False}
+    arms = {"arms": ["scratch", "ssl"]}
+    assert sv.run("digits/vit_tiny", dry_run=True, **stages, **words, **arms) is None
+    assert not (tmp_path / "all").exists()
+    result = sv.run("digits/vit_tiny", **stages, **words, **arms)
+    assert len(result.leaderboard.rows) == 2
+    assert (tmp_path / "all" / "leaderboard" / "leaderboard.json").is_file()
+
+
+def test_an_argument_that_a_recipe_has_not_names_what_is_meant():
+    with pytest.raises(ConfigError, match=r"run.. has no argument 'epochs'; did you mean"):
+        sv.run("digits/vit_tiny", epochs=3, verbose=False)
+    with pytest.raises(ConfigError, match=r"unknown key 'attack'"):
+        sv.bench([], attack=["fgsm"], verbose=False)

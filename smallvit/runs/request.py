@@ -1,0 +1,292 @@
+"""What a stage is asked for, on the command line or from Python, and its run."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from smallvit.core import places
+from smallvit.core.config import merge
+from smallvit.core.errors import ConfigError
+from smallvit.core.run_folder import Run, find_runs, open_classifier
+from smallvit.core.words import either
+from smallvit.engine.runtime import say_precision
+from smallvit.pretraining.config import METHODS, DinoConfig, get_method
+from smallvit.runs.adopt import adopt_settings
+from smallvit.runs.chain import add_token_labels, make_run, newest_run
+from smallvit.runs.config import Recipe, Stage
+from smallvit.runs.data import load_dataset
+from smallvit.runs.options import to_settings
+from smallvit.runs.recipe import (
+    find_recipe,
+    load_recipe,
+    open_unfinished,
+    read_layer,
+    say_fit,
+    with_values,
+)
+from smallvit.runs.start import start_settings
+from smallvit.runs.training import Call
+
+logger = logging.getLogger("smallvit")
+# Options that a network to adopt has no use for, by the part before a dot.
+OF_TRAINING = (
+    *("epochs", "batch_size", "resume", "method", "augment", "optim", "schedule", "log"),
+    "grad_checkpointing",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A stage and what was given for it.
+
+    Attributes:
+        stage: Which stage.
+        options: What was given, by option: ``{"epochs": 2, "optim.lr": 1e-3}``.
+        argv: Command line, for env.json.
+        source: What to call the options in messages.
+        continues: Whether token labeling takes the newest pretrain run where no start is named.
+    """
+
+    stage: Stage
+    options: Mapping[str, Any]
+    argv: Sequence[str] = ()
+    source: str = "command line"
+    continues: bool = True
+
+    @property
+    def recipe(self) -> str | None:
+        """Shipped recipe or file that was named."""
+        return self.options.get("recipe")
+
+    @property
+    def resume(self) -> Path | None:
+        """Run to continue."""
+        return self.options.get("resume")
+
+    @property
+    def call(self) -> Call:
+        """How the stage is called."""
+        named = ("out", "overwrite", "resume", "dry_run")
+        given = {key: self.options[key] for key in named if key in self.options}
+        return Call(**given, argv=self.argv)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was given as nested settings."""
+        return to_settings(self.options, self.stage)
+
+
+def answer(request: Request) -> Run | None:
+    """Make the run that is asked for; ``None`` after a dry run.
+
+    Raises:
+        SmallViTError: If options, data or training are at fault.
+    """
+    resolve_it = {
+        "pretrain": _pretrain_recipe,
+        "teacher": _teacher_recipe,
+        "label": _label_recipe,
+        "finetune": _finetune_recipe,
+    }[request.stage]
+    return make_run(resolve_it(request), request.stage, request.call)
+
+
+def open_recipe(name: str | None, settings: Mapping[str, Any], **how: Any) -> tuple[Recipe, str]:
+    """Resolve a recipe as ``load_recipe`` does; say which one it is and what it is not made for."""
+    recipe, label = load_recipe(name, settings, **how)
+    logger.info("recipe: %s", label)
+    say_fit(recipe, label)
+    say_precision(recipe.runtime)
+    return recipe, label
+
+
+def _open(
+    request: Request, settings: Mapping[str, Any], *, default: str | None = None, **how: Any
+) -> Recipe:
+    """Resolve the recipe of a stage; a run to continue brings its own.
+
+    Args:
+        request: What was asked for.
+        settings: Nested settings that win.
+        default: File of the recipe where none was named.
+        **how: Further arguments of ``load_recipe``.
+    """
+    if request.resume is None:
+        return open_recipe(request.recipe or default, settings, source=request.source, **how)[0]
+    if request.recipe is not None:
+        raise ConfigError("--resume brings its own recipe: leave --recipe out")
+    open_unfinished(request.resume, request.stage)
+    own = str(request.resume / "recipe.yaml")
+    return load_recipe(own, settings, source=request.source, same_data=True)[0]
+
+
+def _with_start(request: Request, settings: dict[str, Any]) -> dict[str, Any]:
+    """Add what a start brings, where neither a recipe nor a run to continue is named."""
+    start = settings.get(request.stage, {}).get("init")
+    if start in (None, "scratch") or request.recipe is not None or request.resume is not None:
+        return settings
+    return merge(start_settings(start, settings), settings)
+
+
+def _pretrain_recipe(request: Request) -> Recipe:
+    name = request.options.get("method")
+    if name is not None:
+        _check_method(name, request.options)
+        _compare_method(name, request)
+    return _open(request, _with_start(request, request.settings()))
+
+
+def _check_method(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse a method that there is none of, and options of others than the one named."""
+    takes = get_type_hints(get_method(name))
+    for option in options:
+        section, _, key = option.partition(".")
+        key = key.partition(".")[0]
+        if section == "method" and key and key not in takes:
+            takers = [other for other in METHODS if key in get_type_hints(METHODS[other])]
+            if not takers:
+                continue  # a slip, which the recipe's check names
+            raise ConfigError(
+                f"--method.{key.replace('_', '-')} is an option of {either(takers, 'and')}, "
+                f"not of {name}: leave it out"
+            )
+
+
+def _compare_method(name: str, request: Request) -> None:
+    """Refuse to resume with another method; say what another one leaves out of a recipe."""
+    if request.resume is not None:
+        path = request.resume / "recipe.yaml"
+        if path.is_file() and _method_of(path) not in (None, name):
+            raise ConfigError(
+                f"--resume {request.resume} continues a run of method {_method_of(path)}: leave "
+                f"--method {name} out, or start a new run with --init"
+            )
+    elif request.recipe is not None and _method_of(find_recipe(request.recipe)) not in (None, name):
+        theirs = _method_of(find_recipe(request.recipe))
+        logger.info("%s has settings of method %s: left out for %s", request.recipe, theirs, name)
+
+
+def _method_of(path: Path) -> str | None:
+    """Return the method that a recipe has settings of."""
+    section = read_layer(path).values.get("pretrain")
+    method = section.get("method") if isinstance(section, Mapping) else None
+    return method.get("name", DinoConfig().name) if isinstance(method, Mapping) else None
+
+
+def _teacher_recipe(request: Request) -> Recipe:
+    settings = request.settings()
+    start = settings.get("teacher", {}).get("adopt")
+    if start is None:
+        if request.options.get("allow_leak"):
+            raise ConfigError("--allow-leak needs --from")
+        return _open(request, settings)
+    for option in request.options:
+        if option.partition(".")[0] in OF_TRAINING:
+            shown = option.replace("_", "-")
+            raise ConfigError(
+                f"--from takes a network as it is and trains none: leave --{shown} out"
+            )
+    brought = adopt_settings(start, settings)
+    if request.recipe is not None:
+        brought.pop("data", None)
+    brought = merge(brought, {"data": {"allow_leak": False}})  # a recipe's is for its own
+    return _open(request, merge(brought, settings))
+
+
+def _label_recipe(request: Request) -> Recipe:
+    teacher, settings = request.options.get("teacher"), request.settings()
+    own = None
+    if request.resume is None and teacher is not None:
+        own = open_classifier(teacher, "--teacher").path / "recipe.yaml"
+    elif request.resume is None and request.recipe is None:
+        raise ConfigError("no teacher named: give --teacher RUN; 'smallvit teacher' trains one")
+    if request.recipe is None and request.resume is None:
+        # What the teacher was let build on is not asked for here.
+        settings = merge({"data": {"allow_leak": False}}, settings)
+    default = str(own) if own is not None and own.is_file() else None
+    return _open(request, settings, default=default, same_data=request.recipe is None)
+
+
+def _finetune_recipe(request: Request) -> Recipe:
+    options = dict(request.options)
+    # Not the setting of that name: it may write maps as well.
+    teacher = options.pop("teacher", None)
+    settings = to_settings(options, "finetune")
+    named = (*map(settings.get("data", {}).get, ("dataset", "path")), options.get("init"))
+    if (
+        request.continues
+        and options.get("token_label")
+        and all(each is None for each in (*named, request.recipe, request.resume))
+    ):
+        settings = merge(settings, {"finetune": {"init": _newest_start()}})
+    recipe = _open(request, _with_start(request, settings))
+    enabled = recipe.finetune.token_label.enabled
+    if teacher is not None and "score_maps" in options:
+        raise ConfigError("--teacher and --score-maps exclude each other: give one")
+    if (teacher is not None or "score_maps" in options) and not enabled:
+        raise ConfigError("--teacher and --score-maps need --token-label")
+    if request.resume is not None and teacher is not None:
+        raise ConfigError("--resume keeps its score maps: leave --teacher out")
+    of_labels = [key for key in options if key.startswith("token_label.")]
+    if of_labels and not enabled:
+        raise ConfigError(f"--{of_labels[0].replace('_', '-')} needs --token-label")
+    return recipe if request.resume is not None else _complete(request, recipe, teacher)
+
+
+def _newest_start() -> str:
+    """Return the newest pretrain run of all, where not even the data was named, and say so."""
+    found = [
+        run
+        for run in find_runs(places.runs_dir())
+        if run.completed and run.result["stage"] == "pretrain"
+    ]
+    if not found:
+        raise ConfigError(
+            f"no data named and no pretrain run under {places.runs_dir()}: give --dataset NAME or "
+            "--data PATH, or run smallvit pretrain first"
+        )
+    result = found[-1].result
+    logger.info(
+        "continuing from the newest pretrain run, on %s, started %s: %s",
+        result["dataset"],
+        result["started"],
+        found[-1].path,
+    )
+    return str(found[-1].path)
+
+
+def _complete(request: Request, recipe: Recipe, teacher: Path | None) -> Recipe:
+    """Fill in the start and the score maps of stage 2 that were not named, and say so."""
+    config = recipe.finetune
+    if config.init is None:
+        start = "scratch"
+        if config.token_label.enabled and request.continues:
+            start = _start_for(recipe)
+        recipe = with_values(recipe, {"finetune": {"init": start}})
+    if not config.token_label.enabled:
+        return recipe
+    if teacher is not None:
+        open_classifier(teacher, "--teacher")
+    online = config.token_label.source == "online"
+    named = config.score_maps is not None if not online else (teacher or config.teacher) is not None
+    if request.call.dry_run and config.token_label.source != "ema" and not named:
+        logger.info("dry run: token labels are left out, their maps would be made first")
+        return with_values(recipe, {"finetune": {"token_label": {"enabled": False}}})
+    return add_token_labels(recipe, teacher, request.argv)
+
+
+def _start_for(recipe: Recipe) -> str:
+    """Return the newest pretrain run of a recipe's model and images, else ``scratch``."""
+    found = newest_run(
+        load_dataset(recipe.data), "pretrain", same=("val", "test"), model=recipe.model
+    )
+    if found is None:
+        logger.info(
+            "no pretrain run of this model on these images under %s: starting from scratch "
+            "(smallvit pretrain makes one)",
+            places.runs_dir(),
+        )
+        return "scratch"
+    logger.info("continuing from %s", found.path)
+    return str(found.path)
