@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from smallvit.core import places
 from smallvit.core.cores import cores
 from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.whole_file import replacing
 
 LOCK = "run.lock"
 PACKAGES = ("smallvit", "torch", "torchvision", "timm", "lightly", "scikit-learn", "numpy")
@@ -334,20 +335,9 @@ def write_recipe(path: Path, recipe: dict[str, Any]) -> None:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    # Not ``replacing``: two processes may keep scores of one run in the same file.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise DataError(
-            f"cannot write {path} ({error.strerror}): free some room or make it writable"
-        ) from error
+    # Shared: two processes may keep scores of one run in the same file.
+    with replacing(path, "free some room or make it writable", shared=True) as file:
+        file.write(text.encode())
 
 
 def _refuse_taken(path: Path, *, overwrite: bool) -> bool:

@@ -12,7 +12,9 @@ from smallvit.core.errors import DataError
 
 
 @contextmanager
-def replacing(path: Path, remedy: str, *, keep: Path | None = None) -> Iterator[BinaryIO]:
+def replacing(
+    path: Path, remedy: str, *, keep: Path | None = None, shared: bool = False
+) -> Iterator[BinaryIO]:
     """Open a file beside ``path``; once written it is synced and renamed into place.
 
     Args:
@@ -20,11 +22,15 @@ def replacing(path: Path, remedy: str, *, keep: Path | None = None) -> Iterator[
         remedy: What to do if it cannot be written, for the message.
         keep: Where what was at ``path`` goes, in the same folder; ``None`` drops it. One of the
             two is whole at every moment.
+        shared: Whether other processes may write the same file: each then has one beside it of its
+            own, and the last that is done wins.
 
     Raises:
         DataError: If it cannot be written; what was at ``path`` is as it was.
     """
     partial = path.with_suffix(".part")
+    if shared:
+        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     file: _Writer | None = None
     try:
         file = _Writer(io.FileIO(partial, "wb"))

@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.hashing import tensor_bytes
 from smallvit.core.whole_file import replacing
 
 logger = logging.getLogger("smallvit")
@@ -208,9 +208,8 @@ def _digest(value: Any) -> str:
 
 def _feed(digest: "hashlib._Hash", value: Any) -> None:
     if isinstance(value, torch.Tensor):
-        array = value.detach().cpu().contiguous()
-        digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
-        digest.update(np.asarray(array.flatten().view(torch.uint8)).data)
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(tensor_bytes(value))
     elif isinstance(value, dict):
         for key, item in value.items():
             digest.update(f"{key!r}:".encode())

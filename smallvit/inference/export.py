@@ -18,6 +18,7 @@ from timm.models._hub import save_for_hf
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
+from smallvit.core.hashing import tensor_bytes
 from smallvit.core.whole_file import writable
 from smallvit.inference.pixels import PIXELS
 from smallvit.models.convert import adapt, position_grid
@@ -392,5 +393,6 @@ def weights_hash(model: nn.Module, aux_head: nn.Module | None = None) -> str:
         weights += sorted(aux_head.state_dict(prefix="aux_head.").items())
     digest = hashlib.sha256()
     for name, value in weights:
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(name.encode())
+        digest.update(tensor_bytes(value))
     return digest.hexdigest()

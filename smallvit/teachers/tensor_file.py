@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from smallvit.core.errors import DataError
+from smallvit.core.hashing import tensor_bytes
 from smallvit.core.whole_file import replacing
 
 DTYPES = {torch.int32: "I32", torch.float16: "F16"}
@@ -48,7 +49,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     with replacing(path, "free some room or make it writable") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in stored.values():
-            file.write(_bytes(tensor))
+            file.write(tensor_bytes(tensor))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -79,9 +80,5 @@ def _digest(values: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().data

@@ -13,7 +13,6 @@ that number, so that the images of 5 % are among those of 10 %.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 
 from smallvit.core import rng
 from smallvit.core.errors import DataError
+from smallvit.core.whole_file import replacing
 
 logger = logging.getLogger("smallvit")
 TEST, VAL, TRAIN = range(3)  # in the order in which they take their shares
@@ -268,6 +268,9 @@ def store_cut(stored: StoredCut, folder: Path, key: str) -> None:
     """Store a cut as JSON beside the packed arrays, with the hash of its indices.
 
     The file is replaced whole.
+
+    Raises:
+        DataError: If it cannot be written.
     """
     indices = {name: index.tolist() for name, index in vars(stored.cut).items()}
     plain = {
@@ -276,9 +279,8 @@ def store_cut(stored: StoredCut, folder: Path, key: str) -> None:
         "split_hash": split_hash(*vars(stored.cut).values()),
     }
     path = _path(folder, key)
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    partial.write_text(json.dumps(plain | indices))
-    partial.replace(path)
+    with replacing(path, "set SMALLVIT_CACHE_DIR to a folder with room", shared=True) as file:
+        file.write(json.dumps(plain | indices).encode())
 
 
 def load_cut(folder: Path, key: str) -> StoredCut | None:

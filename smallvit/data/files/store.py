@@ -189,8 +189,8 @@ def stored_if_possible(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        logger.info("%s is not stored (%s)", what, error.strerror or error)
+    except (OSError, DataError) as error:
+        logger.info("%s is not stored (%s)", what, getattr(error, "strerror", None) or error)
 
 
 def hash_images(images: np.ndarray) -> np.ndarray:
