@@ -17,9 +17,10 @@ from smallvit.parallel import processes, rows
 
 
 def share_out(objective: nn.Module) -> None:
-    """Let the layers of a network take part of a batch for what it is, in place.
+    """Let the layers of a network do for part of a batch what they would do in the whole one.
 
-    State dicts stay as they are. Batch norms are those of the whole batch over processes; a
+    A layer gets another class in place: its weights, hooks and place in the network stay, and so
+    does the state dict. Batch norms are those of the whole batch over processes; a
     micro-batch alone has statistics of its own. A second call changes nothing.
     """
     for module in objective.modules():

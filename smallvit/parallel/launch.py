@@ -1,4 +1,4 @@
-"""What torchrun says of the processes that it started, before they know each other."""
+"""What the environment variables of torchrun say, read without torch."""
 
 import os
 

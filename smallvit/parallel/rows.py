@@ -25,7 +25,7 @@ class Rows:
     """Part of a batch.
 
     Attributes:
-        index: Places in the whole batch.
+        index: Positions in the whole batch.
         total: Rows of the whole batch.
     """
 
@@ -91,7 +91,7 @@ def cut(
         device: Where the indices go.
 
     Returns:
-        For each micro-batch its places among the rows of this process, and its rows. ``None`` is
+        For each micro-batch its positions among the rows of this process, and its rows. ``None`` is
         all of them.
     """
     pairs = (size + 1) // 2
@@ -100,9 +100,9 @@ def cut(
         return [(None, rows)]
     found = []
     for number in range(parts):
-        place = torch.tensor(mirrored_part(size, number, parts), device=device)
-        index, total = (place, size) if rows is None else (rows.index[place], rows.total)
-        found.append((place, Rows(index=index, total=total)))
+        position = torch.tensor(mirrored_part(size, number, parts), device=device)
+        index, total = (position, size) if rows is None else (rows.index[position], rows.total)
+        found.append((position, Rows(index=index, total=total)))
     return found
 
 

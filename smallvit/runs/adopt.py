@@ -46,7 +46,7 @@ from smallvit.runs.config import Recipe
 from smallvit.runs.data import check_out, load_dataset, require_labels, say_other_grey
 from smallvit.runs.learned import NOTHING, Learned, write_learned
 from smallvit.runs.monitor import EVAL_BATCH
-from smallvit.runs.provenance import check_leak, join_extra_data, other_data
+from smallvit.runs.provenance import check_leak, other_data
 from smallvit.runs.recipe import stage_values
 from smallvit.runs.record import recorded
 from smallvit.runs.stage import run_stage
@@ -287,9 +287,7 @@ def _open(start: str, model: ModelConfig, dataset: Dataset, *, allow_leak: bool)
         adopted.init = found.result["stage"]
         say_other_grey(found, dataset, OPTION)
         seen = other_data(found, dataset, OPTION, allow_leak=allow_leak)
-        adopted.learned = seen.learned
-        earlier = found.result.get("extra_data", "none")
-        adopted.extra_data = join_extra_data(seen.extra_data, earlier)
+        adopted.learned, adopted.extra_data = seen.learned, seen.extra_data
         # The key of the stage "teacher" is for the run that is made here.
         stage = "adopted" if adopted.init == "teacher" else adopted.init
         adopted.upstream = {**found.result.get("upstream", {}), stage: cost_of(found)}

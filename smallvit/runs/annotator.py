@@ -15,7 +15,7 @@ from smallvit.inference.export import exported_input, read_export, weights_hash
 from smallvit.runs.classifier import refuse_chance, score_classifier
 from smallvit.runs.data import say_other_grey
 from smallvit.runs.learned import Learned
-from smallvit.runs.provenance import check_leak, join_extra_data, other_data
+from smallvit.runs.provenance import other_data
 from smallvit.teachers.teacher import Teacher
 
 logger = logging.getLogger("smallvit")
@@ -87,12 +87,6 @@ def open_annotator(
             f"{dataset.image_size}: set data.image_size {size}, train one, or adopt it with "
             f"smallvit teacher --from {run.path} --data.image-size {dataset.image_size}"
         )
-    extra_data = check_leak(
-        join_extra_data(seen.extra_data, run.result.get("extra_data", "none")),
-        dataset.name,
-        allow=allow_leak,
-        option=f"--teacher {run.path}",
-    )
     if flip and not dataset.hflip:
         raise ConfigError(
             f"label.flip averages over mirrored images, but those of {dataset.name} do not keep "
@@ -123,7 +117,7 @@ def open_annotator(
         run=run,
         teacher=teacher,
         weights=weights_hash(backbone.model, backbone.aux_head),
-        extra_data=extra_data,
+        extra_data=seen.extra_data,
         scores={"labelled": train["top1"], "val": scores["top1"]},
         learned=seen.learned,
     )

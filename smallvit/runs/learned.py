@@ -94,6 +94,11 @@ class Record:
     splits: Mapping[str, KeptSplit]
 
     @property
+    def contents(self) -> np.ndarray:
+        """Content hashes of all its images."""
+        return contents_of({name: split.contents for name, split in self.splits.items()})
+
+    @property
     def learned(self) -> Learned:
         """All that its network has learned from."""
         return self.own | self.earlier
@@ -197,6 +202,11 @@ def is_same_data(run: Run, dataset: Dataset, *, but: Sequence[str] = ()) -> bool
     return env["dataset"]["fingerprint"] == dataset.fingerprint and all(
         theirs.get(split) == ours[split] for split in ours if split not in but
     )
+
+
+def contents_of(splits: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Join the content hashes of the splits of a data set, one after the other."""
+    return np.concatenate([splits[name] for name in SPLITS])
 
 
 def dataset_index(dataset: Dataset, name: str) -> np.ndarray:

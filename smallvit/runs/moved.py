@@ -21,7 +21,7 @@ from smallvit.data.files.config import DataConfig
 from smallvit.inference.export import ExportedInput, exported_input
 from smallvit.runs.config import Recipe
 from smallvit.runs.data import load_dataset
-from smallvit.runs.learned import FILE, SPLITS, KeptSplit, is_same_data, read_record
+from smallvit.runs.learned import FILE, SPLITS, KeptSplit, contents_of, is_same_data, read_record
 
 logger = logging.getLogger("smallvit")
 
@@ -121,9 +121,7 @@ def check_same(run: Run, dataset: Dataset, named: str) -> None:
         return
     counts, found = "", 0
     if (run.path / FILE).is_file():
-        there = np.concatenate([dataset.content_hashes[split] for split in SPLITS])
-        kept = read_record(run.path).splits
-        known = np.concatenate([kept[split].contents for split in SPLITS])
+        there, known = contents_of(dataset.content_hashes), read_record(run.path).contents
         found = int(np.isin(known, there).sum())
         counts = f" ({found:,} of its {len(known):,} images are there, among {len(there):,})"
     raise MovedError(
@@ -159,25 +157,17 @@ def _take_splits(
     """
     env, kept = run.env, read_record(run.path).splits
     class_names = tuple(env["dataset"]["class_names"])
-    contents = np.concatenate([dataset.content_hashes[split] for split in SPLITS])
+    contents = contents_of(dataset.content_hashes)
     order = np.argsort(contents, kind="stable")
     splits: dict[str, Split] = {}
-    for name, split in kept.items():
-        at = np.searchsorted(contents[order], split.contents)
-        place = order[np.minimum(at, len(order) - 1)]
-        found = contents[place] == split.contents
-        if name not in needed:
-            continue
-        if found.all():
-            splits[name] = _take(dataset, place, split)
-        else:
-            raise MovedError(
-                _moved(
-                    run,
-                    f"{int(found.sum()):,} of its {len(found):,} {name} images are at {where}",
-                ),
-                found=int(found.sum()),
-            )
+    for name in (name for name in kept if name in needed):
+        at = np.searchsorted(contents[order], kept[name].contents)
+        position = order[np.minimum(at, len(order) - 1)]
+        found = contents[position] == kept[name].contents
+        if not found.all():
+            what = f"{int(found.sum()):,} of its {len(found):,} {name} images are at {where}"
+            raise MovedError(_moved(run, what), found=int(found.sum()))
+        splits[name] = _take(dataset, position, kept[name])
     _check_labels(run, dataset, kept, needed, class_names, where)
     logger.info("%s: its %s images are taken out of %s", run.path, " and ".join(needed), where)
     return replace(
@@ -194,19 +184,19 @@ def _take_splits(
     )
 
 
-def _take(dataset: Dataset, place: np.ndarray, kept: KeptSplit) -> Split:
-    """Gather images by their place among those of all splits, one split after the other."""
+def _take(dataset: Dataset, position: np.ndarray, kept: KeptSplit) -> Split:
+    """Gather images by their position among those of all splits, one split after the other."""
     size = dataset.image_size
-    images = torch.empty((len(place), 3, size, size), dtype=torch.uint8)
+    images = torch.empty((len(position), 3, size, size), dtype=torch.uint8)
     first = 0
     for name in SPLITS:
         split = dataset.splits[name]
-        here = np.flatnonzero((place >= first) & (place < first + len(split)))
+        here = np.flatnonzero((position >= first) & (position < first + len(split)))
         if len(here):
-            images[torch.from_numpy(here)] = split.take(torch.from_numpy(place[here] - first))
+            images[torch.from_numpy(here)] = split.take(torch.from_numpy(position[here] - first))
         first += len(split)
     labels = torch.from_numpy(kept.labels.astype(np.int64))
-    return Split(images=images, labels=labels, index=torch.arange(len(place)))
+    return Split(images=images, labels=labels, index=torch.arange(len(position)))
 
 
 def _check_labels(

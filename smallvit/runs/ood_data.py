@@ -25,6 +25,7 @@ from smallvit.data.files.registry import DATASETS, sharing_dataset
 from smallvit.data.files.store import PackedStore, open_store
 from smallvit.evaluate.ood import NOISES, Noise, noise_images
 from smallvit.runs.data import show_progress
+from smallvit.runs.learned import contents_of
 
 logger = logging.getLogger("smallvit")
 NOISE = "noise"
@@ -163,12 +164,9 @@ def _not_shared(name: str, store: PackedStore, split: str, dataset: Dataset) -> 
     Raises:
         ConfigError: If many of them are the dataset's.
     """
-    parts = ("train", "val", "test")
-    own = np.concatenate([dataset.content_hashes[part] for part in parts])
-    shared = np.isin(store.contents[split], own)
+    shared = np.isin(store.contents[split], contents_of(dataset.content_hashes))
     if dataset.image_hashes:  # the same pictures in another resolution, too
-        own = np.concatenate([dataset.image_hashes[part] for part in parts])
-        shared |= np.isin(store.hashes[split], own)
+        shared |= np.isin(store.hashes[split], contents_of(dataset.image_hashes))
     count, total = int(shared.sum()), len(shared)
     if count > MOST_SHARED * total:
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run
 from smallvit.data.dataset import Dataset
 from smallvit.data.files.registry import sharing_dataset
-from smallvit.runs.learned import NOTHING, SPLITS, Learned, Record, find_record
+from smallvit.runs.learned import NOTHING, Learned, Record, contents_of, find_record
 
 logger = logging.getLogger("smallvit")
 OTHER_LABELS = "other labels"
@@ -22,8 +22,8 @@ class Seen:
     """What a run brings to one that builds on it.
 
     Attributes:
-        extra_data: ``"none"``, the name of other data than the new run's, or what other labels of
-            the same images it had.
+        extra_data: What it and all it builds on saw beside the new run's data: ``"none"``, names of
+            other data, or what other labels of the same images it had.
         learned: The images that it and all it builds on learned, as far as is known.
         foreign: Whether it learned images or classes itself that the new run's data has not.
     """
@@ -70,7 +70,8 @@ def other_data(run: Run, dataset: Dataset, option: str, *, allow_leak: bool = Fa
     The run's record of what it learned is asked, and of what all it builds on learned, by the
     content of the images. Labels of held-out images must not have been learned, nor may stage 1
     have taken held-out images of data that it could have split alike. Images that were learned
-    without labels in other data are said and recorded.
+    without labels in other data are said and recorded. Of what its chain saw beside its own data,
+    the names are asked.
 
     Args:
         run: Run that a new one is to build on.
@@ -82,6 +83,15 @@ def other_data(run: Run, dataset: Dataset, option: str, *, allow_leak: bool = Fa
         ConfigError: If validation or test images may have been trained on.
         DataError: If the run's record is broken.
     """
+    named = f"{option} {run.path}"
+    seen = _seen_by_itself(run, dataset, option, allow_leak=allow_leak)
+    extra_data = join_extra_data(seen.extra_data, run.result.get("extra_data", "none"))
+    extra_data = check_leak(extra_data, dataset.name, allow=allow_leak, option=named)
+    return replace(seen, extra_data=extra_data)
+
+
+def _seen_by_itself(run: Run, dataset: Dataset, option: str, *, allow_leak: bool) -> Seen:
+    """Say what a run has seen beside a dataset, without what the runs that it builds on have."""
     env, named = run.env, f"{option} {run.path}"
     name = str(env["dataset"]["name"])
     same = env["dataset"]["fingerprint"] == dataset.fingerprint
@@ -186,8 +196,7 @@ def _find_held_out(record: Record, run: Run, dataset: Dataset) -> _HeldOut | Non
 
 def _is_mostly(record: Record, dataset: Dataset) -> bool:
     """Tell whether most images of a run's data are a dataset's, whatever folder they lie in."""
-    ours = np.concatenate([dataset.content_hashes[split] for split in SPLITS])
-    theirs = np.concatenate([record.splits[split].contents for split in SPLITS])
+    theirs, ours = record.contents, contents_of(dataset.content_hashes)
     return 2 * int(np.isin(theirs, ours).sum()) > len(theirs)
 
 
@@ -211,9 +220,8 @@ def _knows_others(record: Record, run: Run, dataset: Dataset) -> bool:
     masks = run.result["stage"] == "segment" and not dataset.labelled
     if len(record.own.labelled) and classes != dataset.class_names and not masks:
         return True
-    ours = np.concatenate([dataset.content_hashes[split] for split in ("train", "val", "test")])
     own = np.concatenate([record.own.labelled, record.own.unlabelled])
-    return not bool(np.isin(own, ours).all())
+    return not bool(np.isin(own, contents_of(dataset.content_hashes)).all())
 
 
 def _untold(run: Run, dataset: Dataset, named: str, beside: str, *, allow_leak: bool) -> str:

@@ -21,7 +21,7 @@ from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretraining.config import DinoConfig
 from smallvit.runs.data import say_other_grey
 from smallvit.runs.learned import NOTHING, Learned
-from smallvit.runs.provenance import check_leak, join_extra_data, other_data
+from smallvit.runs.provenance import check_leak, other_data
 from smallvit.runs.recipe import OF_NAMED_DATA
 
 logger = logging.getLogger("smallvit")
@@ -74,8 +74,7 @@ def start_from(
             say_other_grey(found, dataset, INIT)
             seen = other_data(found, dataset, INIT, allow_leak=allow_leak)
             learned, cost = seen.learned, total_cost(found)
-            earlier = found.result.get("extra_data", "none")
-            facts = {"init": stage, "extra_data": join_extra_data(seen.extra_data, earlier)}
+            facts = {"init": stage, "extra_data": seen.extra_data}
             if stage == "pretrain":
                 facts["start_method"] = pretrain_method(found)
         else:
