@@ -241,7 +241,7 @@ def _fetch_files(
 def _take(spec: DatasetSpec, data_dir: Path, origin: Path) -> None:
     """Copy what is missing of a dataset from a file or folder of the user's."""
     if origin.is_file():
-        _copy(origin, data_dir / _recognise(spec, origin).name)
+        _copy(origin, data_dir / _recognize(spec, origin).name)
         return
     missing = [file for file in spec.files if not _is_there(data_dir / file.target)]
     taken = [_take_one(file, data_dir, origin) for file in missing]
@@ -256,7 +256,7 @@ def _take(spec: DatasetSpec, data_dir: Path, origin: Path) -> None:
         )
 
 
-def _recognise(spec: DatasetSpec, path: Path) -> RemoteFile:
+def _recognize(spec: DatasetSpec, path: Path) -> RemoteFile:
     for file in spec.files:
         if Path(file.name).name == path.name:
             _require_official(path, file, OR_UNPACKED)
