@@ -7,7 +7,8 @@ as ``timm.create_model(name, img_size=32, ...)``.
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -15,15 +16,56 @@ from timm.models._pretrained import DefaultCfg
 from torch import nn
 
 from smallvit.core.errors import ConfigError
+from smallvit.models.tokens import AbstractBackbone
 
 # timm looks for this name in the module of a registered function.
 default_cfgs: dict[str, DefaultCfg] = {}
-NAMES: list[str] = []
 # A transformer with fewer patch tokens has nothing to attend to.
 LEAST_TOKENS = 5
 # More are never made without a word: the memory of attention grows with their square.
 MANY_TOKENS = 400
 SIDES = range(8, 1025)  # of the images that a data set is packed at, in pixels
+
+
+# Settings of ``ModelConfig`` that a transformer takes, and one with windows and stages.
+TRANSFORMER = frozenset(
+    {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate"}
+)
+WINDOWS = frozenset({"patch_size", "embed_dim", "mlp_ratio", "drop_path_rate", "window_size"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the rest of the package needs to know of an architecture.
+
+    Attributes:
+        settings: Settings of ``ModelConfig`` that it takes.
+        is_cnn: Whether it is a CNN, which two tokens are enough for.
+        checks_patch: Whether the network itself knows which patches it can make.
+        num_stages: Stages that the setting ``stride`` is spread over.
+        check: Refuses settings, by name, that the architecture cannot have.
+        timm_model: Returns timm's name and arguments for images of a size and a patch, if one is
+            given; an export carries these. ``None`` exports the architecture under its own name.
+        told_by: timm's name and those arguments of an export that no setting gives, which tell it
+            from timm's own network.
+        start: Starts a fresh network otherwise than its modules do.
+        advice: Says what to take for images, by height and width, that too little is left of.
+    """
+
+    settings: frozenset[str] = TRANSFORMER
+    is_cnn: bool = False
+    checks_patch: bool = False
+    num_stages: int = 3
+    check: Callable[[Mapping[str, Any]], None] | None = None
+    timm_model: Callable[[int | tuple[int, int], int | None], tuple[str, dict[str, Any]]] | None = (
+        None
+    )
+    told_by: tuple[str, Mapping[str, Any]] | None = None
+    start: Callable[[AbstractBackbone], None] | None = None
+    advice: Callable[[tuple[int, int]], str] | None = None
+
+
+ARCHITECTURES: dict[str, Facts] = {}
 
 
 def _any_patch(patch_size: int) -> bool:
@@ -40,6 +82,7 @@ def register_architecture(
     classifier: str = "head",
     first_conv: str | None = None,
     feature_cls: str = "getter",
+    facts: Facts = Facts(),
     **defaults: Any,
 ) -> None:
     """Make ``timm.create_model(name, **arguments)`` call ``build(**defaults, **arguments)``.
@@ -54,6 +97,7 @@ def register_architecture(
         classifier: Name of the classifier in the module.
         first_conv: Name of the layer that reads the colours; ``None`` where there is not one.
         feature_cls: How timm's ``features_only`` reads levels: ``getter`` for transformers.
+        facts: What the rest of the package needs to know of it.
         defaults: Arguments of this variant.
     """
     default_cfgs[name] = generate_default_cfgs(
@@ -93,7 +137,7 @@ def register_architecture(
 
     entry_point.__name__ = entry_point.__qualname__ = name
     entry_point.__doc__ = doc
-    NAMES.append(name)
+    ARCHITECTURES[name] = facts
     register_model(entry_point)
 
 

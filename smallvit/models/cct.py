@@ -13,7 +13,7 @@ from timm.layers.attention import Attention
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from smallvit.models.architecture import register_architecture, sides
+from smallvit.models.architecture import Facts, register_architecture, sides
 from smallvit.models.blocks import Mlp, check_heads
 from smallvit.models.patch_embed import ConvTokenizer, choose_patch, is_power_of_two
 from smallvit.models.transformer import Pool, SmallTransformer
@@ -131,4 +131,5 @@ register_architecture(
     img_size=32,
     num_classes=10,
     first_conv="patch_embed.layers.0.0",
+    facts=Facts(checks_patch=True),
 )

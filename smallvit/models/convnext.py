@@ -8,7 +8,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from smallvit.models.architecture import register_architecture, sides
+from smallvit.models.architecture import Facts, register_architecture, sides
 
 # Not 2: timm's ConvNeXt answers a patch of 2 px with a stride in its first stage, so its cells
 # are as large as with 4.
@@ -49,6 +49,14 @@ def create_small_convnext(*, img_size: int | Sequence[int] = 32, **arguments: An
     return timm.create_model(name, **{**chosen, **arguments})
 
 
+def _advise(size: tuple[int, int]) -> str:
+    """Say which patch, or which images, leave enough of the last stage."""
+    fits = [p for p in PATCH_SIZES if min(size) // p // 8 >= 2 and math.gcd(*size) % p == 0]
+    if fits:
+        return f"model.patch_size {' or '.join(map(str, sorted(fits)))} would leave more"
+    return "--data.image-size 16 or more would leave enough"
+
+
 register_architecture(
     "convnext_atto_small",
     create_small_convnext,
@@ -57,4 +65,12 @@ register_architecture(
     num_classes=10,
     classifier="head.fc",
     first_conv="stem.0",
+    facts=Facts(
+        settings=frozenset({"patch_size", "drop_path_rate"}),
+        is_cnn=True,
+        checks_patch=True,
+        timm_model=lambda img_size, _: convnext_architecture(img_size),
+        told_by=("convnext_atto", {"head_norm_first": True}),
+        advice=_advise,
+    ),
 )

@@ -15,7 +15,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from smallvit.core.errors import UnknownNameError
-from smallvit.models.architecture import default_patch, image_sides, register_architecture
+from smallvit.models.architecture import (
+    TRANSFORMER,
+    WINDOWS,
+    Facts,
+    default_patch,
+    image_sides,
+    register_architecture,
+)
+from smallvit.models.tokens import AbstractBackbone
+from smallvit.models.vit import VitBackbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +151,7 @@ def start_as_published(model: nn.Module) -> None:
         nn.init.zeros_(embedding.bias)
 
 
-def _register(name: str, doc: str) -> None:
+def _register(name: str, preset: Preset) -> None:
     def build(
         *, img_size: int | Sequence[int], patch_size: int | None = None, **given: Any
     ) -> nn.Module:
@@ -151,8 +160,26 @@ def _register(name: str, doc: str) -> None:
         start_as_published(model)
         return model
 
-    register_architecture(name, build, doc, img_size=32, num_classes=10)
+    def timm_model(
+        img_size: int | tuple[int, int], patch_size: int | None
+    ) -> tuple[str, dict[str, Any]]:
+        return gani_architecture(name, img_size=img_size, patch_size=patch_size)
+
+    def start(backbone: AbstractBackbone) -> None:
+        start_as_published(backbone.model)
+        if isinstance(backbone, VitBackbone):
+            backbone.published_positions = True
+
+    swin = "depths" in preset.arguments
+    facts = Facts(
+        settings=WINDOWS if swin else TRANSFORMER,
+        timm_model=timm_model,
+        # Depths, which no setting gives.
+        told_by=(preset.architecture, {"depths": preset.arguments["depths"]}) if swin else None,
+        start=start,
+    )
+    register_architecture(name, build, preset.doc, img_size=32, num_classes=10, facts=facts)
 
 
 for _name, _preset in PRESETS.items():
-    _register(_name, _preset.doc)
+    _register(_name, _preset)

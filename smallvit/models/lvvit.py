@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from smallvit.models.architecture import register_architecture, sides
+from smallvit.models.architecture import Facts, register_architecture, sides
 from smallvit.models.blocks import vit_blocks
 from smallvit.models.patch_embed import LvvitStem, choose_patch, is_even
 from smallvit.models.transformer import Pool, SmallTransformer
@@ -125,5 +125,6 @@ for _name, _sizes in VARIANTS.items():
         create_lvvit,
         f"LV-ViT, {_sizes['depth']} blocks of width {_sizes['embed_dim']}.",
         first_conv="patch_embed.conv1",
+        facts=Facts(checks_patch=True),
         **_sizes,
     )

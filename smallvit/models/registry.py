@@ -14,9 +14,12 @@ from timm.models.vision_transformer import VisionTransformer
 
 from smallvit.core.errors import ConfigError, UnknownNameError
 from smallvit.core.model_config import ModelConfig
-from smallvit.models import architecture
 from smallvit.models.architecture import (
+    ARCHITECTURES,
     LEAST_TOKENS,
+    TRANSFORMER,
+    WINDOWS,
+    Facts,
     default_patch,
     fitting_patches,
     sides,
@@ -24,8 +27,6 @@ from smallvit.models.architecture import (
 )
 from smallvit.models.attention import choose_attention
 from smallvit.models.cait import CaitBackbone
-from smallvit.models.convnext import PATCH_SIZES, convnext_architecture
-from smallvit.models.gani import PRESETS, gani_architecture, start_as_published
 from smallvit.models.initialise import initialise
 from smallvit.models.resnet import ResNetBackbone, SmallResNet, stage_strides
 from smallvit.models.swin import SwinBackbone
@@ -36,33 +37,13 @@ from smallvit.models.vit import VitBackbone
 
 # The toolkit's own names for timm architectures; exports carry timm's name.
 ALIASES = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
-SMALL_RESNETS = ("resnet8_small", "resnet14_small", "resnet20_small", "resnet56_small")
-CNNS = (*SMALL_RESNETS, "resnet18_small", "wrn_16_8", "wrn_28_10", "convnext_atto_small")
-# Networks whose stem knows which patches it can make.
-STEMS = tuple(
-    name for name in architecture.NAMES if name.startswith(("cct", "lvvit", "t2t_vit", "vit_tiny_"))
-)
 # timm families whose networks are made for any image and take views of other sizes, where asked to.
 ANY_SIZE = ("vision_transformer_hybrid", "vitamin", "eva")
-
-TRANSFORMER = frozenset(
-    {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate"}
-)
-WINDOWS = frozenset({"patch_size", "embed_dim", "mlp_ratio", "drop_path_rate", "window_size"})
-SETTINGS: dict[str, frozenset[str]] = {
-    **dict.fromkeys(SMALL_RESNETS, frozenset({"depth", "width", "stride"})),
-    "resnet18_small": frozenset({"width", "stride"}),
-    **dict.fromkeys(("wrn_16_8", "wrn_28_10"), frozenset()),
-    "convnext_atto_small": frozenset({"patch_size", "drop_path_rate"}),
-    "gani_swin": WINDOWS,
-    "sl_swin": WINDOWS,
-    "t2t_vit_dense": frozenset({"patch_size", "drop_path_rate"}),
-}
 
 
 def own_models() -> list[str]:
     """List the toolkit's names, the default first."""
-    return [*ALIASES, *sorted(architecture.NAMES, key=_natural)]
+    return [*ALIASES, *sorted(ARCHITECTURES, key=_natural)]
 
 
 def unknown_model(name: str) -> UnknownNameError:
@@ -86,8 +67,9 @@ def check_model(config: ModelConfig) -> None:
         _check_settings(config)
     if config.embed_dim and config.num_heads:
         _check_heads(config.embed_dim, config.num_heads)
-    if config.name in SMALL_RESNETS and config.depth is not None and (config.depth - 2) % 6:
-        raise ConfigError(f"model.depth must be 8, 14, 20, ... for a ResNet, got {config.depth}")
+    check = _facts(config.name).check
+    if check is not None:
+        check(config.given())
 
 
 def _check_settings(config: ModelConfig) -> None:
@@ -99,11 +81,16 @@ def _check_settings(config: ModelConfig) -> None:
 
 def settings_of(name: str) -> frozenset[str]:
     """Return the settings of ``ModelConfig`` that a model takes, or may take if it is timm's."""
-    if name in SETTINGS:
-        return SETTINGS[name]
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name].settings
     if timm.models.is_model_in_modules(name, ["swin_transformer", "swin_transformer_v2"]):
         return WINDOWS
-    return TRANSFORMER if name in own_models() else TRANSFORMER | {"window_size"}
+    return TRANSFORMER if name in ALIASES else TRANSFORMER | {"window_size"}
+
+
+def _facts(name: str) -> Facts:
+    """Return what is known of a model; of timm's that is nothing beyond the usual."""
+    return ARCHITECTURES.get(name, Facts())
 
 
 def model_arguments(
@@ -123,24 +110,19 @@ def model_arguments(
     _check_settings(config)
     given = config.given()
     size = image_size if isinstance(image_size, int) else sides(image_size)
-    name = ALIASES.get(config.name, config.name)
-    if config.patch_size is not None and config.name not in (*CNNS, *STEMS):
+    name, facts = ALIASES.get(config.name, config.name), _facts(config.name)
+    if config.patch_size is not None and not facts.checks_patch:
         _check_patch(config.patch_size, size)
     if config.stride is not None:
-        num_stages = 4 if config.name == "resnet18_small" else 3
-        given["strides"] = stage_strides(given.pop("stride"), num_stages)
-    if config.name in PRESETS:
-        name, arguments = gani_architecture(
-            config.name, img_size=size, patch_size=config.patch_size
-        )
-    elif config.name == "convnext_atto_small":
-        name, arguments = convnext_architecture(size)
-    elif config.name in architecture.NAMES:
+        given["strides"] = stage_strides(given.pop("stride"), facts.num_stages)
+    if facts.timm_model is not None:
+        name, arguments = facts.timm_model(size, config.patch_size)
+    elif config.name in ARCHITECTURES:
         arguments: dict[str, Any] = {"img_size": size}
     else:
         arguments = _timm_arguments(name, config, size)
     arguments |= given
-    if "patch_size" in arguments and config.name not in (*CNNS, *STEMS):
+    if "patch_size" in arguments and not facts.checks_patch:
         _check_patch(arguments["patch_size"], size)  # also where it was not asked for
     return name, arguments | {"num_classes": num_classes}
 
@@ -152,20 +134,23 @@ def settings_from(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         name: timm's name, as an export records it.
         arguments: All arguments that build the model.
     """
-    # Swin's depths, which no setting gives, tell the paper's network from timm's.
-    swin = PRESETS["gani_swin"]
-    if (name, [*arguments.get("depths", ())]) == (
-        swin.architecture,
-        [*swin.arguments["depths"]],
-    ):
-        name = "gani_swin"
-    if name == "convnext_atto" and arguments.get("head_norm_first"):
-        name = "convnext_atto_small"
+    name = next(
+        (own for own, facts in ARCHITECTURES.items() if _tells(facts, name, arguments)), name
+    )
     takes = settings_of(name)
     own = {key: value for key, value in arguments.items() if key in takes and value is not None}
     if "strides" in arguments and "stride" in takes:
         own["stride"] = math.prod(arguments["strides"])
     return {"name": name, **own}
+
+
+def _tells(facts: Facts, name: str, arguments: Mapping[str, Any]) -> bool:
+    """Tell whether timm's name and arguments are those of an architecture with these facts."""
+    if facts.told_by is None or facts.told_by[0] != name:
+        return False
+    told = ((arguments.get(key), value) for key, value in facts.told_by[1].items())
+    # An export has lists where the code has tuples.
+    return all((tuple(a) if isinstance(a, list) else a) == b for a, b in told)
 
 
 def create_backbone(
@@ -184,11 +169,9 @@ def create_backbone(
     name, arguments = model_arguments(config, num_classes=num_classes, image_size=image_size)
     backbone = create_exported(name, arguments)
     backbone.name = config.name
-    if config.name in PRESETS:
-        start_as_published(backbone.model)
-    if config.name == "gani_vit":
-        assert isinstance(backbone, VitBackbone)
-        backbone.published_positions = True
+    start = _facts(config.name).start
+    if start is not None:
+        start(backbone)
     check_fit(backbone, config.name, image_size)
     initialise(backbone, config.weight_init)
     return backbone
@@ -279,7 +262,7 @@ def check_fit(
             f"{name} takes no images of {height} x {width} px ({' '.join(str(error).split())}): "
             f"{_advice((height, width), name)}"
         ) from error
-    if grid[0] * grid[1] < (2 if name in CNNS else LEAST_TOKENS):
+    if grid[0] * grid[1] < (2 if _facts(name).is_cnn else LEAST_TOKENS):
         advice = _advice((height, width), name)
         fits = _fitting_patches((height, width), backbone, grid)
         if fits:
@@ -387,11 +370,9 @@ def _fitting_windows(
 
 def _advice(size: tuple[int, int], name: str) -> str:
     """Say what to take instead of a network that makes too little of images of a size."""
-    fits = [p for p in PATCH_SIZES if min(size) // p // 8 >= 2 and math.gcd(*size) % p == 0]
-    if name == "convnext_atto_small" and fits:
-        return f"model.patch_size {' or '.join(map(str, sorted(fits)))} would leave more"
-    if name == "convnext_atto_small":
-        return "--data.image-size 16 or more would leave enough"
+    advice = _facts(name).advice
+    if advice is not None:
+        return advice(size)
     if name in own_models():
         return "take larger images (--data.image-size)"
     return (

@@ -10,7 +10,7 @@ Shapes in this file:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.architecture import register_architecture, sides
+from smallvit.models.architecture import Facts, register_architecture, sides
 from smallvit.models.tokens import AbstractBackbone, Tokens
 
 
@@ -334,6 +334,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "resnet18_small": {"depth": 18, "width": 64, "strides": (1, 2, 2, 2)},
 }
 
+
+def _check_depth(settings: Mapping[str, Any]) -> None:
+    depth = settings.get("depth")
+    if depth is not None and (depth - 2) % 6:
+        raise ConfigError(f"model.depth must be 8, 14, 20, ... for a ResNet, got {depth}")
+
+
+THREE_STAGES = Facts(
+    settings=frozenset({"depth", "width", "stride"}),
+    is_cnn=True,
+    checks_patch=True,
+    check=_check_depth,
+)
+FOUR_STAGES = Facts(
+    settings=frozenset({"width", "stride"}), is_cnn=True, checks_patch=True, num_stages=4
+)
+
 for _name, _arguments in VARIANTS.items():
     register_architecture(
         _name,
@@ -343,5 +360,6 @@ for _name, _arguments in VARIANTS.items():
         num_classes=10,
         classifier="fc",
         first_conv="conv",
+        facts=FOUR_STAGES if len(_arguments.get("strides", ())) == 4 else THREE_STAGES,
         **_arguments,
     )

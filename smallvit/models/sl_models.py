@@ -26,7 +26,13 @@ from timm.models.cait import Cait
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from smallvit.models.architecture import default_patch, image_sides, register_architecture
+from smallvit.models.architecture import (
+    WINDOWS,
+    Facts,
+    default_patch,
+    image_sides,
+    register_architecture,
+)
 from smallvit.models.blocks import Block, Mlp, check_heads, init_linear, vit_blocks
 from smallvit.models.locality import (
     LocalitySelfAttention,
@@ -440,4 +446,5 @@ register_architecture(
     num_classes=10,
     classifier="head.fc",
     drop_path_rate=0.1,
+    facts=Facts(settings=WINDOWS),
 )

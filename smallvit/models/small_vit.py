@@ -6,7 +6,7 @@ convolution in the MLP, give the locality that a plain ViT would have to learn f
 
 from collections.abc import Sequence
 
-from smallvit.models.architecture import register_architecture, sides
+from smallvit.models.architecture import Facts, register_architecture, sides
 from smallvit.models.blocks import vit_blocks
 from smallvit.models.patch_embed import ConvStem, choose_patch, is_power_of_two
 from smallvit.models.transformer import Pool, SmallTransformer
@@ -77,6 +77,7 @@ register_architecture(
     img_size=32,
     num_classes=10,
     first_conv="patch_embed.layers.0.0",
+    facts=Facts(checks_patch=True),
 )
 register_architecture(
     "vit_tiny_dwconv",
@@ -85,5 +86,6 @@ register_architecture(
     img_size=32,
     num_classes=10,
     first_conv="patch_embed.layers.0.0",
+    facts=Facts(checks_patch=True),
     depthwise=True,
 )

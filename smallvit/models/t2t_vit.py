@@ -17,7 +17,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.architecture import register_architecture, sides
+from smallvit.models.architecture import Facts, register_architecture, sides
 from smallvit.models.blocks import Block, Mlp, attend, check_heads, merge_heads, split_heads
 from smallvit.models.patch_embed import choose_patch
 from smallvit.models.t2t_module import SOFT_SPLITS, TokenLayer, TokensToToken
@@ -463,6 +463,7 @@ for _name, _sizes in {**SIZES, **OTHERS}.items():
         f"t2t_vit_{_name}",
         create_t2t_vit,
         f"T2T-ViT with Performer tokens, {_sizes['depth']} blocks of width {_sizes['embed_dim']}.",
+        facts=Facts(checks_patch=True),
         **_sizes,
     )
 for _name, _sizes in SIZES.items():
@@ -473,8 +474,12 @@ for _name, _sizes in SIZES.items():
         f"{_sizes['embed_dim']}.",
         token_layer="transformer",
         token_drop_rate=0.0,
+        facts=Facts(checks_patch=True),
         **_sizes,
     )
 register_architecture(
-    "t2t_vit_dense", create_t2t_vit_dense, "T2T-ViT with Performer tokens and dense blocks."
+    "t2t_vit_dense",
+    create_t2t_vit_dense,
+    "T2T-ViT with Performer tokens and dense blocks.",
+    facts=Facts(settings=frozenset({"patch_size", "drop_path_rate"}), checks_patch=True),
 )

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.architecture import register_architecture
+from smallvit.models.architecture import Facts, register_architecture
 from smallvit.models.resnet import SmallResNet, check_cells
 
 STEM_WIDTH = 16
@@ -114,5 +114,6 @@ for _name, _arguments in VARIANTS.items():
         num_classes=10,
         classifier="fc",
         first_conv="conv",
+        facts=Facts(settings=frozenset(), is_cnn=True, checks_patch=True),
         **_arguments,
     )
