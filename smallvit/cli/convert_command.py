@@ -8,7 +8,7 @@ from smallvit.core.console import say
 from smallvit.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from smallvit.models.convert import Converted
+    from smallvit.models.convert.public import Converted
 
 # The papers' networks of 224 px were trained with these; those of small images with their own
 # data set's, which no weights tell. Training through --init takes the new data set's.
@@ -37,7 +37,8 @@ def convert_command(
     """
     from smallvit.inference.export import write_export
     from smallvit.models.architecture import sides
-    from smallvit.models.convert import convert, read_checkpoint
+    from smallvit.models.convert.checkpoint import read_checkpoint
+    from smallvit.models.convert.public import convert
 
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         # The export of a run is its result, and stays.

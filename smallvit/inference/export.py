@@ -21,7 +21,7 @@ from smallvit.core.errors import ConfigError, DataError, UnknownNameError
 from smallvit.core.hashing import tensor_bytes
 from smallvit.core.whole_file import writable
 from smallvit.inference.pixels import PIXELS
-from smallvit.models.convert import adapt, position_grid
+from smallvit.models.convert.adapt import adapt, position_grid
 from smallvit.models.registry import ALIASES, create_exported, settings_from
 from smallvit.models.tokens import AbstractBackbone
 

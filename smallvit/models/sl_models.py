@@ -108,71 +108,6 @@ class ClassBlock(nn.Module):
         return x_cls + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x_cls), (1, 1)))
 
 
-def create_lee_vit(
-    *,
-    img_size: int | Sequence[int] = 32,
-    patch_size: int | None = None,
-    in_chans: int = 3,
-    num_classes: int = 10,
-    embed_dim: int = 192,
-    depth: int = 9,
-    num_heads: int = 12,
-    mlp_ratio: float = 2.0,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
-) -> SmallTransformer:
-    """Build the plain ViT that the others of this file are compared with.
-
-    It is ``gani_vit`` without biases of queries, keys and values, and with norms that add 1e-5.
-
-    Args:
-        img_size: Side, or height and width, in pixels.
-        patch_size: Pixels of a patch; ``None`` leaves 8 patches a side or more, at most 16 px each.
-        in_chans: Colours.
-        num_classes: Classes; 0 leaves the classifier out.
-        embed_dim: Width.
-        depth: Blocks.
-        num_heads: Attention heads; they must divide the width.
-        mlp_ratio: Hidden width of an MLP over ``embed_dim``.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; earlier blocks have less.
-
-    Raises:
-        ConfigError: If the patch does not divide the image, or the heads the width.
-
-    Source:
-        Lee et al., 2021, models/vit.py without ``is_SPT`` and ``is_LSA``; there all blocks have
-        the same stochastic depth.
-    """
-    patch_size = patch_size or default_patch(img_size)
-    sides = image_sides(img_size, patch_size)
-    return SmallTransformer(
-        stem=PatchEmbed(
-            img_size=sides,
-            patch_size=patch_size,
-            in_chans=in_chans,
-            embed_dim=embed_dim,
-            output_fmt="NHWC",
-            strict_img_size=False,
-        ),
-        img_size=sides,
-        patch_size=patch_size,
-        embed_dim=embed_dim,
-        blocks=vit_blocks(
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=False,
-            drop_path_rate=drop_path_rate,
-            norm_eps=1e-5,
-        ),
-        num_classes=num_classes,
-        norm_eps=1e-5,
-        drop_rate=drop_rate,
-    )
-
-
 def create_sl_vit(
     *,
     img_size: int | Sequence[int] = 32,
@@ -184,10 +119,14 @@ def create_sl_vit(
     num_heads: int = 12,
     mlp_ratio: float = 2.0,
     qkv_bias: bool = False,
+    plain: bool = False,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> SmallTransformer:
     """Build the ViT with shifted patches and locality self-attention.
+
+    Without the two it is ``gani_vit`` without biases of queries, keys and values, and with norms
+    that add 1e-5.
 
     Args:
         img_size: Side, or height and width, in pixels.
@@ -199,6 +138,7 @@ def create_sl_vit(
         num_heads: Attention heads; they must divide the width.
         mlp_ratio: Hidden width of an MLP over ``embed_dim``.
         qkv_bias: Whether queries, keys and values have a bias.
+        plain: Build the ViT that it is compared with, without its two parts.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; earlier blocks have less.
 
@@ -206,25 +146,48 @@ def create_sl_vit(
         ConfigError: If the patch does not divide the image, or the heads the width.
 
     Source:
-        Lee et al., 2021, models/vit.py; there all blocks have the same stochastic depth.
+        Lee et al., 2021, models/vit.py, plain without ``is_SPT`` and ``is_LSA``; there all blocks
+        have the same stochastic depth.
     """
     patch_size = patch_size or default_patch(img_size)
     sides = image_sides(img_size, patch_size)
     check_heads(embed_dim, num_heads)
-    blocks = [
-        Block(
+    if plain:
+        stem: nn.Module = PatchEmbed(
+            img_size=sides,
+            patch_size=patch_size,
+            in_chans=in_chans,
             embed_dim=embed_dim,
-            attn=LocalitySelfAttention(embed_dim=embed_dim, num_heads=num_heads, qkv_bias=qkv_bias),
-            mlp=Mlp(embed_dim=embed_dim, hidden_dim=int(embed_dim * mlp_ratio)),
-            drop_path=drop_path_rate * i / max(1, depth - 1),
+            output_fmt="NHWC",
+            strict_img_size=False,
+        )
+        blocks = vit_blocks(
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            drop_path_rate=drop_path_rate,
             norm_eps=1e-5,
         )
-        for i in range(depth)
-    ]
-    return SmallTransformer(
-        stem=create_patch_embed(
+    else:
+        blocks = [
+            Block(
+                embed_dim=embed_dim,
+                attn=LocalitySelfAttention(
+                    embed_dim=embed_dim, num_heads=num_heads, qkv_bias=qkv_bias
+                ),
+                mlp=Mlp(embed_dim=embed_dim, hidden_dim=int(embed_dim * mlp_ratio)),
+                drop_path=drop_path_rate * i / max(1, depth - 1),
+                norm_eps=1e-5,
+            )
+            for i in range(depth)
+        ]
+        stem = create_patch_embed(
             img_size=sides, patch_size=patch_size, embed_dim=embed_dim, in_chans=in_chans
-        ),
+        )
+    return SmallTransformer(
+        stem=stem,
         img_size=sides,
         patch_size=patch_size,
         embed_dim=embed_dim,
@@ -407,11 +370,12 @@ def create_sl_swin(
 
 register_architecture(
     "lee_vit",
-    create_lee_vit,
+    create_sl_vit,
     "Plain ViT of Lee et al.: sl_vit without its two parts.",
     img_size=32,
     num_classes=10,
     drop_path_rate=0.1,
+    plain=True,
 )
 register_architecture(
     "sl_vit",

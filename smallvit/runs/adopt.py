@@ -37,7 +37,8 @@ from smallvit.inference.export import (
     usage,
     write_export,
 )
-from smallvit.models.convert import adapt, position_grid, read_checkpoint
+from smallvit.models.convert.adapt import adapt, position_grid
+from smallvit.models.convert.checkpoint import read_checkpoint
 from smallvit.models.registry import check_fit, create_exported, model_arguments, settings_from
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel.launch import refuse_several

@@ -22,15 +22,10 @@ from torch import Tensor
 
 from smallvit.core.errors import ConfigError, DataError, UnknownNameError
 from smallvit.models.architecture import sides
-from smallvit.models.convert import (
-    adapt,
-    convert,
-    find_source,
-    mismatches,
-    position_grid,
-    read_checkpoint,
-    rename,
-)
+from smallvit.models.convert.adapt import adapt, position_grid
+from smallvit.models.convert.checkpoint import read_checkpoint
+from smallvit.models.convert.public import convert, find_source
+from smallvit.models.convert.rules import mismatches, rename
 from smallvit.models.registry import create_exported
 
 Shapes = dict[str, tuple[int, ...]]
