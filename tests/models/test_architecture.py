@@ -6,7 +6,13 @@ import pytest
 import timm
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.architecture import MANY_TOKENS, NAMES, default_patch, image_sides, sides
+from smallvit.models.architecture import (
+    ARCHITECTURES,
+    MANY_TOKENS,
+    default_patch,
+    image_sides,
+    sides,
+)
 from smallvit.models.convnext import convnext_architecture
 from smallvit.models.patch_embed import choose_patch, is_even, is_power_of_two
 from smallvit.models.t2t_module import SOFT_SPLITS
@@ -107,7 +113,7 @@ def test_sides_of_one_number_and_of_two():
         image_sides((24, 32), 5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_timm_lists_every_name_with_its_defaults(name):
     assert timm.is_model(name)
     config = timm.get_pretrained_cfg(name)
