@@ -30,7 +30,8 @@ from smallvit.pretraining.config import get_method
 from smallvit.pretraining.registry import create_objective
 backbone = create_backbone(ModelConfig(depth=1, embed_dim=24), num_classes=0, image_size=16)
 objective = create_objective(backbone, get_method("mean_color")(), image_size=16)
-batch = ViewBatch(global_views=torch.zeros(1, 2, 3, 16, 16), local_views=None, epoch=0.0, progress=0.0)
+views = torch.zeros(1, 2, 3, 16, 16)
+batch = ViewBatch(global_views=views, local_views=None, epoch=0.0, progress=0.0)
 assert objective(batch).loss.isfinite()
 assert main(["pretrain", "--help"]) == 0
 """
