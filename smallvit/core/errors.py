@@ -59,12 +59,18 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def explained(message: Callable[[Any], str], *caught: type[Exception]) -> Iterator[None]:
-    """Raise a ``DataError`` in place of an error of the system or of a library.
+def explained(
+    message: Callable[[Any], str],
+    *caught: type[Exception],
+    into: Callable[[str], Exception] = DataError,
+) -> Iterator[None]:
+    """Raise an error with one line in place of one of the system or of a library.
 
     Args:
         message: Makes the line out of that error.
-        caught: What is replaced; ``OSError`` alone where nothing is named.
+        caught: What is replaced; ``OSError`` alone where nothing is named. An error of this
+            package stays as it is.
+        into: The error that is raised.
     """
     kinds = caught or (OSError,)
     try:
@@ -72,7 +78,7 @@ def explained(message: Callable[[Any], str], *caught: type[Exception]) -> Iterat
     except kinds as error:
         if isinstance(error, SmallViTError):
             raise
-        raise DataError(message(error)) from error
+        raise into(message(error)) from error
 
 
 class DivergedError(SmallViTError):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from smallvit.core.errors import DataError, explained, reason
 from smallvit.data.files.class_lists import make_listing, number_labels, some
@@ -17,7 +16,7 @@ from smallvit.data.files.sources import (
     FoundFile,
     Listing,
     Source,
-    SourceSplit,
+    array_split,
     files_key,
     own_source,
 )
@@ -76,7 +75,8 @@ def open_arrays(path: Path, found: FoundFile, layout: Layout | None) -> Source:
                     f"{path}: {name} has {len(images)} images and {label} {len(labels)} labels: "
                     "save as many of one as of the other"
                 )
-            splits[split] = _array_split(name, images, labels)
+            names = [f"{name}[{i}]" for i in range(len(images))]
+            splits[split] = array_split(names, images, labels)
         return make_listing(str(path), class_names, splits)
 
     return own_source(path, "arrays", ("arrays", files_key([found])), list_images, layout=layout)
@@ -166,16 +166,3 @@ def _read_images(path: Path, name: str) -> np.ndarray:
     if images.dtype.kind not in "iuf":
         raise DataError(f"{path}: {name} is {images.dtype}: save images as numbers")
     return images
-
-
-def _array_split(name: str, images: np.ndarray, labels: np.ndarray) -> SourceSplit:
-    # PIL's modes for grey of more than 8 bits.
-    kind = images.dtype
-    wide = np.float32 if kind.kind == "f" else np.int32
-    plain = kind in (np.uint8, np.uint16)
-
-    def read(i: int) -> Image.Image:
-        pixels = np.ascontiguousarray(images[i])
-        return Image.fromarray(pixels if plain else pixels.astype(wide))
-
-    return SourceSplit(names=[f"{name}[{i}]" for i in range(len(images))], labels=labels, read=read)

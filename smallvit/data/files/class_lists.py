@@ -65,29 +65,34 @@ def make_listing(
     Raises:
         DataError: If there is one class alone, or a split lacks one.
     """
-    listing = Listing(class_names=class_names, splits=splits)
     if len(class_names) == 1:
         raise DataError(
             f"{where}: all images are of one class, {class_names[0]!r}: at least 2 are needed; add "
             "images of another, or train without labels, --data.layout unlabelled"
         )
-    check_every_class(where, listing)
-    return listing
+    check_every_class(where, class_names, {name: split.labels for name, split in splits.items()})
+    return Listing(class_names=class_names, splits=splits)
 
 
-def check_every_class(where: str, listing: Listing) -> None:
-    """Check that every split of a listing has images of every class, where there are classes.
+def check_every_class(
+    where: str, class_names: tuple[str, ...], labels: Mapping[str, np.ndarray]
+) -> None:
+    """Check that every split has images of every class, where there are classes.
+
+    Args:
+        where: Begins the message.
+        class_names: In the order of the labels.
+        labels: Those of each split.
 
     Raises:
         DataError: If one has not.
     """
-    if not listing.class_names:
-        return
-    present = {
-        split: {listing.class_names[label] for label in np.unique(images.labels)}
-        for split, images in listing.splits.items()
-    }
-    check_class_lists(where, listing.class_names, present)
+    if class_names:
+        present = {
+            split: {class_names[label] for label in np.unique(values)}
+            for split, values in labels.items()
+        }
+        check_class_lists(where, class_names, present)
 
 
 def check_class_lists(

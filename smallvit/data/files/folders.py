@@ -1,6 +1,5 @@
 """Reader of folders of images: class folders, split folders above them, images without labels."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -11,7 +10,7 @@ from smallvit.core import places
 from smallvit.core.errors import DataError
 from smallvit.data.files.class_lists import SPLIT_NAMES, check_class_lists, plural, some
 from smallvit.data.files.elsewhere import advice_for
-from smallvit.data.files.images import UNREAD_SUFFIXES, open_image
+from smallvit.data.files.images import UNREAD_SUFFIXES
 from smallvit.data.files.layout import (
     Layout,
     build_tree,
@@ -23,7 +22,7 @@ from smallvit.data.files.layout import (
 from smallvit.data.files.sources import (
     Listing,
     Source,
-    SourceSplit,
+    file_split,
     files_key,
     own_source,
     printable,
@@ -98,7 +97,9 @@ def open_folder(path: Path, found: Walk, layout: Layout | None, *, sure: bool = 
         for split, parts in lists.items():
             chosen = [name for part in parts for name in part]
             labels = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-            splits[split] = file_split(path, chosen, labels if class_names else None)
+            splits[split] = file_split(
+                path, chosen, labels if class_names else np.full(len(chosen), -1)
+            )
         return Listing(class_names=tuple(map(printable, class_names)), splits=splits)
 
     kind = "folder of images"
@@ -254,13 +255,3 @@ def tables_beside(path: Path) -> str:
         if entry.suffix.lower() in (".csv", ".tsv") and entry.stem != "leaderboard"
     ]
     return f"; or give the table, --data {tables[0]}" if tables else ""
-
-
-def file_split(path: Path, names: Sequence[str], labels: np.ndarray | None) -> SourceSplit:
-    """List files by their paths below a folder; an absolute one stays as it is."""
-    root = os.fspath(path)
-    return SourceSplit(
-        names=list(map(printable, names)),
-        labels=np.full(len(names), -1) if labels is None else labels,
-        read=lambda i: open_image(os.path.join(root, names[i])),  # noqa: PTH118 (far faster)
-    )

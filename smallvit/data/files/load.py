@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.errors import ConfigError, DataError, reason
 from smallvit.data.dataset import Dataset, Split, class_counts
 from smallvit.data.files import fetch, hub, official, own, registry
-from smallvit.data.files.class_lists import in_class_order, some
+from smallvit.data.files.class_lists import check_every_class, in_class_order, some
 from smallvit.data.files.config import DataConfig
 from smallvit.data.files.grey import GreySetting
 from smallvit.data.files.sources import Listing, Source
@@ -110,8 +110,7 @@ def usual_size(listing: Listing) -> int:
         try:
             sides.append(min(split.read(int(i)).size))
         except Exception as error:  # a broken file is counted when the data is packed
-            why = " ".join(str(error).split()) or type(error).__name__
-            reasons.append(f"{split.names[i]} ({why})")
+            reasons.append(f"{split.names[i]} ({reason(error)})")
     if not sides:
         raise DataError(
             f"none of the {len(reasons)} images looked at can be decoded, first: "
@@ -198,7 +197,7 @@ def prepare_dataset(
         grey_range=grey_setting(config),
         progress=progress,
     )
-    _check_classes(store)
+    check_every_class(source.name, store.manifest.class_names, store.labels)
     with cache_errors(cache_dir):
         stored = _cut(config, store)
     packed = {
@@ -303,20 +302,6 @@ def _note_gaps(config: DataConfig, store: PackedStore, splits: dict[str, Split])
             f"{'; '.join(gaps)}: images are assigned one by one, and these classes are small: add "
             f"images of them, give the splits yourself{other}"
         )
-
-
-def _check_classes(store: PackedStore) -> None:
-    manifest = store.manifest
-    if not manifest.class_names:
-        return
-    for split, labels in store.labels.items():
-        counts = np.bincount(labels, minlength=len(manifest.class_names))
-        empty = [manifest.class_names[i] for i in np.flatnonzero(counts == 0)]
-        if empty:
-            raise DataError(
-                f"{manifest.name}: {split} has no image of {some(empty)}: add some, or remove "
-                f"{'that class' if len(empty) == 1 else 'these classes'} from every split"
-            )
 
 
 class _Fractions(TypedDict):

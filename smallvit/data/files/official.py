@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from smallvit.core.errors import DataError
-from smallvit.data.files.images import open_image
+from smallvit.core.errors import DataError, explained, reason
 from smallvit.data.files.registry import DatasetSpec
 from smallvit.data.files.sources import (
     FoundFile,
     Listing,
     Source,
     SourceSplit,
+    array_split,
+    file_split,
     files_key,
     find_files,
 )
@@ -49,7 +50,7 @@ CARS_SPLITS = {  # annotations and folder of images
 }
 
 
-class _Layout(NamedTuple):
+class OfficialLayout(NamedTuple):
     """How a dataset lies in the data folder.
 
     Attributes:
@@ -64,7 +65,7 @@ class _Layout(NamedTuple):
     roots: tuple[str, ...] = ()
 
 
-class _BrokenLayoutError(Exception):
+class BrokenLayoutError(Exception):
     """What is wrong with the files of a dataset, with the path."""
 
 
@@ -86,7 +87,7 @@ def open_named(spec: DatasetSpec, *, data_dir: Path) -> Source:
     Raises:
         DataError: If the dataset is not there, or a file that the key is formed of is missing.
     """
-    layout = _LAYOUTS[spec.name]
+    layout = LAYOUTS[spec.name]
     roots = tuple(file.target for file in spec.files) or layout.roots
     if not all((data_dir / root).exists() for root in roots):
         from smallvit.data.files.fetch import manual_steps
@@ -114,17 +115,16 @@ def open_named(spec: DatasetSpec, *, data_dir: Path) -> Source:
     )
 
 
-@contextmanager
-def _one_line(name: str, data_dir: Path, roots: Sequence[str]) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, _BrokenLayoutError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        problem = f"{error.filename} is missing" if missing else str(error)
-        what = str(data_dir / roots[0]) if len(roots) == 1 else "it"
-        raise DataError(
-            f"{name}: {problem}: mend it, or remove {what} and run `smallvit data get {name}`"
-        ) from error
+def _one_line(name: str, data_dir: Path, roots: Sequence[str]) -> AbstractContextManager[None]:
+    what = str(data_dir / roots[0]) if len(roots) == 1 else "it"
+    remedy = f"mend it, or remove {what} and run `smallvit data get {name}`"
+    return explained(
+        lambda error: f"{name}: {_problem(error)}: {remedy}", OSError, BrokenLayoutError
+    )
+
+
+def _problem(error: Exception) -> str:
+    return f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else str(error)
 
 
 def _check_counts(spec: DatasetSpec, listing: Listing) -> None:
@@ -143,18 +143,16 @@ def _check_counts(spec: DatasetSpec, listing: Listing) -> None:
         if found.get(what, 0) != num
     ]
     if differences:
-        raise _BrokenLayoutError("; ".join(differences))
+        raise BrokenLayoutError("; ".join(differences))
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:  # torchvision, scipy and pickle raise anything at all
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise _BrokenLayoutError(f"{path} cannot be read ({reason})") from error
+def _reading(path: Path) -> AbstractContextManager[None]:
+    def explain(error: Exception) -> str:  # torchvision, scipy and pickle raise anything at all
+        if isinstance(error, OSError | BrokenLayoutError):
+            return _problem(error)
+        return f"{path} cannot be read ({reason(error)})"
+
+    return explained(explain, Exception, into=BrokenLayoutError)
 
 
 def _stat(data_dir: Path, parts: Iterable[str]) -> Iterator[FoundFile]:
@@ -171,23 +169,11 @@ def _parts(folder: str, *names: str) -> Callable[[Path], Iterable[str]]:
 
 def _array_split(split: str, pixels: np.ndarray, labels: Any) -> SourceSplit:
     if len(pixels) != len(labels):
-        raise _BrokenLayoutError(f"{len(pixels)} images and {len(labels)} labels in {split}")
-    return SourceSplit(
-        names=[f"{split}/{i:05d}" for i in range(len(pixels))],
-        labels=np.asarray(labels, dtype=np.int64),
-        read=lambda i: Image.fromarray(pixels[i]),
-    )
+        raise BrokenLayoutError(f"{len(pixels)} images and {len(labels)} labels in {split}")
+    return array_split([f"{split}/{i:05d}" for i in range(len(pixels))], pixels, labels)
 
 
-def _file_split(root: Path, names: Sequence[str], labels: Sequence[int]) -> SourceSplit:
-    return SourceSplit(
-        names=names,
-        labels=np.array(labels, dtype=np.int64),
-        read=lambda i: open_image(root / names[i]),
-    )
-
-
-def _folder_split(root: Path, folder: str, classes: Sequence[str]) -> SourceSplit:
+def class_folders(root: Path, folder: str, classes: Sequence[str]) -> SourceSplit:
     """List one folder of images a class: by class, then by name."""
     names: list[str] = []
     labels: list[int] = []
@@ -195,7 +181,7 @@ def _folder_split(root: Path, folder: str, classes: Sequence[str]) -> SourceSpli
         found = find_files(root / folder / name)
         names += [f"{folder}/{name}/{file.name}" for file in found]
         labels += [label] * len(found)
-    return _file_split(root, names, labels)
+    return file_split(root, names, labels)
 
 
 def _lines(path: Path) -> list[str]:
@@ -208,7 +194,7 @@ def _check_present(folder: Path, names: Iterable[str]) -> None:
     present = {path.name for path in folder.iterdir()}
     for name in names:
         if name not in present:
-            raise _BrokenLayoutError(f"{folder / name} is missing")
+            raise BrokenLayoutError(f"{folder / name} is missing")
 
 
 def _list_digits(data_dir: Path) -> Listing:
@@ -222,45 +208,32 @@ def _list_digits(data_dir: Path) -> Listing:
     )
 
 
-def _list_cifar(name: str, data_dir: Path) -> Listing:
-    """Read the pickled batches, in their order; torchvision checks the sum of each."""
-    from torchvision.datasets import CIFAR10, CIFAR100
+def _list_torchvision(reader: str, path: str, data_dir: Path) -> Listing:
+    """Read with torchvision, which checks the sums of CIFAR's batches and makes SVHN's class 10 0.
 
-    reader = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    splits, classes = {}, ()
+    SVHN's extra digits are not read.
+
+    Args:
+        reader: Name of torchvision's class.
+        path: What it reads, for messages.
+        data_dir: Folder of the official files.
+    """
+    from torchvision import datasets
+
+    digits, splits, class_names = reader == "SVHN", {}, ()
     for split in ("train", "test"):
-        with _reading(data_dir / reader.base_folder), warnings.catch_warnings():
+        which = {"split": split} if digits else {"train": split == "train"}
+        with _reading(data_dir / path.format(split)), warnings.catch_warnings():
             # NumPy 2.4.0 to 2.4.4 warn of dtypes that Python 2 pickled, as these batches are
             # (https://github.com/numpy/numpy/pull/31177).
             warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
-            dataset = reader(data_dir, train=split == "train")
-        splits[split] = _array_split(split, dataset.data, dataset.targets)
-        classes = tuple(dataset.classes)
-    return Listing(class_names=classes, splits=splits)
-
-
-def _list_svhn(data_dir: Path) -> Listing:
-    """Read the cropped digits, without the extra ones; torchvision makes class 10 class 0."""
-    from torchvision.datasets import SVHN
-
-    splits = {}
-    for split in ("train", "test"):
-        with _reading(data_dir / SVHN.split_list[split][1]):
-            dataset = SVHN(data_dir, split=split)
-        pixels = dataset.data.transpose(0, 2, 3, 1)
-        splits[split] = _array_split(split, pixels, dataset.labels)
-    return Listing(class_names=tuple("0123456789"), splits=splits)
-
-
-def _list_fashion_mnist(data_dir: Path) -> Listing:
-    from torchvision.datasets import FashionMNIST
-
-    splits = {}
-    for split in ("train", "test"):
-        with _reading(data_dir / "FashionMNIST" / "raw"):
-            dataset = FashionMNIST(data_dir, train=split == "train")
-        splits[split] = _array_split(split, dataset.data.numpy(), dataset.targets)
-    return Listing(class_names=tuple(FashionMNIST.classes), splits=splits)
+            dataset: Any = getattr(datasets, reader)(data_dir, **which)
+        pixels = np.asarray(dataset.data)
+        labels = np.asarray(dataset.labels if digits else dataset.targets)
+        pixels = pixels.transpose(0, 2, 3, 1) if digits else pixels
+        splits[split] = _array_split(split, pixels, labels)
+        class_names = tuple("0123456789" if digits else dataset.classes)
+    return Listing(class_names=class_names, splits=splits)
 
 
 def _tiny_imagenet_parts(data_dir: Path) -> Iterator[str]:
@@ -291,12 +264,12 @@ def _list_tiny_imagenet(data_dir: Path) -> Listing:
     root = data_dir / TINY_IMAGENET
     wnids = sorted(_lines(root / "wnids.txt"))
     if _val_is_arranged(root, wnids):
-        test = _folder_split(root, "val", wnids)
+        test = class_folders(root, "val", wnids)
     else:
         test = _annotated_val(root, wnids)
     return Listing(
         class_names=_words(root / "words.txt", wnids),
-        splits={"train": _folder_split(root, "train", wnids), "test": test},
+        splits={"train": class_folders(root, "train", wnids), "test": test},
     )
 
 
@@ -307,13 +280,13 @@ def _annotated_val(root: Path, wnids: Sequence[str]) -> SourceSplit:
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     unknown = sorted(set(annotated.values()) - set(labels))
     if unknown:
-        raise _BrokenLayoutError(f"{path} has the class {unknown[0]}, which is not in wnids.txt")
+        raise BrokenLayoutError(f"{path} has the class {unknown[0]}, which is not in wnids.txt")
     _check_present(folder, annotated)
     for file in find_files(folder):
         if file.name not in annotated:
-            raise _BrokenLayoutError(f"{folder / file.name} is not in {path.name}")
+            raise BrokenLayoutError(f"{folder / file.name} is not in {path.name}")
     ordered = sorted((labels[wnid], name) for name, wnid in annotated.items())
-    return _file_split(
+    return file_split(
         root, [f"val/images/{name}" for _, name in ordered], [label for label, _ in ordered]
     )
 
@@ -324,7 +297,7 @@ def _words(path: Path, wnids: Sequence[str]) -> tuple[str, ...]:
         words = dict(line.split("\t", maxsplit=1) for line in _lines(path))
     absent = [wnid for wnid in wnids if wnid not in words]
     if absent:
-        raise _BrokenLayoutError(f"{path} has no word for {absent[0]}")
+        raise BrokenLayoutError(f"{path} has no word for {absent[0]}")
     first = [words[wnid].partition(",")[0].strip() for wnid in wnids]
     return tuple(
         f"{word} ({wnid})" if first.count(word) > 1 else word
@@ -338,7 +311,7 @@ def _list_cinic10(data_dir: Path) -> Listing:
     return Listing(
         class_names=CINIC_CLASSES,
         splits={
-            split: _folder_split(root, folder, CINIC_CLASSES)
+            split: class_folders(root, folder, CINIC_CLASSES)
             for split, folder in CINIC_SPLITS.items()
         },
     )
@@ -361,9 +334,7 @@ def _list_aircraft(data_dir: Path) -> Listing:
             found = [(f"{number}.jpg", labels[variant]) for number, variant in pairs]
         _check_present(root / "images", (name for name, _ in found))
         splits[split] = _without_banner(
-            _file_split(
-                root, [f"images/{name}" for name, _ in found], [label for _, label in found]
-            )
+            file_split(root, [f"images/{name}" for name, _ in found], [label for _, label in found])
         )
     return Listing(class_names=tuple(variants), splits=splits)
 
@@ -397,7 +368,7 @@ def _list_cars(data_dir: Path) -> Listing:
         names = [str(record["fname"]) for record in records]
         labels = [int(record["class"]) - 1 for record in records]  # MATLAB counts from 1
         _check_present(root / folder, names)
-        splits[split] = _file_split(root, [f"{folder}/{name}" for name in names], labels)
+        splits[split] = file_split(root, [f"{folder}/{name}" for name in names], labels)
     classes = _read_mat(root / "devkit" / "cars_meta.mat", "class_names")
     return Listing(class_names=tuple(str(name) for name in classes), splits=splits)
 
@@ -421,13 +392,13 @@ def _list_cars_parquet(root: Path) -> Listing:
     }
     for split, paths in files.items():
         if not paths:
-            raise _BrokenLayoutError(f"{root} has no parquet file of the split {split}")
+            raise BrokenLayoutError(f"{root} has no parquet file of the split {split}")
     return list_parquet(files, image_column=None, label_column=None)
 
 
-_LAYOUTS = {
-    "digits": _Layout(lambda _: (), _list_digits),
-    "fashion-mnist": _Layout(
+LAYOUTS = {
+    "digits": OfficialLayout(lambda _: (), _list_digits),
+    "fashion-mnist": OfficialLayout(
         _parts(
             "FashionMNIST/raw",
             "train-images-idx3-ubyte",
@@ -435,30 +406,34 @@ _LAYOUTS = {
             "t10k-images-idx3-ubyte",
             "t10k-labels-idx1-ubyte",
         ),
-        _list_fashion_mnist,
+        partial(_list_torchvision, "FashionMNIST", "FashionMNIST/raw"),
     ),
-    "cifar10": _Layout(
+    "cifar10": OfficialLayout(
         _parts(
             "cifar-10-batches-py",
             *(f"data_batch_{i}" for i in range(1, 6)),
             "test_batch",
             "batches.meta",
         ),
-        partial(_list_cifar, "cifar10"),
+        partial(_list_torchvision, "CIFAR10", "cifar-10-batches-py"),
     ),
-    "cifar100": _Layout(
-        _parts("cifar-100-python", "train", "test", "meta"), partial(_list_cifar, "cifar100")
+    "cifar100": OfficialLayout(
+        _parts("cifar-100-python", "train", "test", "meta"),
+        partial(_list_torchvision, "CIFAR100", "cifar-100-python"),
     ),
-    "cinic10": _Layout(
+    "cinic10": OfficialLayout(
         _parts(
             CINIC,
             *(f"{split}/{name}" for split in CINIC_SPLITS.values() for name in CINIC_CLASSES),
         ),
         _list_cinic10,
     ),
-    "svhn": _Layout(_parts(".", "train_32x32.mat", "test_32x32.mat"), _list_svhn),
-    "tiny-imagenet": _Layout(_tiny_imagenet_parts, _list_tiny_imagenet),
-    "aircraft": _Layout(
+    "svhn": OfficialLayout(
+        _parts(".", "train_32x32.mat", "test_32x32.mat"),
+        partial(_list_torchvision, "SVHN", "{}_32x32.mat"),
+    ),
+    "tiny-imagenet": OfficialLayout(_tiny_imagenet_parts, _list_tiny_imagenet),
+    "aircraft": OfficialLayout(
         _parts(
             AIRCRAFT,
             "images",
@@ -467,5 +442,5 @@ _LAYOUTS = {
         ),
         _list_aircraft,
     ),
-    "cars": _Layout(_cars_parts, _list_cars, roots=(CARS,)),
+    "cars": OfficialLayout(_cars_parts, _list_cars, roots=(CARS,)),
 }

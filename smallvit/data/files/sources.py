@@ -5,6 +5,7 @@
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from smallvit.data.config import AutoAugmentPolicy
-from smallvit.data.files.images import IMAGE_SUFFIXES
+from smallvit.data.files.images import IMAGE_SUFFIXES, open_image
 from smallvit.data.files.walk import FoundFile, walk
 
 READER_VERSION = 1  # of the readers of the user's own data
@@ -77,6 +78,36 @@ class Source:
     kind: str = ""
     notes: tuple[str, ...] = ()
     by_content: bool = False
+
+
+def file_split(root: Path, names: Sequence[str], labels: Sequence[int] | np.ndarray) -> SourceSplit:
+    """List image files by their paths below a folder; an absolute one stays as it is."""
+    top = os.fspath(root)
+    return SourceSplit(
+        names=list(map(printable, names)),
+        labels=np.asarray(labels, dtype=np.int64),
+        read=lambda i: open_image(os.path.join(top, names[i])),  # noqa: PTH118 (far faster)
+    )
+
+
+def array_split(
+    names: Sequence[str], pixels: np.ndarray, labels: Sequence[int] | np.ndarray
+) -> SourceSplit:
+    """List the images of an array.
+
+    Args:
+        names: Name of each image.
+        pixels: Grey values (N, H, W) of any number of bits, or bytes (N, H, W, 3).
+        labels: Class index of each image.
+    """
+    # PIL's modes for grey of more than 8 bits.
+    wide = np.float32 if pixels.dtype.kind == "f" else np.int32
+    kind = pixels.dtype if pixels.dtype in (np.uint8, np.uint16) else wide
+    return SourceSplit(
+        names=names,
+        labels=np.asarray(labels, dtype=np.int64),
+        read=lambda i: Image.fromarray(np.ascontiguousarray(pixels[i]).astype(kind, copy=False)),
+    )
 
 
 def find_files(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[FoundFile]:

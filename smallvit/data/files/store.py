@@ -15,7 +15,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -24,8 +24,8 @@ import numpy as np
 from filelock import FileLock
 
 from smallvit.core.cores import cores
-from smallvit.core.errors import DataError
-from smallvit.data.files.content import pack_image
+from smallvit.core.errors import DataError, explained, reason
+from smallvit.data.files.content import PackedImage, pack_image
 from smallvit.data.files.grey import (
     GreyExtent,
     GreyScale,
@@ -164,20 +164,14 @@ def file_stem(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:80] or "data"
 
 
-@contextmanager
-def cache_errors(cache_dir: Path) -> Iterator[None]:
-    """Explain a cache that cannot be written.
-
-    Raises:
-        DataError: In place of any ``OSError``.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
+def cache_errors(cache_dir: Path) -> AbstractContextManager[None]:
+    """Explain a cache that cannot be written: a ``DataError`` in place of any ``OSError``."""
+    return explained(
+        lambda error: (
             f"cannot write the cache {cache_dir} ({error.strerror or error}): set "
             "SMALLVIT_CACHE_DIR to a folder with room"
-        ) from error
+        )
+    )
 
 
 @contextmanager
@@ -225,8 +219,7 @@ def verify_store(store: PackedStore, progress: Progress | None = None) -> list[s
                 f"{store.path / f'{name}.images.npy'}: {len(wrong)} of {len(images)} images differ "
                 f"from their hashes, first: image {wrong[0]}"
             )
-    manifest = store.manifest
-    if _fingerprint(manifest.class_names, store.labels, store.hashes) != manifest.fingerprint:
+    if not _fits(store.manifest, store.labels, store.hashes, store.contents):
         problems.append(f"{store.path}: labels or hashes do not fit the manifest's fingerprint")
     return problems
 
@@ -312,10 +305,8 @@ def _read(folder: Path) -> PackedStore:
             raise ValueError(
                 f"{differ.sum()} of {len(sampled)} {split} images differ from their hashes"
             )
-    if _fingerprint(manifest.class_names, labels, hashes) != manifest.fingerprint:
+    if not _fits(manifest, labels, hashes, contents):
         raise ValueError("labels or hashes do not fit the manifest's fingerprint")
-    if _fingerprint_unordered(manifest.class_names, labels, contents, hashes) != manifest.unordered:
-        raise ValueError("labels or content hashes do not fit the manifest")
     return PackedStore(
         path=folder,
         manifest=manifest,
@@ -341,17 +332,6 @@ def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def _fingerprint(
-    class_names: Sequence[str], labels: Mapping[str, np.ndarray], hashes: Mapping[str, np.ndarray]
-) -> str:
-    digest = hashlib.sha256(json.dumps(list(class_names)).encode())
-    for split in labels:
-        digest.update(f"{split}/{len(labels[split])}/".encode())
-        digest.update(labels[split].data)
-        digest.update(hashes[split].data)
-    return digest.hexdigest()
-
-
 def content_order(contents: np.ndarray, labels: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     """Return the order of images by content, then label, then packed pixels.
 
@@ -360,31 +340,43 @@ def content_order(contents: np.ndarray, labels: np.ndarray, hashes: np.ndarray) 
     return np.lexsort((hashes, labels, contents))
 
 
-def _fingerprint_unordered(
+def _fingerprints(
     class_names: Sequence[str],
     labels: Mapping[str, np.ndarray],
-    contents: Mapping[str, np.ndarray],
     hashes: Mapping[str, np.ndarray],
-) -> str:
-    digest = hashlib.sha256(json.dumps(list(class_names)).encode())
+    contents: Mapping[str, np.ndarray],
+) -> tuple[str, str]:
+    """Return the hash of the images of each split as they are listed, and in whatever order."""
+    listed = hashlib.sha256(json.dumps(list(class_names)).encode())
+    unordered = listed.copy()
+    for split in labels:
+        listed.update(f"{split}/{len(labels[split])}/".encode())
+        for array in (labels, hashes):
+            listed.update(array[split].data)
     for split in sorted(labels):
         order = content_order(contents[split], labels[split], hashes[split])
-        digest.update(f"{split}/{len(order)}/".encode())
+        unordered.update(f"{split}/{len(order)}/".encode())
         for array in (contents, labels, hashes):
-            digest.update(array[split][order].data)
-    return digest.hexdigest()
+            unordered.update(array[split][order].data)
+    return listed.hexdigest(), unordered.hexdigest()
+
+
+def _fits(manifest: Manifest, *arrays: Mapping[str, np.ndarray]) -> bool:
+    """Tell whether labels, hashes and content hashes are those of a manifest."""
+    known = manifest.fingerprint, manifest.unordered
+    return _fingerprints(manifest.class_names, *arrays) == known
 
 
 def _pack(
     source: Source, image_size: int, grey_range: GreySetting, folder: Path, progress: Progress
 ) -> None:
-    try:
-        listing = source.list_images()
-    except OSError as error:
-        raise DataError(
+    with explained(
+        lambda error: (
             f"{source.name}: cannot list the images ({error.strerror or error}: "
             f"{error.filename}): check that they are there and readable"
-        ) from error
+        )
+    ):
+        listing = source.list_images()
     _check_listing(source.name, listing)
     total = sum(len(split.names) for split in listing.splits.values())
     # One packer at a time holds the lock, so a folder of this name is what a killed one left.
@@ -414,6 +406,7 @@ def _pack(
             for kind, array in ((kind, each[name]) for kind, each in arrays.items()):
                 with _synced(partial / f"{name}.{kind}.npy") as file:
                     np.save(file, array)
+        fingerprint, unordered = _fingerprints(listing.class_names, labels, hashes, contents)
         manifest = Manifest(
             version=STORE_VERSION,
             name=source.name,
@@ -422,8 +415,8 @@ def _pack(
             counts={name: len(values) for name, values in labels.items()},
             broken=tuple(name for split in packed.values() for name in split.broken),
             overlaps=find_overlaps(hashes, labels, names),
-            fingerprint=_fingerprint(listing.class_names, labels, hashes),
-            unordered=_fingerprint_unordered(listing.class_names, labels, contents, hashes),
+            fingerprint=fingerprint,
+            unordered=unordered,
             grey=grey,
         )
         with _synced(partial / "manifest.json") as file:
@@ -487,19 +480,17 @@ def _scale_grey(
         waiting = _select(listing.splits[name], split.kept[rows])
         with (folder / f"{name}.images.npy").open("r+b") as file:
             start = file.seek(0, os.SEEK_END) - len(split.kept) * 3 * image_size**2
-            number = 0
-            for chunk in _decode(waiting, image_size, scale):
-                if chunk.broken:
-                    raise DataError(f"{dataset}: changed while it was packed: {chunk.broken[0]}")
-                for pixels, value in zip(chunk.images, chunk.hashes, strict=True):
-                    file.seek(start + rows[number] * pixels.nbytes)
-                    file.write(np.ascontiguousarray(pixels).data)
-                    split.hashes[rows[number]] = value
-                    number += 1
-                progress(done + number, len(files))
+            for row, each in zip(rows, _decode(waiting, image_size, scale), strict=True):
+                if each.image is None:
+                    raise DataError(f"{dataset}: changed while it was packed: {each.fault}")
+                file.seek(start + row * each.image.pixels.nbytes)
+                file.write(each.image.pixels.data)
+                split.hashes[row] = each.pixel_hash
+                done += 1
+                if done % CHUNK == 0 or done == len(files):
+                    progress(done, len(files))
             file.flush()
             os.fsync(file.fileno())
-        done += number
     return describe_scale(files, scale, given=False)
 
 
@@ -541,15 +532,13 @@ def _synced(path: Path) -> Iterator[IO[bytes]]:
         os.fsync(file.fileno())
 
 
-class _Chunk(NamedTuple):
-    """Some decoded images in a row, without the broken ones among them."""
+class _Decoded(NamedTuple):
+    """One image of a split; without ``image`` where it is broken, which ``fault`` explains."""
 
-    kept: list[int]
-    images: np.ndarray
-    hashes: np.ndarray
-    contents: list[int]
-    broken: list[str]
-    grey: dict[int, GreyExtent]  # by place in ``kept``
+    position: int
+    image: PackedImage | None
+    pixel_hash: int = 0
+    fault: str = ""
 
 
 class _Packed(NamedTuple):
@@ -576,23 +565,24 @@ def _pack_images(
     """
     kept: list[int] = []
     broken: list[str] = []
-    hashes: list[np.ndarray] = []
+    hashes: list[int] = []
     contents: list[int] = []
     grey: dict[int, GreyExtent] = {}
     total = len(split.names)
     with _synced(path) as file:
         _write_header(file, (total, 3, image_size, image_size))
         start = file.tell()
-        for chunk in _decode(split, image_size, grey_range):
-            file.write(chunk.images.data)
-            before = len(kept) + len(broken)
-            grey |= {len(kept) + place: extent for place, extent in chunk.grey.items()}
-            kept += chunk.kept
-            broken += chunk.broken
-            hashes.append(chunk.hashes)
-            contents += chunk.contents
-            done = len(kept) + len(broken)
-            if done == total or done // PROGRESS_EVERY > before // PROGRESS_EVERY:
+        for done, each in enumerate(_decode(split, image_size, grey_range), 1):
+            if each.image is None:
+                broken.append(each.fault)
+            else:
+                if each.image.grey is not None:
+                    grey[len(kept)] = each.image.grey
+                file.write(each.image.pixels.data)
+                kept.append(each.position)
+                hashes.append(each.pixel_hash)
+                contents.append(each.image.content)
+            if done == total or done % PROGRESS_EVERY == 0:
                 progress(done)
         if broken:
             file.seek(0)
@@ -600,7 +590,7 @@ def _pack_images(
             assert file.tell() == start  # NumPy pads the header for a first axis of any length
     return _Packed(
         np.asarray(kept, dtype=np.int64),
-        np.concatenate(hashes),
+        np.asarray(hashes, dtype=np.uint64),
         np.asarray(contents, dtype=np.uint64),
         broken,
         grey,
@@ -612,38 +602,29 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _decode(split: SourceSplit, image_size: int, grey_range: GreySetting) -> Iterator[_Chunk]:
-    """Decode in threads (PIL releases the GIL), a bounded number of chunks ahead."""
+def _decode(split: SourceSplit, image_size: int, grey_range: GreySetting) -> Iterator[_Decoded]:
+    """Decode in threads (PIL releases the GIL), a bounded number of images ahead."""
 
-    def decode(indices: range) -> _Chunk:
-        images = np.empty((len(indices), 3, image_size, image_size), dtype=np.uint8)
-        kept: list[int] = []
-        contents: list[int] = []
-        broken: list[str] = []
-        grey: dict[int, GreyExtent] = {}
-        for i in indices:
-            try:
-                packed = pack_image(lambda i=i: split.read(i), image_size, grey_range)
-                images[len(kept)] = packed.pixels
-                contents.append(packed.content)
-                if packed.grey is not None:
-                    grey[len(kept)] = packed.grey
-                kept.append(i)
-            except Exception as error:  # PIL raises nearly anything on a broken file
-                why = " ".join(str(error).split()) or type(error).__name__
-                broken.append(f"{split.names[i]} ({why})")
-        images = images[: len(kept)]
-        return _Chunk(kept, images, hash_images(images), contents, broken, grey)
+    def decode(i: int) -> _Decoded:
+        try:
+            image = pack_image(lambda: split.read(i), image_size, grey_range)
+        except Exception as error:  # PIL raises nearly anything on a broken file
+            return _Decoded(i, None, fault=f"{split.names[i]} ({reason(error)})")
+        image = image._replace(pixels=np.ascontiguousarray(image.pixels))
+        return _Decoded(i, image, int(hash_images(image.pixels[None])[0]))
+
+    def decode_some(indices: range) -> list[_Decoded]:
+        return [decode(i) for i in indices]
 
     threads = min(MAX_THREADS, cores())
     most_waiting = 2 * threads + 1
     size = max(1, min(CHUNK, MAX_AHEAD // most_waiting))
-    waiting: deque[Future[_Chunk]] = deque()
+    waiting: deque[Future[list[_Decoded]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(split.names), size):
             indices = range(start, min(start + size, len(split.names)))
-            waiting.append(pool.submit(decode, indices))
+            waiting.append(pool.submit(decode_some, indices))
             if len(waiting) == most_waiting:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            yield from waiting.popleft().result()

@@ -15,10 +15,9 @@ import numpy as np
 from smallvit.core.errors import ConfigError, DataError, explained
 from smallvit.data.files.class_lists import make_listing, number_labels, plural, some
 from smallvit.data.files.file_kinds import refuse_stand_in
-from smallvit.data.files.folders import file_split
 from smallvit.data.files.images import IMAGE_SUFFIXES
 from smallvit.data.files.layout import Layout, refuse_classes, rows_by_split
-from smallvit.data.files.sources import FoundFile, Source, files_key, own_source
+from smallvit.data.files.sources import FoundFile, Source, file_split, files_key, own_source
 from smallvit.data.files.walk import LEFT_BY_SYSTEMS
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
@@ -81,7 +80,9 @@ def open_table(path: Path, columns: Columns, layout: Layout | None) -> Source:
             {split: [row.label for row in part] for split, part in by_split.items()}
         )
     splits = {
-        split: file_split(path.parent, [row.image for row in part], numbers.get(split))
+        split: file_split(
+            path.parent, [row.image for row in part], numbers.get(split, np.full(len(part), -1))
+        )
         for split, part in by_split.items()
     }
     listing = make_listing(str(path), class_names, splits)

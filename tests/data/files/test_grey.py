@@ -173,11 +173,11 @@ def test_eight_bit_files_beside_them_stay_as_they_are(tmp_path):
 def test_files_of_eight_bits_are_read_once(tmp_path, monkeypatch):
     root, opened = fill(tmp_path / "g", [200] * 16, "uint8", "png"), []
     write(root / "a", ramp(0, 4095, "uint16"), "deep.png")
-    from smallvit.data.files import folders
+    from smallvit.data.files import sources
 
-    original = folders.open_image
+    original = sources.open_image
     monkeypatch.setattr(
-        folders, "open_image", lambda file: (opened.append(file), original(file))[1]
+        sources, "open_image", lambda file: (opened.append(file), original(file))[1]
     )
     load(root, tmp_path)
     assert len(opened) == 17 + 1

@@ -149,7 +149,7 @@ def test_a_missing_validation_split_is_cut_from_train(tmp_path):
 
 def test_a_class_without_images_in_a_split_is_refused(tmp_path):
     source = make_source(train=noise(10), test=noise(1, 1))
-    with pytest.raises(DataError, match="data: test has no image of b: add some, or remove that"):
+    with pytest.raises(DataError, match=r"data: the splits .* \(train 2, test 1\): no b in test"):
         load(tmp_path, source)
 
 

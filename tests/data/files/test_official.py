@@ -12,7 +12,9 @@ from scipy.io import savemat
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
 from smallvit.core.errors import DataError
-from smallvit.data.files.official import CINIC_CLASSES, open_named
+from smallvit.data.files.config import DataConfig
+from smallvit.data.files.load import load_dataset
+from smallvit.data.files.official import CINIC_CLASSES, LAYOUTS, open_named
 from smallvit.data.files.own import open_path
 from smallvit.data.files.registry import DATASETS, get_dataset_spec
 from smallvit.data.files.sources import Listing, Source, SourceSplit
@@ -621,3 +623,22 @@ def test_cifar10_as_jpeg_folders_has_the_official_counts():
     assert len(listing.class_names) == spec.num_classes
     assert len(listing.splits["train"].names) == spec.num_train
     assert len(listing.splits["test"].names) == spec.num_test
+
+
+def test_the_worked_example_of_the_documentation_is_read(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[3] / "docs/adding.md").read_text()
+    for known in (DATASETS, LAYOUTS):
+        monkeypatch.setitem(known, "shapes", None)  # so that it is taken out again
+    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    for i in range(46):
+        split, number = ("train", i) if i < 40 else ("test", i - 40)
+        save(tmp_path / "shapes" / split / ("circle", "square")[i % 2] / f"{number}.png", value=i)
+    config = DataConfig(dataset="shapes")
+    dataset = load_dataset(config, data_dir=tmp_path, cache_dir=tmp_path / "cache", offline=True)
+    assert dataset.class_names == ("circle", "square")
+    assert dataset.image_size == 8
+    assert len(dataset.splits["train"]) + len(dataset.splits["val"]) == 40
+    assert len(dataset.splits["test"]) == 6
+    (tmp_path / "shapes/test/circle/0.png").unlink()
+    with pytest.raises(DataError, match=r"shapes: 5 test images here, 6 officially: mend it, or"):
+        load_dataset(config, data_dir=tmp_path, cache_dir=tmp_path / "cache", offline=True)
