@@ -51,6 +51,19 @@ def format_duration(time_s: float, *, decimals: int = 0) -> str:
     return f"{hours:,} h {minutes:02d} min"
 
 
+def open_bars() -> Progress:
+    """Return bars of how far work is, for a terminal; elsewhere they show nothing."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
 def track(items: Iterable[ItemT], what: str, total: int) -> Iterator[ItemT]:
     """Yield items and show how far they are: a bar on a terminal, elsewhere a line now and then.
 
@@ -59,14 +72,7 @@ def track(items: Iterable[ItemT], what: str, total: int) -> Iterator[ItemT]:
         what: What is done with them.
         total: Number of items.
     """
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bars:
+    with open_bars() as bars:
         task = bars.add_task(what, total=total)
         start = said = time.monotonic()
         for number, item in enumerate(items, 1):

@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
 from smallvit.core import places
-from smallvit.core.console import console
+from smallvit.core.console import console, open_bars
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.once import say_once
 from smallvit.core.run_folder import Run
@@ -188,15 +186,7 @@ def say_other_grey(run: Run, dataset: Dataset, option: str) -> None:
 @contextmanager
 def show_progress() -> Iterator[tuple[PackProgress, FetchProgress]]:
     """Show bars on a terminal, and elsewhere a line at the start of each long piece of work."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bars:
+    with open_bars() as bars:
         tasks = {}
 
         def report(what: str, done: int, total: int | None) -> None:

@@ -127,24 +127,7 @@ def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentD
             part: index[content_order(contents[index], mask_hashes[index], hashes[index])]
             for part, index in places.items()
         }
-    for part in SPLITS:
-        if (masks[places[part]] == IGNORED).all():
-            raise DataError(
-                f"{config.path}: every pixel of the {part} masks is {IGNORED}, which is ignored: "
-                "give each pixel its class index"
-            )
-    for part, other in combinations(SPLITS, 2):
-        shared = int(np.isin(hashes[places[other]], hashes[places[part]]).sum())
-        if shared:
-            logger.warning(
-                "%d of the %d %s images of %s are in %s too, and flatter its scores: remove them "
-                "from one of the two",
-                shared,
-                len(places[other]),
-                other,
-                config.path,
-                part,
-            )
+    _check_splits(config.path, places, masks, hashes)
     places["labelled"] = places["train"]
     packed, labels = torch.from_numpy(images), torch.zeros(len(images), dtype=torch.int64)
     fingerprint, known = listed, places
@@ -172,6 +155,34 @@ def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentD
         content_hashes={part: contents[index] for part, index in places.items()},
     )
     return SegmentData(dataset=dataset, masks=torch.from_numpy(masks), class_names=class_names)
+
+
+def _check_splits(
+    path: Path, indices: dict[str, np.ndarray], masks: np.ndarray, hashes: np.ndarray
+) -> None:
+    """Refuse a split without a class; warn of images that two splits share.
+
+    Raises:
+        DataError: If every pixel of a split's masks is ignored.
+    """
+    for part in SPLITS:
+        if (masks[indices[part]] == IGNORED).all():
+            raise DataError(
+                f"{path}: every pixel of the {part} masks is {IGNORED}, which is ignored: "
+                "give each pixel its class index"
+            )
+    for part, other in combinations(SPLITS, 2):
+        shared = int(np.isin(hashes[indices[other]], hashes[indices[part]]).sum())
+        if shared:
+            logger.warning(
+                "%d of the %d %s images of %s are in %s too, and flatter its scores: remove them "
+                "from one of the two",
+                shared,
+                len(indices[other]),
+                other,
+                path,
+                part,
+            )
 
 
 def _fingerprint(class_names: tuple[str, ...], counts: dict[str, int], *hashes: np.ndarray) -> str:
