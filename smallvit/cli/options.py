@@ -81,10 +81,10 @@ class RuntimeOptions:
         device: Device to compute on.
         precision: Precision of matrix products.
         compile: Whether networks are compiled; auto does so on a CUDA device.
-        deterministic: Use operations alone that give the same bits each time on a CUDA device.
+        deterministic: On a CUDA device, use only operations that give the same bits every time.
         grad_checkpointing: Compute blocks again in the backward pass: less memory, more time.
-        micro_batch: Most images of one forward and backward pass; the step stays as it is. By
-            default all of a step's, and fewer once these are too many for the memory.
+        micro_batch: Images of one forward and backward pass, at most; a step adds up several, with
+            the same result. By default all at once, or fewer where the memory is too small.
     """
 
     seed: int | None = None

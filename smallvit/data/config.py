@@ -89,8 +89,8 @@ class AugmentConfig:
         cutmix_alpha: Shares of CutMix follow Beta(alpha, alpha); 0 turns it off.
         mixup_alpha: Shares of MixUp follow Beta(alpha, alpha); 0 turns it off.
         mix_prob: Probability that an image is mixed, by either.
-        repeats: Times in a row that each image comes, each time augmented anew; an epoch stays as
-            many samples as there are images, of which only one in ``repeats`` is another image.
+        repeats: How often each image comes in a row, each time augmented anew. An epoch has as many
+            samples as before, and so shows only one in ``repeats`` of the images.
     """
 
     crop: Literal["pad", "resized", "none"] = "pad"

@@ -26,9 +26,9 @@ class OptimConfig:
             ``schedule.min_lr``.
         batch_size: Images of one optimizer step.
         weight_decay: Weight decay: decoupled in AdamW, a part of the gradient in SGD.
-        decay: Which parameters have it: ``products`` are the weights of matrix products and
-            convolutions, so neither biases and norms nor positions and class tokens; ``matrices``
-            are all of two or more axes but biases; ``all`` are all.
+        decay: Which parameters decay: ``products`` is the weights of matrix products and
+            convolutions (no biases, norms, positions or class tokens), ``matrices`` all parameters
+            of two or more axes except biases, ``all`` every one.
         weight_decay_end: Weight decay at the end of training, reached along a cosine; null keeps
             it constant.
         betas: Decay of AdamW's two moments.

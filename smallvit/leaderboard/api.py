@@ -69,9 +69,9 @@ def run(
         device: Device to compute on.
         precision: Precision of matrix products.
         compile: Whether networks are compiled; auto does so on a CUDA device.
-        deterministic: Use operations alone that give the same bits each time on a CUDA device.
+        deterministic: On a CUDA device, use only operations that give the same bits every time.
         grad_checkpointing: Compute blocks again in the backward pass: less memory, more time.
-        micro_batch: Most images of one forward and backward pass; the step stays as it is.
+        micro_batch: Images of one forward and backward pass, at most; a step adds up several.
         out: Folder of all its runs; by default a new one under the runs folder.
         offline: Download nothing.
         dry_run: Say how long each stage would take, and write nothing.

@@ -77,9 +77,9 @@ def pretrain(
         device: Device to compute on.
         precision: Precision of matrix products.
         compile: Whether networks are compiled; auto does so on a CUDA device.
-        deterministic: Use operations alone that give the same bits each time on a CUDA device.
+        deterministic: On a CUDA device, use only operations that give the same bits every time.
         grad_checkpointing: Compute blocks again in the backward pass: less memory, more time.
-        micro_batch: Most images of one forward and backward pass; the step stays as it is.
+        micro_batch: Images of one forward and backward pass, at most; a step adds up several.
         log: How often to write.
         out: Run folder; by default a new one under the runs folder.
         resume: Run to continue, with its own settings.
@@ -149,9 +149,9 @@ def teacher(
         device: Device to compute on.
         precision: Precision of matrix products.
         compile: Whether networks are compiled; auto does so on a CUDA device.
-        deterministic: Use operations alone that give the same bits each time on a CUDA device.
+        deterministic: On a CUDA device, use only operations that give the same bits every time.
         grad_checkpointing: Compute blocks again in the backward pass: less memory, more time.
-        micro_batch: Most images of one forward and backward pass; the step stays as it is.
+        micro_batch: Images of one forward and backward pass, at most; a step adds up several.
         log: How often to write.
         out: Run folder; by default a new one under the runs folder.
         resume: Run to continue, with its own settings.
@@ -212,9 +212,9 @@ def label(
         device: Device to compute on.
         precision: Precision of matrix products.
         compile: Whether networks are compiled; auto does so on a CUDA device.
-        deterministic: Use operations alone that give the same bits each time on a CUDA device.
+        deterministic: On a CUDA device, use only operations that give the same bits every time.
         grad_checkpointing: Compute blocks again in the backward pass: less memory, more time.
-        micro_batch: Most images of one forward and backward pass; the step stays as it is.
+        micro_batch: Images of one forward and backward pass, at most; a step adds up several.
         out: Run folder; by default a new one under the runs folder.
         resume: Run to continue, with its own settings.
         overwrite: Replace an earlier run in ``out``.
@@ -291,9 +291,9 @@ def finetune(
         device: Device to compute on.
         precision: Precision of matrix products.
         compile: Whether networks are compiled; auto does so on a CUDA device.
-        deterministic: Use operations alone that give the same bits each time on a CUDA device.
+        deterministic: On a CUDA device, use only operations that give the same bits every time.
         grad_checkpointing: Compute blocks again in the backward pass: less memory, more time.
-        micro_batch: Most images of one forward and backward pass; the step stays as it is.
+        micro_batch: Images of one forward and backward pass, at most; a step adds up several.
         log: How often to write.
         out: Run folder; by default a new one under the runs folder.
         resume: Run to continue, with its own settings.

@@ -32,10 +32,10 @@ class MonitorConfig:
     Attributes:
         knn_neighbours: Neighbours that vote on a validation image.
         knn_temp: Temperature of their votes.
-        bank_size: Most labelled training images that are neighbours, evenly taken; the linear
-            probe is fitted on them too.
+        bank_size: Labelled training images to look for neighbours in, at most, evenly spread; the
+            linear probe is fitted on them too.
         linear_probe: Whether a logistic regression is fitted on the features.
-        on_collapse: Whether a collapse stops the run or is said once.
+        on_collapse: Whether a collapse stops the run or only gives a warning.
     """
 
     knn_neighbours: Annotated[int, Range(ge=1)] = NUM_NEIGHBOURS

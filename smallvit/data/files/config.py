@@ -33,13 +33,13 @@ class DataConfig:
         split_seed: Seed of the cut, apart from the training seed.
         hflip: Whether mirrored images keep their class; null is what is known of the dataset
             (false for digits).
-        grey_range: Grey values of more than 8 bits that become black and white; null is the
-            smallest usual range that holds those of all files.
+        grey_range: The two grey values that become black and white, for files of more than 8 bits;
+            null is the smallest usual range that holds the values of all files.
         layout: What the folders of your own images are, where their names do not tell: classes
-            (each is a class), unlabelled, or the folders of the splits as in
-            train=training_set,test=test_set, of which those not named are not read.
-        split_version: 2 cuts, orders and fingerprints by content; 1 by the places of the images,
-            as runs did that do not name a version, and scales grey files one by one as they did.
+            (each is a class), unlabelled, or the folders of the splits, as in
+            train=training_set,test=test_set; folders that are not named are not read.
+        split_version: How images are cut into splits: 2 goes by what they show, 1 by their
+            position, as runs of the first version did, which also scaled grey files one by one.
         allow_leak: Build on networks and score maps that may have seen held-out images of this
             data; it is recorded.
     """
