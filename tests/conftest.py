@@ -37,6 +37,7 @@ def small_vit() -> Callable[..., Any]:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the pictures of runs empty: to draw them takes most of the time of a short run."""
     import smallvit.inference.token_pictures
+    import smallvit.leaderboard.attention  # whose pictures stay: it has the function from now on
     import smallvit.runs.segment
     import smallvit.runs.stage
 
