@@ -111,7 +111,7 @@ def attention_maps(backbone: AbstractBackbone, images: Float[Tensor, "B 3 H W"])
     return _to_maps(backbone, tokens, weights)
 
 
-def token_colours(patch: Float[Tensor, "B N D"]) -> tuple[Float[Tensor, "B N 3"], float]:
+def token_colors(patch: Float[Tensor, "B N D"]) -> tuple[Float[Tensor, "B N 3"], float]:
     """Colour patch tokens by their first three principal components over all images.
 
     The components go to red, green and blue, each from its 2nd to its 98th percentile. A component
@@ -128,16 +128,16 @@ def token_colours(patch: Float[Tensor, "B N D"]) -> tuple[Float[Tensor, "B N 3"]
         component tells the background, which is left out, from the object.
     """
     flat = patch.flatten(0, 1).cpu().double()
-    centred = flat - flat.mean(dim=0)
-    _, values, axes = torch.linalg.svd(centred, full_matrices=False)
+    centered = flat - flat.mean(dim=0)
+    _, values, axes = torch.linalg.svd(centered, full_matrices=False)
     axes = axes[:3]
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
-    places = centred @ (axes * largest.sign()).mT  # (B * N, 3 or fewer)
-    places = F.pad(places, (0, 3 - places.shape[1]))
-    low, high = places.quantile(torch.tensor([TAILS, 1 - TAILS], dtype=places.dtype), dim=0)
+    projected = centered @ (axes * largest.sign()).mT  # (B * N, 3 or fewer)
+    projected = F.pad(projected, (0, 3 - projected.shape[1]))
+    low, high = projected.quantile(torch.tensor([TAILS, 1 - TAILS], dtype=projected.dtype), dim=0)
     span = high - low
     rounding = span <= 1e-6 * flat.abs().max()  # of tokens that are all alike
-    colours = ((places - low) / span.masked_fill(rounding, 1)).clamp(0, 1)
+    colours = ((projected - low) / span.masked_fill(rounding, 1)).clamp(0, 1)
     colours = colours.masked_fill(rounding, 0.5)
     variance = values.square()
     part = variance[:3].sum() / variance.sum().clamp(min=1e-30)
@@ -196,7 +196,7 @@ def draw_tokens(
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "tokens_pca.png", folder / "attention.png"]
     shown = images.cpu()
-    _draw_colours(paths[0], shown, looks, title)
+    _draw_colors(paths[0], shown, looks, title)
     _draw_attention(paths[1], shown, looks, title)
     return paths
 
@@ -259,7 +259,7 @@ def _from_windows(
     return maps.roll(tuple(shift), (1, 2)).movedim(-1, 1)
 
 
-def _draw_colours(
+def _draw_colors(
     path: Path,
     images: UInt8[Tensor, "B 3 H W"],
     looks: Sequence[tuple[str, Tokens, AttentionMaps]],
@@ -280,7 +280,7 @@ def _draw_colours(
     for i, image in enumerate(images):
         canvas.image(i * (width + GAP), LINE, width, to_pixels(image), height=height)
     for row, (size, tokens, _) in enumerate(looks, start=1):
-        colours, part = token_colours(tokens.patch)
+        colours, part = token_colors(tokens.patch)
         canvas.text(0, row * step, f"{size}: {part:.0%} of the variance", whole)
         for i, grid in enumerate(colours.unflatten(1, tokens.grid).numpy()):
             canvas.image(i * (width + GAP), row * step + LINE, width, grid, height=height)

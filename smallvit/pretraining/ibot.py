@@ -46,7 +46,7 @@ class IbotObjective(AbstractPretraining):
     """Student, momentum teacher, one head each for images and tokens, and the sum of the losses.
 
     To the loss of dino comes the mean cross-entropy over hidden tokens, between what the student
-    says of them and what the momentum teacher, which sees the whole view, says at the same place.
+    says of them and what the momentum teacher, which sees the whole view, says there.
     Views without a mask count as zero in that mean, as in iBOT: a patch term that knows nothing
     costs half of log K.
 
@@ -115,19 +115,19 @@ class IbotObjective(AbstractPretraining):
         config, views = self.config, batch.global_views
         self.ema_teacher.eval()
         freeze_prototypes(self.student_head, batch.epoch < config.freeze_last_layer_epochs)
-        place, _ = split_in_blocks(batch.mask_draws, self.grid, self.hidden)
+        position, _ = split_in_blocks(batch.mask_draws, self.grid, self.hidden)
         here = current_rows()
-        row = torch.arange(len(place), device=place.device) if here is None else here.index
+        row = torch.arange(len(position), device=position.device) if here is None else here.index
         second = row % 2 == 1  # the view with the mask
-        mask = as_mask(place, self.grid)
+        mask = as_mask(position, self.grid)
         masks = torch.cat([mask & ~second[:, None, None], mask & second[:, None, None]])
         with torch.no_grad():
             tokens = self.ema_teacher(views.flatten(0, 1))
             teacher = self._describe(self.ema_teacher_head, tokens.pooled).unflatten(0, (2, -1))
-            seen = self._describe(self.ema_teacher_head, pick(tokens.patch, place, second))
+            seen = self._describe(self.ema_teacher_head, pick(tokens.patch, position, second))
         tokens = encode_masked(self.student, views.flatten(0, 1), masks, self.mask_token)
         student = list(self._describe(self.student_head, tokens.pooled).unflatten(0, (2, -1)))
-        guessed = self._describe(self.student_head, pick(tokens.patch, place, second))
+        guessed = self._describe(self.student_head, pick(tokens.patch, position, second))
         if batch.local_views is not None:
             student += project(self.student, self.student_head, batch.local_views)
 
@@ -175,15 +175,15 @@ class IbotObjective(AbstractPretraining):
 
 
 def pick(
-    patch: Float[Tensor, "_ N D"], place: Int[Tensor, "B M"], second: Bool[Tensor, " B"]
+    patch: Float[Tensor, "_ N D"], position: Int[Tensor, "B M"], second: Bool[Tensor, " B"]
 ) -> Float[Tensor, "B M D"]:
     """Return the listed tokens of one of the two views of each image.
 
     Args:
         patch: Tokens of the first views of all images, then of the second.
-        place: Which tokens.
+        position: Which tokens.
         second: Whether they are of the image's second view.
     """
     views = patch.unflatten(0, (2, -1))
     chosen = torch.where(second[:, None, None], views[1], views[0])
-    return torch.take_along_dim(chosen, place[..., None], dim=1)
+    return torch.take_along_dim(chosen, position[..., None], dim=1)

@@ -94,7 +94,7 @@ class MaeObjective(AbstractPretraining):
         )
         target = torch.take_along_dim(cut_cells(images, self.grid), hidden[..., None], dim=1)
         if self.config.norm_pix:
-            target = normalise_pixels(target)
+            target = normalize_pixels(target)
         return StepOutput(loss=F.mse_loss(self.predict(images, hidden, visible), target))
 
     def predict(
@@ -107,15 +107,15 @@ class MaeObjective(AbstractPretraining):
         tokens = self.student.encode_visible(self.student.embed(images), visible)
         patch = self.decoder_embed(tokens.patch)
         mask_token = self.decoder.mask_token.to(patch.dtype)
-        place = visible[..., None].expand_as(patch)
-        x = mask_token.expand(len(images), self.mask_draws, -1).scatter(1, place, patch)
+        index = visible[..., None].expand_as(patch)
+        x = mask_token.expand(len(images), self.mask_draws, -1).scatter(1, index, patch)
         if tokens.cls is not None:
             x = torch.cat([self.decoder_embed(tokens.cls)[:, None], x], dim=1)
         x = self.decoder(x)[:, self.num_prefix :]
         return self.decoder_pred(torch.take_along_dim(x, hidden[..., None], dim=1)).float()
 
 
-def normalise_pixels(cells: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
+def normalize_pixels(cells: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
     """Subtract the mean of each cell and divide by its standard deviation."""
     var, mean = torch.var_mean(cells, dim=-1, keepdim=True)
     return (cells - mean) * (var + VARIANCE_EPS).rsqrt()

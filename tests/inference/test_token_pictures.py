@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from smallvit.core.model_config import ModelConfig
-from smallvit.inference.token_pictures import attention_maps, draw_tokens, token_colours
+from smallvit.inference.token_pictures import attention_maps, draw_tokens, token_colors
 from smallvit.models.registry import create_backbone
 from smallvit.models.tokens import AbstractBackbone
 
@@ -159,7 +159,7 @@ def test_tokens_along_one_line_are_coloured_by_their_place_on_it():
     """Closed form: one component holds all variance; the two others have no span."""
     place = torch.linspace(-1, 1, 101)  # quantiles fall on them
     direction = torch.tensor([0.6, 0.0, 0.8, 0.0])
-    colours, part = token_colours((place[:, None] * direction)[None])
+    colours, part = token_colors((place[:, None] * direction)[None])
     assert part == pytest.approx(1)
     expected = ((place + 0.96) / 1.92).clamp(0, 1)  # 2nd to 98th percentile
     torch.testing.assert_close(colours[0, :, 0], expected)
@@ -168,10 +168,10 @@ def test_tokens_along_one_line_are_coloured_by_their_place_on_it():
 
 def test_colours_do_not_depend_on_the_sign_that_a_component_came_with():
     patch = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(0))
-    colours, _ = token_colours(patch)
-    torch.testing.assert_close(token_colours(3 * patch + 1)[0], colours)
-    torch.testing.assert_close(token_colours(patch.flip(0))[0].flip(0), colours)
-    assert (token_colours(torch.ones(1, 4, 2))[0] == 0.5).all()
+    colours, _ = token_colors(patch)
+    torch.testing.assert_close(token_colors(3 * patch + 1)[0], colours)
+    torch.testing.assert_close(token_colors(patch.flip(0))[0].flip(0), colours)
+    assert (token_colors(torch.ones(1, 4, 2))[0] == 0.5).all()
 
 
 @pytest.mark.parametrize("num", [1, 8])

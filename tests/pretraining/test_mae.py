@@ -10,7 +10,7 @@ from smallvit.data.batches import ViewBatch
 from smallvit.data.config import ViewsConfig
 from smallvit.models.registry import create_backbone, create_exported
 from smallvit.pretraining.config import MaeConfig
-from smallvit.pretraining.mae import MaeObjective, normalise_pixels
+from smallvit.pretraining.mae import MaeObjective, normalize_pixels
 from smallvit.pretraining.pixels import cut_cells
 
 TINY = MaeConfig(decoder_dim=8, decoder_num_heads=2)
@@ -102,7 +102,7 @@ def test_a_cell_lists_its_pixels_by_row_then_column_then_colour():
 
 
 def test_a_patch_of_one_colour_is_normalised_to_zero():
-    assert torch.equal(normalise_pixels(torch.full((1, 1, 48), 0.5)), torch.zeros(1, 1, 48))
+    assert torch.equal(normalize_pixels(torch.full((1, 1, 48), 0.5)), torch.zeros(1, 1, 48))
 
 
 @pytest.mark.parametrize("name", ["vit_tiny", "gani_cait"])
