@@ -37,6 +37,13 @@ MAP_TILES = (192, 224)
 LEGEND = 190  # width
 MOST_VIEWED = 6  # images whose views are shown
 MOST_MAPPED = 8  # images whose score maps are shown
+MAP_HEADS = (
+    "image, crop",
+    "what the network sees",
+    "top class of each cell",
+    "p(label), bright is 1",
+    "mean of the map",
+)
 MOST_NAMED = 5  # classes named beside a score map
 GLOBAL, LOCAL = "#d55e00", "#0072b2"  # told apart by colour-blind eyes too
 CROP = "#009e73"
@@ -312,14 +319,7 @@ def draw_score_maps(
         f"recipe {recipe}: the first {len(sheet.images)} images of a run with seed {seed}; maps on "
         f"the student's grid of {grid[0]}x{grid[1]}",
     )
-    heads = (
-        "image, crop",
-        "what the network sees",
-        "top class of each cell",
-        "p(label), bright is 1",
-        "mean of the map",
-    )
-    for left, head in zip((*lefts, legend), heads, strict=True):
+    for left, head in zip((*lefts, legend), MAP_HEADS, strict=True):
         canvas.text(left, 0, head, tile, weight="bold")
     for i, score_map in enumerate(sheet.score_maps):
         top = 2 * LINE + i * row
@@ -336,17 +336,17 @@ def draw_score_maps(
             lefts[3], upper, tile, score_map[label].numpy(), cmap="viridis", vmin=0, vmax=1
         )
         mean = score_map.mean(dim=(1, 2))
-        for line, number in enumerate(named):
-            text = f"{mean[number]:.2f} {dataset.class_names[number]}"
-            colour = CLASS_COLOURS[line]
-            canvas.swatch(legend, upper + line * LINE, colour)
-            weight = "bold" if number == label else "normal"
-            canvas.text(legend + LINE, upper + line * LINE, text, LEGEND - LINE, weight=weight)
-        rest = 1 - mean[list(named)].sum().item()
+        lines = [
+            (colour, f"{mean[number]:.2f} {dataset.class_names[number]}", number == label)
+            for colour, number in zip(CLASS_COLOURS, named, strict=False)
+        ]
         if len(named) < len(mean):
-            lower = upper + len(named) * LINE
-            canvas.swatch(legend, lower, OTHER_CLASS)
-            canvas.text(legend + LINE, lower, f"{max(rest, 0):.2f} others", LEGEND - LINE)
+            rest = max(1 - mean[list(named)].sum().item(), 0)
+            lines.append((OTHER_CLASS, f"{rest:.2f} others", False))
+        for line, (colour, text, bold) in enumerate(lines):
+            lower, weight = upper + line * LINE, "bold" if bold else "normal"
+            canvas.swatch(legend, lower, colour)
+            canvas.text(legend + LINE, lower, text, LEGEND - LINE, weight=weight)
     canvas.save(path)
 
 
