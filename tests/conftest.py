@@ -38,20 +38,18 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the pictures of runs empty: to draw them takes most of the time of a short run."""
     import smallvit.inference.token_pictures
     import smallvit.leaderboard.attention  # whose pictures stay: it has the function from now on
-    import smallvit.runs.segment
-    import smallvit.runs.stage
+    import smallvit.runs.finish
 
     def touch_curves(_: Path, picture: Path, title: str) -> None:
         picture.parent.mkdir(exist_ok=True)
-        picture.touch()
+        picture.write_text("left out")
 
     def touch_tokens(*args: Any, **settings: Any) -> None:
         (folder,) = (arg for arg in args if isinstance(arg, Path))
         for name in ("tokens_pca.png", "attention.png"):
             (folder / name).touch()
 
-    monkeypatch.setattr(smallvit.runs.segment, "draw_curves", touch_curves)
-    monkeypatch.setattr(smallvit.runs.stage, "draw_curves", touch_curves)
+    monkeypatch.setattr(smallvit.runs.finish, "draw_curves", touch_curves)
     monkeypatch.setattr(smallvit.inference.token_pictures, "draw_tokens", touch_tokens)
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from smallvit.core.model_config import ModelConfig
 from smallvit.pretraining.config import METHODS, DinoConfig
-from smallvit.runs.config import Recipe
-from smallvit.runs.label import SCORE_MAPS, run_label
+from smallvit.runs.config import Call, Recipe
+from smallvit.runs.label import SCORE_MAPS
 from smallvit.runs.recipe import (
     check_recipe,
     find_recipe,
@@ -84,9 +84,9 @@ def maps_of(recipe: Recipe) -> Path:
         "optim": {"lr": 0.05},
         "schedule": {"epochs": 6.0, "eval_epochs": 6.0},
     }
-    run = run_stage(with_values(recipe, {"teacher": teacher}), "teacher")
+    run = run_stage(with_values(recipe, {"teacher": teacher}), "teacher", Call())
     assert run is not None
-    maps = run_label(with_values(recipe, {"label": {"teacher": str(run.path)}}))
+    maps = run_stage(with_values(recipe, {"label": {"teacher": str(run.path)}}), "label", Call())
     assert maps is not None
     return maps.path / SCORE_MAPS
 
@@ -127,7 +127,7 @@ def test_recipe_takes_two_steps_of_stage_1(name, pictures, tmp_path):
     smaller = {"patch_size": 1} if recipe.model.name == "gani_swin" else {"depth": 2}
     views = {"num_local": min(recipe.pretrain.method.views.num_local, 1)}
     settings = {"model": smaller, "pretrain": {"method": {"views": views}}}
-    run = run_stage(with_values(recipe, settings), "pretrain", out=tmp_path / "pretrain")
+    run = run_stage(with_values(recipe, settings), "pretrain", Call(out=tmp_path / "pretrain"))
     assert run is not None
     assert run.result["steps"] == 2
     assert run.result["method"] == load_recipe(name, {})[0].pretrain.method.name
@@ -141,7 +141,7 @@ def test_recipe_takes_two_steps_of_stage_2(name, pictures, tmp_path):
     recipe = with_values(
         recipe, {"model": {"patch_size": None} | smaller, "data": {"image_size": side}}
     )
-    run = run_stage(recipe, "finetune", out=tmp_path / "first")
+    run = run_stage(recipe, "finetune", Call(out=tmp_path / "first"))
     assert run is not None
     assert run.result["steps"] == 2
     assert not run.result["token_labels"]
@@ -150,7 +150,9 @@ def test_recipe_takes_two_steps_of_stage_2(name, pictures, tmp_path):
         labels = {"score_maps": str(maps_of(recipe)), "token_label": {"enabled": True}}
     else:
         labels = {"init": str(run.path)}
-    again = run_stage(with_values(recipe, {"finetune": labels}), "finetune", out=tmp_path / "again")
+    again = run_stage(
+        with_values(recipe, {"finetune": labels}), "finetune", Call(out=tmp_path / "again")
+    )
     assert again is not None
     assert again.result["steps"] == 2
     assert again.result["token_labels"] or again.result["init"] == "finetune"
@@ -159,8 +161,8 @@ def test_recipe_takes_two_steps_of_stage_2(name, pictures, tmp_path):
 @pytest.mark.parametrize("name", [n for n in RECIPES if n not in {*STAGE_1, *STAGE_2}])
 def test_recipe_takes_two_steps_of_each_stage(name, pictures, tmp_path):
     recipe = two_steps(name, pictures)
-    start = run_stage(recipe, "pretrain", out=tmp_path / "pretrain")
-    teacher = run_stage(recipe, "teacher", out=tmp_path / "teacher")
+    start = run_stage(recipe, "pretrain", Call(out=tmp_path / "pretrain"))
+    teacher = run_stage(recipe, "teacher", Call(out=tmp_path / "teacher"))
     assert start is not None
     assert teacher is not None
     assert start.result["steps"] == teacher.result["steps"] == 2
@@ -169,7 +171,9 @@ def test_recipe_takes_two_steps_of_each_stage(name, pictures, tmp_path):
         "score_maps": str(maps_of(recipe)),
         "token_label": {"enabled": True},
     }
-    both = run_stage(with_values(recipe, {"finetune": settings}), "finetune", out=tmp_path / "both")
+    both = run_stage(
+        with_values(recipe, {"finetune": settings}), "finetune", Call(out=tmp_path / "both")
+    )
     assert both is not None
     assert both.result["steps"] == 2
     assert both.result["init"] == "pretrain"

@@ -18,7 +18,7 @@ from smallvit.core.errors import ConfigError
 from smallvit.core.model_config import ModelConfig
 from smallvit.core.run_folder import Run
 from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
-from smallvit.runs.config import SegmentConfig
+from smallvit.runs.config import Call, SegmentConfig
 from smallvit.runs.options import to_settings
 from smallvit.runs.recipe import open_unfinished
 from smallvit.segment.config import HeadConfig, HeadName, SegmentAugmentConfig, SegmentDataConfig
@@ -84,7 +84,8 @@ def segment_command(
         log: How often to write.
     """
     from smallvit.engine.runtime import say_precision
-    from smallvit.runs.segment import load_segment_recipe, run_segment
+    from smallvit.runs.segment import load_segment_recipe
+    from smallvit.runs.stage import run_stage
 
     settings = to_settings(given.options, "segment")
     file = which.recipe
@@ -101,14 +102,14 @@ def segment_command(
     recipe = load_segment_recipe(file, settings)
     if training.resume is None:
         say_precision(recipe.runtime)
-    run = run_segment(
-        recipe,
+    call = Call(
         out=where.out,
         overwrite=where.overwrite,
         resume=training.resume,
         dry_run=where.dry_run,
         argv=given.argv,
     )
+    run = run_stage(recipe, "segment", call)
     if run is not None:
         _say_done(run)
 

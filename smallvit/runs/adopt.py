@@ -13,29 +13,18 @@ import torch
 from timm.models import get_pretrained_cfg
 
 from smallvit.core import places
-from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.model_config import ModelConfig
-from smallvit.core.run_folder import (
-    Run,
-    check_target,
-    create_folder,
-    new_folder,
-    what_is_at,
-    write_json,
-    write_recipe,
-)
+from smallvit.core.run_folder import Run, what_is_at
 from smallvit.data.dataset import Dataset
 from smallvit.data.views import eval_batches
-from smallvit.engine.runtime import Runtime, open_runtime
+from smallvit.engine.runtime import Runtime
 from smallvit.inference.export import (
     WEIGHTS,
     exported_model,
     find_timm_weights,
     initialise_from_timm,
     read_export,
-    usage,
-    write_export,
 )
 from smallvit.models.convert.adapt import adapt, position_grid
 from smallvit.models.convert.checkpoint import read_checkpoint
@@ -43,16 +32,22 @@ from smallvit.models.registry import check_fit, create_exported, model_arguments
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel.launch import refuse_several
 from smallvit.runs.classifier import judge_classifier, refuse_chance, score_classifier
-from smallvit.runs.config import Recipe
-from smallvit.runs.data import check_out, load_dataset, require_labels, say_other_grey
-from smallvit.runs.learned import NOTHING, Learned, write_learned
+from smallvit.runs.config import Call, Recipe
+from smallvit.runs.data import require_labels, say_other_grey
+from smallvit.runs.finish import export_network
+from smallvit.runs.learned import NOTHING, Learned
 from smallvit.runs.monitor import EVAL_BATCH
 from smallvit.runs.provenance import check_leak, other_data
-from smallvit.runs.recipe import stage_values
-from smallvit.runs.record import recorded
-from smallvit.runs.stage import run_stage
-from smallvit.runs.start import TIMM, cost_of, data_settings, find_start
-from smallvit.runs.training import describe_environment
+from smallvit.runs.record import working_run
+from smallvit.runs.session import Session, open_session
+from smallvit.runs.start import (
+    TIMM,
+    cost_of,
+    data_settings,
+    find_start,
+    timm_data,
+    unknown_data,
+)
 from smallvit.teachers.adopt import (
     Colours,
     fit_classifier,
@@ -99,62 +94,19 @@ class Adopted:
     learned: Learned = NOTHING
 
 
-@alone
-def run_teacher(
-    recipe: Recipe,
-    *,
-    out: Path | None = None,
-    overwrite: bool = False,
-    resume: Path | None = None,
-    dry_run: bool = False,
-    argv: Sequence[str] = (),
-) -> Run | None:
-    """Train the teacher of a recipe, or adopt the network that ``teacher.adopt`` names.
-
-    Arguments and errors are those of ``run_stage``.
-    """
-    if recipe.teacher.adopt is None:
-        return run_stage(
-            recipe,
-            "teacher",
-            out=out,
-            overwrite=overwrite,
-            resume=resume,
-            dry_run=dry_run,
-            argv=argv,
-        )
-    # Adopting takes seconds: what was cut short is made again.
-    return run_adopt(
-        recipe,
-        out=resume or out,
-        overwrite=overwrite or resume is not None,
-        dry_run=dry_run,
-        argv=argv,
-    )
-
-
-def run_adopt(
-    recipe: Recipe,
-    *,
-    out: Path | None = None,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    argv: Sequence[str] = (),
-) -> Run | None:
+def run_adopt(recipe: Recipe, call: Call) -> Run | None:
     """Make a finished teacher run of a network that was trained elsewhere.
 
     A classifier of the data set's classes is taken as it is. Else a linear one is fitted on the
     labelled training images, unaugmented, with all other weights frozen; it reads the mean of the
-    patch tokens, so that the score maps are that classifier at every place.
+    patch tokens, so that the score maps are that classifier at every place. A run to continue is
+    made again, which takes seconds.
 
     Args:
         recipe: Resolved settings; ``teacher.adopt`` is the folder of a run or export, a file of
             weights, or ``timm:NAME``. ``teacher.model`` is the network of a file of weights, and
             its patch size counts for all.
-        out: Run folder; ``None`` names one under the runs folder.
-        overwrite: Replace an earlier run in ``out``.
-        dry_run: Check settings, data and weights, but write nothing.
-        argv: Command line, for env.json.
+        call: Where to, and whether at all.
 
     Returns:
         The run; ``None`` after a dry run.
@@ -166,64 +118,76 @@ def run_adopt(
     start = recipe.teacher.adopt
     assert start is not None
     refuse_several("adopting a teacher")
-    if not dry_run:
-        check_out(out, recipe.data)
-        check_target(out, resume=None, overwrite=overwrite)
-    runtime = open_runtime(recipe.runtime)
-    dataset = load_dataset(recipe.data).to(runtime.device)
-    require_labels(dataset, "`smallvit teacher`")
-    adopted = _open(start, recipe.teacher.model, dataset, allow_leak=recipe.data.allow_leak)
-    backbone = adopted.backbone.to(runtime.device)
-    if not adopted.knows_classes:
-        linear_classifier(backbone)
-    grid = backbone.grid(dataset.image_size)
-    if dry_run:
-        logger.info("dry run of teacher: settings, data and weights of %s are fine", start)
-        return None
-    model = ModelConfig(**settings_from(adopted.architecture, adopted.arguments))
-    asked, recipe = recipe, replace(recipe, teacher=replace(recipe.teacher, model=model))
-    label = f"teacher-{model.name}-s{recipe.seed}"
-    folder = out or new_folder(places.runs_dir(), dataset.name, label)
-    create_folder(folder, overwrite=overwrite)
-    # As it was asked for: `smallvit run` compares it on its second call.
-    write_recipe(folder / "recipe.yaml", stage_values(asked, "teacher"))
-    facts = _facts(recipe, start, dataset, adopted)
-    logger.info("teacher of %s -> %s", dataset.name, folder)
-    with recorded(folder, facts, resumed=False) as record:
-        write_json(folder / "env.json", describe_environment(dataset, runtime, argv, facts))
-        learns = "nothing" if adopted.knows_classes else "labels"
-        write_learned(folder, dataset, learns, adopted.learned)
-        started = time.monotonic()
-        size = f"{dataset.image_size} px, {grid[0]} x {grid[1]} tokens"
-        logger.info("weights of %s: %s, images of %s", start, adopted.architecture, size)
-        colours = match_colours(
-            backbone.model, theirs=adopted.colours, ours=(dataset.mean, dataset.std)
-        )
-        for note in (*adopted.notes, *([colours] if colours else [])):
-            logger.info("  %s", note)
-        samples = 0
-        if adopted.knows_classes:
-            logger.info("classifier of these %d classes: taken as it is", dataset.num_classes)
-        else:
-            _fit_classifier(backbone, dataset, runtime)
-            samples = len(dataset.splits["labelled"])
-        logger.info("seen beside %s: %s", dataset.name, adopted.extra_data)
-        scores = score_classifier(backbone, dataset, "val", runtime)
-        refuse_chance(scores, dataset, who=f"{OPTION} {start}", remedy=TAKE_ANOTHER)
-        metrics = {f"val/{name}": value for name, value in scores.items() if name != "n"}
-        _export(folder, start, dataset, adopted, metrics)
-        wall_s = time.monotonic() - started
-        record |= {
-            "steps": 0,
-            "samples_seen": samples,
-            "passes": samples / len(dataset.splits["labelled"]),
-            "wall_s": wall_s,
-            "images_per_s": samples / wall_s,
-            "selected_on": "adopted, nothing to select",
-            "metrics": metrics,
-            **judge_classifier(backbone, dataset, runtime, stage="teacher", remedy=TAKE_ANOTHER),
-        }
-    return Run(folder)
+    if call.resume is not None:
+        call = replace(call, out=call.resume, overwrite=True, resume=None)
+    with open_session(recipe, "teacher", call) as session:
+        dataset, runtime = session.dataset, session.runtime
+        require_labels(dataset, "`smallvit teacher`")
+        adopted = _open(start, recipe.teacher.model, dataset, allow_leak=recipe.data.allow_leak)
+        backbone = adopted.backbone.to(runtime.device)
+        if not adopted.knows_classes:
+            linear_classifier(backbone)
+        backbone.grid(dataset.image_size)
+        if call.dry_run:
+            logger.info("dry run of teacher: settings, data and weights of %s are fine", start)
+            return None
+        # recipe.yaml is as it was asked for: `smallvit run` compares it on its second call.
+        with working_run(
+            session,
+            _describe(recipe, start, dataset, adopted),
+            learns="nothing" if adopted.knows_classes else "labels",
+            learned=adopted.learned,
+        ) as (folder, record):
+            record |= _adopt(folder, start, session, adopted)
+        return Run(folder)
+
+
+def _adopt(folder: Path, start: str, session: Session, adopted: Adopted) -> dict[str, Any]:
+    """Fit the network to the data set, score and export it; return what result.json says of it."""
+    dataset, runtime, backbone = session.dataset, session.runtime, adopted.backbone
+    started = time.monotonic()
+    size = "{} px, {} x {} tokens".format(dataset.image_size, *backbone.grid(dataset.image_size))
+    logger.info("weights of %s: %s, images of %s", start, adopted.architecture, size)
+    colours = match_colours(
+        backbone.model, theirs=adopted.colours, ours=(dataset.mean, dataset.std)
+    )
+    for note in (*adopted.notes, *([colours] if colours else [])):
+        logger.info("  %s", note)
+    samples = 0
+    if adopted.knows_classes:
+        logger.info("classifier of these %d classes: taken as it is", dataset.num_classes)
+    else:
+        _fit_classifier(backbone, dataset, runtime)
+        samples = len(dataset.splits["labelled"])
+    logger.info("seen beside %s: %s", dataset.name, adopted.extra_data)
+    scores = score_classifier(backbone, dataset, "val", runtime)
+    refuse_chance(scores, dataset, who=f"{OPTION} {start}", remedy=TAKE_ANOTHER)
+    metrics = {f"val/{name}": value for name, value in scores.items() if name != "n"}
+    classifier = "taken as it was" if adopted.knows_classes else "fitted on its training images"
+    export_network(
+        folder,
+        backbone,
+        dataset,
+        adopted.arguments,
+        title=f"{adopted.architecture} as a teacher of {dataset.name}",
+        origin=(
+            f"Weights of {start}, which saw other data: {adopted.extra_data}. "
+            f"Classifier {classifier}."
+        ),
+        metrics=metrics,
+        token_head=backbone.aux_head,
+    )
+    wall_s = time.monotonic() - started
+    return {
+        "steps": 0,
+        "samples_seen": samples,
+        "passes": samples / len(dataset.splits["labelled"]),
+        "wall_s": wall_s,
+        "images_per_s": samples / wall_s,
+        "selected_on": "adopted, nothing to select",
+        "metrics": metrics,
+        **judge_classifier(backbone, dataset, runtime, stage="teacher", remedy=TAKE_ANOTHER),
+    }
 
 
 def adopt_settings(start: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,7 +246,6 @@ def _open(start: str, model: ModelConfig, dataset: Dataset, *, allow_leak: bool)
         adopted = _open_timm(start.removeprefix(TIMM), model, dataset)
     elif kind == "file":
         adopted = _open_file(Path(start), model, dataset)
-        logger.warning("%s does not say what it was trained on: extra_data is unknown", start)
     elif isinstance(found := find_start(start, OPTION), Run):
         adopted = _open_export(_export_folder(found), model, dataset)
         adopted.init = found.result["stage"]
@@ -294,7 +257,7 @@ def _open(start: str, model: ModelConfig, dataset: Dataset, *, allow_leak: bool)
         adopted.upstream = {**found.result.get("upstream", {}), stage: cost_of(found)}
     else:
         adopted = _open_export(found, model, dataset)
-        logger.warning("%s does not say what it was trained on: extra_data is unknown", start)
+        adopted.extra_data = unknown_data(found)
     adopted.extra_data = check_leak(
         adopted.extra_data, dataset.name, allow=allow_leak, option=f"{OPTION} {start}"
     )
@@ -313,7 +276,7 @@ def _open_timm(name: str, model: ModelConfig, dataset: Dataset) -> Adopted:
         architecture=architecture,
         arguments=arguments,
         colours=(_colours(config.mean), _colours(config.std)),
-        extra_data=f"timm weights {name} (trained on what their tag says)",
+        extra_data=timm_data(name),
         notes=notes,
     )
 
@@ -335,7 +298,7 @@ def _open_file(path: Path, model: ModelConfig, dataset: Dataset) -> Adopted:
         architecture=architecture,
         arguments=arguments,
         colours=(_colours(facts["mean"]), _colours(facts["std"])),
-        extra_data=f"unknown (weights of {path.name})",
+        extra_data=unknown_data(path),
         notes=[*notes, *changes],
     )
 
@@ -373,7 +336,7 @@ def _open_export(folder: Path, model: ModelConfig, dataset: Dataset) -> Adopted:
         architecture=architecture,
         arguments=arguments,
         colours=(_colours(facts["mean"]), _colours(facts["std"])),
-        extra_data=f"unknown (weights of {folder.name})",
+        extra_data="none",
         knows_classes=bool(known),
         notes=notes,
     )
@@ -453,11 +416,13 @@ def _fit_classifier(backbone: AbstractBackbone, dataset: Dataset, runtime: Runti
     )
 
 
-def _facts(recipe: Recipe, start: str, dataset: Dataset, adopted: Adopted) -> dict[str, Any]:
+def _describe(recipe: Recipe, start: str, dataset: Dataset, adopted: Adopted) -> dict[str, Any]:
+    """Return what result.json says from the start."""
+    model = settings_from(adopted.architecture, adopted.arguments)
     return {
         "stage": "teacher",
         "dataset": dataset.name,
-        "model": recipe.teacher.model.name,
+        "model": ModelConfig(**model).name,
         "seed": recipe.seed,
         "params": sum(p.numel() for p in adopted.backbone.model.parameters()),
         "num_labels": len(dataset.splits["labelled"]),
@@ -470,26 +435,3 @@ def _facts(recipe: Recipe, start: str, dataset: Dataset, adopted: Adopted) -> di
         "adopted": start,
         "classifier": "as it was" if adopted.knows_classes else "fitted",
     }
-
-
-def _export(
-    folder: Path, start: str, dataset: Dataset, adopted: Adopted, metrics: Mapping[str, float]
-) -> None:
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    classifier = "taken as it was" if adopted.knows_classes else "fitted on its training images"
-    write_export(
-        folder / "export",
-        adopted.backbone,
-        arguments=adopted.arguments,
-        class_names=dataset.class_names,
-        image_size=dataset.image_size,
-        mean=dataset.mean,
-        std=dataset.std,
-        card=(
-            f"# {adopted.architecture} as a teacher of {dataset.name}\n\nWeights of {start}, which "
-            f"saw other data: {adopted.extra_data}. Classifier {classifier}. Validation: {scores}."
-            f"\n\n{usage()}"
-        ),
-        pixels={"fit": "crop", "grey_range": dataset.grey_range},
-        token_head=adopted.backbone.aux_head,
-    )

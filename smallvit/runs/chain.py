@@ -5,9 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from smallvit.core import places
 from smallvit.core.config import to_plain
@@ -19,13 +17,11 @@ from smallvit.core.run_folder import Run, find_runs, new_folder
 from smallvit.data.dataset import Dataset
 from smallvit.engine.forecast import Forecast
 from smallvit.parallel.launch import refuse_several
-from smallvit.runs.adopt import run_teacher
-from smallvit.runs.config import Recipe, Stage
+from smallvit.runs.config import Call, Recipe, Stage
 from smallvit.runs.data import check_out, load_dataset, require_labels
-from smallvit.runs.label import SCORE_MAPS, run_label
+from smallvit.runs.label import SCORE_MAPS
 from smallvit.runs.recipe import differences, run_values, stage_values, with_values
 from smallvit.runs.stage import foresee_stage, run_stage
-from smallvit.runs.training import Call
 
 logger = logging.getLogger("smallvit")
 WORTH_PLANNING_S = 60.0
@@ -230,7 +226,8 @@ def _make_score_maps(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) 
     if teacher is None:
         teacher = _find_teacher(recipe, argv)
     logger.info("writing score maps with %s", teacher)
-    run = run_label(with_values(recipe, {"label": {"teacher": str(teacher)}}), argv=argv)
+    labelling = with_values(recipe, {"label": {"teacher": str(teacher)}})
+    run = run_stage(labelling, "label", Call(argv=argv))
     assert run is not None
     return run.path / SCORE_MAPS
 
@@ -241,7 +238,7 @@ def _find_teacher(recipe: Recipe, argv: Sequence[str]) -> Path:
     found = newest_run(dataset, "teacher", same=("labelled", "val", "test"))
     if found is None:
         logger.info("no teacher of %s under %s: training one", dataset.name, places.runs_dir())
-        found = run_teacher(recipe, argv=argv)
+        found = run_stage(recipe, "teacher", Call(argv=argv))
         assert found is not None
     return found.path
 
@@ -293,26 +290,9 @@ def complete_stage(recipe: Recipe, stage: Stage, folder: Path, argv: Sequence[st
         return Run(folder)
     _clear_false_start(folder)
     unfinished = folder if (folder / "result.json").is_file() else None
-    made = make_run(recipe, stage, Call(out=folder, resume=unfinished, argv=argv))
+    made = run_stage(recipe, stage, Call(out=folder, resume=unfinished, argv=argv))
     assert made is not None
     return made
-
-
-def make_run(recipe: Recipe, stage: Stage, call: Call) -> Run | None:
-    """Make the run of any stage, or continue one; ``None`` after a dry run.
-
-    Raises:
-        SmallViTError: If settings, data or training are at fault; result.json then says so.
-    """
-    work: Any = {"teacher": run_teacher, "label": run_label}
-    return work.get(stage, partial(run_stage, stage=stage))(
-        recipe,
-        out=call.out,
-        overwrite=call.overwrite,
-        resume=call.resume,
-        dry_run=call.dry_run,
-        argv=call.argv,
-    )
 
 
 def refuse_other_settings(recipe: Recipe, stage: Stage, folder: Path) -> None:

@@ -1,5 +1,6 @@
-"""Settings of every stage; this file imports no torch, so that help is quick."""
+"""Settings and call of every stage; this file imports no torch, so that help is quick."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,8 +22,28 @@ from smallvit.pretraining.config import DinoConfig, MethodConfig
 from smallvit.segment.config import HeadConfig, SegmentAugmentConfig, SegmentDataConfig
 
 Stage = Literal["pretrain", "teacher", "label", "finetune"]
+AnyStage = Stage | Literal["segment"]
 Arm = Literal["scratch", "ssl", "token-labels", "both"]
 STAGES: tuple[Stage, ...] = ("pretrain", "teacher", "label", "finetune")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """How a stage is called.
+
+    Attributes:
+        out: Run folder; ``None`` names one under the runs folder.
+        overwrite: Replace an earlier run in ``out``.
+        resume: Folder of the run to continue, with the same settings.
+        dry_run: Check everything and take one step, but write nothing.
+        argv: Command line, for env.json.
+    """
+
+    out: Path | None = None
+    overwrite: bool = False
+    resume: Path | None = None
+    dry_run: bool = False
+    argv: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,38 +10,27 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from smallvit.core import places
-from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError, DataError
-from smallvit.core.run_folder import (
-    Run,
-    check_target,
-    create_folder,
-    new_folder,
-    write_json,
-    write_recipe,
-)
+from smallvit.core.run_folder import Run
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.views import eval_batches
 from smallvit.engine.log import TrainLog
-from smallvit.engine.runtime import Runtime, open_runtime
+from smallvit.engine.runtime import Runtime
 from smallvit.engine.signals import note_signals, stopped
 from smallvit.inference.alignment import draw_alignment
 from smallvit.parallel.launch import refuse_several
 from smallvit.runs.annotator import Annotator, open_annotator
-from smallvit.runs.config import LabelConfig, Recipe
-from smallvit.runs.data import check_out, load_dataset, require_labels
-from smallvit.runs.learned import write_learned
-from smallvit.runs.moved import check_same
-from smallvit.runs.recipe import open_unfinished, refuse_changes, run_values, stage_values
-from smallvit.runs.record import recorded
+from smallvit.runs.config import Call, LabelConfig, Recipe
+from smallvit.runs.data import require_labels
+from smallvit.runs.record import working_run
+from smallvit.runs.session import open_session
 from smallvit.runs.token_labels import SCORE_MAPS
-from smallvit.runs.training import describe_environment
 from smallvit.teachers.parts import Parts
 from smallvit.teachers.score_maps import (
     ScoreMapHeader,
@@ -60,26 +49,14 @@ CHECKED_IMAGES = 10  # computed again
 DRAWN_IMAGES = 6
 
 
-@alone
-def run_label(
-    recipe: Recipe,
-    *,
-    out: Path | None = None,
-    overwrite: bool = False,
-    resume: Path | None = None,
-    dry_run: bool = False,
-    argv: Sequence[str] = (),
-) -> Run | None:
+def run_label(recipe: Recipe, call: Call) -> Run | None:
     """Write the score maps of the labelled training split, or go on with it.
+
+    A run that is continued writes the same file, bit for bit, as without the interruption.
 
     Args:
         recipe: Resolved settings; ``label.teacher`` names the teacher's run.
-        out: Run folder; ``None`` names one under the runs folder.
-        overwrite: Replace an earlier run in ``out``.
-        resume: Folder of the run to continue, with the same settings; the file is the same, bit
-            for bit, as without the interruption.
-        dry_run: Check everything and label one batch, but write nothing.
-        argv: Command line, for env.json.
+        call: Where to, and whether at all.
 
     Returns:
         The run with ``score_maps.safetensors`` in it; ``None`` after a dry run.
@@ -91,53 +68,51 @@ def run_label(
         InterruptedRunError: After SIGTERM or SIGINT, once what was made is saved.
     """
     config = recipe.label
-    if resume is not None and (overwrite or out not in (None, resume)):
-        raise ConfigError("--resume goes on in its own folder: leave --out and --overwrite out")
-    values = stage_values(recipe, "label")
-    if resume is not None:
-        run = open_unfinished(resume, "label")
-        refuse_changes(resume, run_values(run, "label"), values)
     refuse_several("labeling")
-    if not dry_run:
-        if resume is None:
-            check_out(out, recipe.data)
-        check_target(out, resume=resume, overwrite=overwrite)
-    runtime = open_runtime(recipe.runtime)
-    dataset = load_dataset(recipe.data).to(runtime.device)
-    if resume is not None and (resume / "env.json").is_file():
-        check_same(Run(resume), dataset, f"--resume {resume}")
-    require_labels(dataset, "`smallvit label`")
-    if config.teacher is None:
-        raise ConfigError("no teacher named: give --teacher RUN; 'smallvit teacher' trains one")
-    annotator = open_annotator(
-        config.teacher,
-        dataset,
-        runtime,
-        temperature=config.temperature,
-        flip=config.flip,
-        allow_leak=recipe.data.allow_leak,
-    )
-    labelled = dataset.splits["labelled"]
-    if dry_run:
-        images, _ = eval_batches(dataset, labelled, config.batch_size)[0]
-        with runtime.autocast():
-            ScoreMaps.from_batch(annotator.teacher(images), 1)
-        logger.info("dry run of label: settings, data, teacher and one batch are fine")
-        return None
+    with open_session(recipe, "label", call) as session:
+        dataset, runtime = session.dataset, session.runtime
+        require_labels(dataset, "`smallvit label`")
+        if config.teacher is None:
+            raise ConfigError("no teacher named: give --teacher RUN; 'smallvit teacher' trains one")
+        annotator = open_annotator(
+            config.teacher,
+            dataset,
+            runtime,
+            temperature=config.temperature,
+            flip=config.flip,
+            allow_leak=recipe.data.allow_leak,
+        )
+        if call.dry_run:
+            images, _ = eval_batches(dataset, dataset.splits["labelled"], config.batch_size)[0]
+            with runtime.autocast():
+                ScoreMaps.from_batch(annotator.teacher(images), 1)
+            logger.info("dry run of label: settings, data, teacher and one batch are fine")
+            return None
+        facts = _describe(recipe, dataset, annotator)
+        with working_run(session, facts, learns="nothing", learned=annotator.learned) as (
+            folder,
+            record,
+        ):
+            identity = {
+                "teacher": annotator.weights,
+                "images": dataset.fingerprint,
+                "training split": dataset.split_hashes["labelled"],
+            }
+            parts = Parts(folder / PARTS, identity, dataset.num_classes)
+            # A signal during the checks after the last batch waits for their end.
+            with note_signals() as received:
+                _label(annotator.teacher, dataset, runtime, config, parts, received)
+                maps = _check_and_write(folder, parts, annotator, dataset, runtime, config)
+                record |= _outcome(maps, parts, annotator, dataset, config.batch_size)
+                _draw(folder, maps, dataset, annotator, recipe.seed)
+                parts.remove()
+        return Run(folder)
+
+
+def _describe(recipe: Recipe, dataset: Dataset, annotator: Annotator) -> dict[str, Any]:
+    """Return what result.json says from the start."""
     result = annotator.run.result
-    folder = (
-        resume
-        or out
-        or new_folder(places.runs_dir(), dataset.name, f"label-{result['model']}-s{recipe.seed}")
-    )
-    if resume is None:
-        create_folder(folder, overwrite=overwrite)
-        write_recipe(folder / "recipe.yaml", values)
-    provenance = {
-        "teacher": {"run": str(annotator.run.path), "model": result["model"]},
-        "extra_data": annotator.extra_data,
-    }
-    facts = {
+    return {
         "stage": "label",
         "dataset": dataset.name,
         "model": result["model"],
@@ -146,49 +121,40 @@ def run_label(
             **result.get("upstream", {}),
             "teacher": {key: result[key] for key in ("samples_seen", "wall_s")},
         },
-        **provenance,
+        "teacher": {"run": str(annotator.run.path), "model": result["model"]},
+        "extra_data": annotator.extra_data,
     }
-    logger.info("label of %s -> %s", dataset.name, folder)
-    with recorded(folder, facts, resume is not None) as record:
-        write_json(folder / "env.json", describe_environment(dataset, runtime, argv, provenance))
-        write_learned(folder, dataset, "nothing", annotator.learned)
-        identity = {
-            "teacher": annotator.weights,
-            "images": dataset.fingerprint,
-            "training split": dataset.split_hashes["labelled"],
-        }
-        parts = Parts(folder / PARTS, identity, dataset.num_classes)
-        # A signal during the checks after the last batch waits for their end.
-        with note_signals() as received:
-            _label(annotator.teacher, dataset, runtime, config, parts, received)
-            maps = _check_and_write(folder, parts, annotator, dataset, runtime, config)
-            agreement = _pooled_agreement(maps, labelled, config.batch_size)
-            _draw(folder, maps, dataset, annotator, recipe.seed)
-            parts.remove()
-        images_per_s = len(labelled) / max(parts.wall_s, 1e-9)
-        logger.info(
-            "score maps of %d images, %d of %d classes a place on a %dx%d grid, %.0f images/s; "
-            "teacher: train %.2f%%, val %.2f%%; pooled map agrees with the label on %.2f%%",
-            len(labelled),
-            maps.prob.shape[1],
-            dataset.num_classes,
-            *maps.prob.shape[2:],
-            images_per_s,
-            100 * annotator.scores["labelled"],
-            100 * annotator.scores["val"],
-            100 * agreement,
-        )
-        record |= {
-            "samples_seen": len(labelled),
-            "wall_s": parts.wall_s,
-            "images_per_s": images_per_s,
-            "metrics": {
-                "train/teacher_top1": annotator.scores["labelled"],
-                "val/teacher_top1": annotator.scores["val"],
-                "train/pooled_agreement": agreement,
-            },
-        }
-    return Run(folder)
+
+
+def _outcome(
+    maps: ScoreMaps, parts: Parts, annotator: Annotator, dataset: Dataset, batch_size: int
+) -> dict[str, Any]:
+    """Say what was written; return what result.json says of it."""
+    labelled = dataset.splits["labelled"]
+    agreement = _pooled_agreement(maps, labelled, batch_size)
+    images_per_s = len(labelled) / max(parts.wall_s, 1e-9)
+    logger.info(
+        "score maps of %d images, %d of %d classes a place on a %dx%d grid, %.0f images/s; "
+        "teacher: train %.2f%%, val %.2f%%; pooled map agrees with the label on %.2f%%",
+        len(labelled),
+        maps.prob.shape[1],
+        dataset.num_classes,
+        *maps.prob.shape[2:],
+        images_per_s,
+        100 * annotator.scores["labelled"],
+        100 * annotator.scores["val"],
+        100 * agreement,
+    )
+    return {
+        "samples_seen": len(labelled),
+        "wall_s": parts.wall_s,
+        "images_per_s": images_per_s,
+        "metrics": {
+            "train/teacher_top1": annotator.scores["labelled"],
+            "val/teacher_top1": annotator.scores["val"],
+            "train/pooled_agreement": agreement,
+        },
+    }
 
 
 def _label(

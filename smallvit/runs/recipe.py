@@ -15,7 +15,7 @@ from smallvit.core.errors import LISTINGS, ConfigError, DataError, suggest
 from smallvit.core.run_folder import Run, name_version, what_is_at
 from smallvit.data.files.registry import DATASETS
 from smallvit.pretraining.config import DinoConfig, get_method
-from smallvit.runs.config import Recipe, Stage
+from smallvit.runs.config import AnyStage, Recipe, SegmentRecipe
 
 logger = logging.getLogger("smallvit")
 SHARED = ("seed", "data", "model", "runtime", "log")
@@ -261,21 +261,23 @@ def _for_named_method(values: Mapping[str, Any], overrides: Mapping[str, Any]) -
     return {**values, "pretrain": {**ours, "method": {"name": name}}}
 
 
-def stage_values(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+def stage_values(recipe: Recipe | SegmentRecipe, stage: AnyStage) -> dict[str, Any]:
     """Return the plain settings that one stage's run depends on, as its recipe.yaml has them."""
+    if isinstance(recipe, SegmentRecipe):
+        return to_plain(recipe)
     keys = [key for key in SHARED if not (key == "model" and stage in ("teacher", "label"))]
     plain = {key: to_plain(getattr(recipe, key)) for key in keys}
     return {**plain, stage: to_plain(getattr(recipe, stage))}
 
 
-def run_values(run: Run, stage: Stage) -> dict[str, Any]:
+def run_values(run: Run, stage: AnyStage) -> dict[str, Any]:
     """Return a run's settings; keys that its version did not know have their defaults.
 
     Raises:
         ConfigError: If its recipe.yaml is not one that this version reads.
     """
     layer = Layer(source=str(run.path / "recipe.yaml"), values=run.recipe)
-    return stage_values(resolve(Recipe, [layer]), stage)
+    return stage_values(resolve(SegmentRecipe if stage == "segment" else Recipe, [layer]), stage)
 
 
 def open_unfinished(folder: Path, stage: str) -> Run:

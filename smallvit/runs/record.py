@@ -7,15 +7,26 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from smallvit.core import places
 from smallvit.core.errors import DataError, InterruptedRunError, SmallViTError
-from smallvit.core.run_folder import hold_folder, write_json
+from smallvit.core.run_folder import (
+    create_folder,
+    hold_folder,
+    new_folder,
+    write_json,
+    write_recipe,
+)
 from smallvit.engine.checkpoint import drop_previous
+from smallvit.parallel import processes
+from smallvit.runs.learned import Learned, Learns, write_learned
+from smallvit.runs.session import Session
 
 logger = logging.getLogger("smallvit")
 # What a file system that is full or read-only says; other errors are not about its state.
@@ -23,7 +34,53 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 @contextmanager
-def recorded(folder: Path, facts: dict[str, Any], resumed: bool) -> Iterator[dict[str, Any]]:
+def working_run(
+    session: Session, facts: dict[str, Any], *, learns: Learns, learned: Learned
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Have the folder of a run while its stage works, with its recipe, environment and record.
+
+    Args:
+        session: What the stage works with.
+        facts: What result.json says from the start; ``stage``, ``dataset``, ``model`` and ``seed``
+            are among it.
+        learns: What the run learns from.
+        learned: What the runs that it builds on learned.
+
+    Yields:
+        The folder, and a mapping that is merged into result.json at the end.
+
+    Raises:
+        ConfigError: If the folder is taken, or another process holds it.
+        DataError: If a file of the run cannot be written.
+    """
+    folder = Path(processes.on_first(partial(_open_folder, session, facts)))
+    logger.info("%s of %s -> %s", facts["stage"], session.dataset.name, folder)
+
+    def describe() -> None:
+        write_json(folder / "env.json", session.environment(facts))
+        write_learned(folder, session.dataset, learns, learned)
+
+    first = processes.is_first()
+    with _recorded(folder, facts, session.resumed) if first else nullcontext({}) as record:
+        processes.on_first(describe)
+        yield folder, record
+    processes.any_of(False)  # the others wait until result.json is written
+
+
+def _open_folder(session: Session, facts: dict[str, Any]) -> str:
+    """Make the run folder with its recipe, or take the one to go on in."""
+    call = session.call
+    if call.resume is not None:
+        return str(call.resume)
+    label = f"{facts['stage']}-{facts['model']}-s{facts['seed']}"
+    folder = call.out or new_folder(places.runs_dir(), session.dataset.name, label)
+    create_folder(folder, overwrite=call.overwrite)
+    write_recipe(folder / "recipe.yaml", session.values)
+    return str(folder)
+
+
+@contextmanager
+def _recorded(folder: Path, facts: dict[str, Any], resumed: bool) -> Iterator[dict[str, Any]]:
     """Hold a run folder and keep its result.json true while a stage runs.
 
     Args:

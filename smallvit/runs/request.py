@@ -14,8 +14,8 @@ from smallvit.core.words import either
 from smallvit.engine.runtime import say_precision
 from smallvit.pretraining.config import METHODS, DinoConfig, get_method
 from smallvit.runs.adopt import adopt_settings
-from smallvit.runs.chain import add_token_labels, make_run, newest_run
-from smallvit.runs.config import Recipe, Stage
+from smallvit.runs.chain import add_token_labels, newest_run
+from smallvit.runs.config import Call, Recipe, Stage
 from smallvit.runs.data import load_dataset
 from smallvit.runs.options import to_settings
 from smallvit.runs.recipe import (
@@ -26,8 +26,8 @@ from smallvit.runs.recipe import (
     say_fit,
     with_values,
 )
+from smallvit.runs.stage import run_stage
 from smallvit.runs.start import start_settings
-from smallvit.runs.training import Call
 
 logger = logging.getLogger("smallvit")
 # Options that a network to adopt has no use for, by the part before a dot.
@@ -89,7 +89,7 @@ def answer(request: Request) -> Run | None:
         "label": _label_recipe,
         "finetune": _finetune_recipe,
     }[request.stage]
-    return make_run(resolve_it(request), request.stage, request.call)
+    return run_stage(resolve_it(request), request.stage, request.call)
 
 
 def open_recipe(name: str | None, settings: Mapping[str, Any], **how: Any) -> tuple[Recipe, str]:

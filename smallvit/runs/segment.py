@@ -1,6 +1,6 @@
 """The segmentation stage: settings, training on images and masks, scoring."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,27 +9,26 @@ from typing import Any, Literal
 import torch
 
 from smallvit.core import places, rng
-from smallvit.core.alone import alone
-from smallvit.core.config import Layer, resolve, to_plain
+from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import DataError
 from smallvit.core.run_folder import Run, open_run
 from smallvit.data.order import Order
-from smallvit.engine.checkpoint import AGAIN, BEST, load_scored, take_best
+from smallvit.engine.checkpoint import AGAIN, BEST, load_scored
 from smallvit.engine.config import (
     RuntimeConfig,
 )
-from smallvit.engine.curves import draw_curves
 from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.engine.state import FitResult
-from smallvit.inference.export import exported_model, usage, write_export
+from smallvit.inference.export import exported_model
 from smallvit.models.registry import model_arguments, settings_of
-from smallvit.parallel import processes
-from smallvit.runs.config import SegmentRecipe
+from smallvit.runs.config import Call, SegmentRecipe
+from smallvit.runs.finish import export_network, take_selected
+from smallvit.runs.job import Job, describe_plan, plan_fit, prepare_backbone
 from smallvit.runs.monitor import take_evenly
 from smallvit.runs.moved import check_same
-from smallvit.runs.recipe import open_unfinished, read_layer, refuse_changes
-from smallvit.runs.start import TIMM, Start, find_start, start_from, start_settings
-from smallvit.runs.training import Call, Job, opened, prepare_backbone, train
+from smallvit.runs.recipe import read_layer
+from smallvit.runs.session import Session
+from smallvit.runs.start import TIMM, find_start, start_from, start_settings
 from smallvit.segment.batches import SegmentBatches, eval_batches
 from smallvit.segment.data import SegmentData, load_segment_data
 from smallvit.segment.heads import create_head
@@ -42,7 +41,7 @@ from smallvit.segment.metrics import (
 from smallvit.segment.objective import SegmentObjective
 from smallvit.segment.picture import draw_segments
 
-STAGE = "segment"
+STAGE: Literal["segment"] = "segment"
 EVAL_BATCH = 64
 DRAWN_IMAGES = 8
 
@@ -76,47 +75,6 @@ def _model_of(start: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
         export = found.path / "export" if isinstance(found, Run) else found
         model["patch_size"] = exported_model(export).get("patch_size", model.get("patch_size"))
     return model
-
-
-@alone
-def run_segment(
-    recipe: SegmentRecipe,
-    *,
-    out: Path | None = None,
-    overwrite: bool = False,
-    resume: Path | None = None,
-    dry_run: bool = False,
-    argv: Sequence[str] = (),
-) -> Run | None:
-    """Train a segmentation, or continue one.
-
-    Args:
-        recipe: Resolved settings.
-        out: Run folder; ``None`` names one under the runs folder.
-        overwrite: Replace an earlier run in ``out``.
-        resume: Folder of the run to continue, with the same settings.
-        dry_run: Check everything and take one step, but write nothing.
-        argv: Command line, for env.json.
-
-    Returns:
-        The finished run; ``None`` after a dry run.
-
-    Raises:
-        SmallViTError: If settings, data or training are at fault; result.json then says so.
-    """
-    call = Call(out=out, overwrite=overwrite, resume=resume, dry_run=dry_run, argv=argv)
-    with opened(recipe.runtime, call) as runtime:
-        values = to_plain(recipe)
-        if resume is not None:
-            # As the run has them: keys that its version did not know have their defaults.
-            run = open_unfinished(resume, STAGE)
-            layer = Layer(source=str(resume / "recipe.yaml"), values=run.recipe)
-            refuse_changes(resume, to_plain(resolve(SegmentRecipe, [layer])), values)
-            values = run.written_recipe
-        data = processes.ahead(partial(_load, recipe, runtime))
-        if resume is not None and (resume / "env.json").is_file():
-            check_same(Run(resume), data.dataset, f"--resume {resume}")
-        return train(_prepare(recipe, data, runtime), runtime, values, call)
 
 
 def score_segmentation(
@@ -153,9 +111,10 @@ def score_segmentation(
             f"{path}: nothing is at {recipe.data.path}; where its images and masks are elsewhere, "
             "name their place with --data"
         )
-    data = _load(recipe, runtime)
+    data = load_segment_data(recipe.data, cache_dir=places.cache_dir()).to(runtime.device)
     check_same(run, data.dataset, str(path))
-    objective = _create_objective(recipe, data, runtime)
+    session = Session(call=Call(), runtime=runtime, data=data, values={})
+    objective = _create_objective(recipe, data, session)
     try:
         objective.load_state_dict(load_scored(path / "checkpoints" / BEST))
     except DataError as error:
@@ -170,17 +129,11 @@ def score_segmentation(
     }
 
 
-def _load(recipe: SegmentRecipe, runtime: Runtime) -> SegmentData:
-    return load_segment_data(recipe.data, cache_dir=places.cache_dir()).to(runtime.device)
-
-
 def _create_objective(
-    recipe: SegmentRecipe, data: SegmentData, runtime: Runtime
+    recipe: SegmentRecipe, data: SegmentData, session: Session
 ) -> SegmentObjective:
     """Build network and head with weights that depend on the seed alone, on the device."""
-    backbone = prepare_backbone(
-        recipe.model, num_classes=0, dataset=data.dataset, runtime=runtime, seed=recipe.seed
-    )
+    backbone = prepare_backbone(recipe.model, num_classes=0, session=session, seed=recipe.seed)
     torch.manual_seed(rng.step_seed(recipe.seed, -2))
     head = create_head(
         backbone,
@@ -188,21 +141,32 @@ def _create_objective(
         image_size=data.dataset.image_size,
         config=recipe.segment.head,
     )
-    return SegmentObjective(backbone, head).to(runtime.device)
+    return SegmentObjective(backbone, head).to(session.runtime.device)
 
 
-def _prepare(recipe: SegmentRecipe, data: SegmentData, runtime: Runtime) -> Job:
-    config, dataset = recipe.segment, data.dataset
-    objective = _create_objective(recipe, data, runtime)
-    facts: dict[str, Any] = {"init": "scratch", "extra_data": "none"}
-    start = Start()
-    if config.init != "scratch":
-        start = start_from(
-            objective.student, config.init, dataset, allow_leak=recipe.data.allow_leak
-        )
-        facts |= start.facts
+def prepare_segment(recipe: SegmentRecipe, session: Session) -> Job:
+    """Build the network, its head and the batches of a segmentation.
+
+    Raises:
+        ConfigError: If the settings do not fit each other or the data.
+        DataError: If what it starts from is missing or broken.
+    """
+    assert isinstance(session.data, SegmentData)
+    config, data, runtime = recipe.segment, session.data, session.runtime
+    dataset = data.dataset
+    objective = _create_objective(recipe, data, session)
+    start = start_from(objective.student, config.init, dataset, allow_leak=recipe.data.allow_leak)
     order = Order(
         len(dataset.splits["train"]), config.optim.batch_size, recipe.seed, runtime.device
+    )
+    plan = plan_fit(
+        session,
+        recipe,
+        STAGE,
+        order=order,
+        optim=config.optim,
+        schedule=config.schedule,
+        select_on="val/miou",
     )
 
     def evaluate() -> dict[str, float]:
@@ -210,30 +174,21 @@ def _prepare(recipe: SegmentRecipe, data: SegmentData, runtime: Runtime) -> Job:
         return {f"val/{name}": value for name, value in scores.items()}
 
     return Job(
-        stage=STAGE,
-        seed=recipe.seed,
-        model=recipe.model,
-        dataset=dataset,
-        class_names=data.class_names,
+        plan=plan,
         objective=objective,
         batches=SegmentBatches(data, order, config.augment),
         order=order,
-        total_steps=order.num_steps(config.schedule.epochs),
-        optim=config.optim,
-        schedule=config.schedule,
-        log=recipe.log,
         evaluate=evaluate,
-        select_on="val/miou",
         finish=partial(_finish, recipe, objective, data, runtime),
         facts={
+            **describe_plan(plan, session, recipe.model),
             "params": sum(p.numel() for p in objective.parameters()),
-            **facts,
+            **start.facts,
             "upstream": start.cost,
             "head": config.head.name,
             "num_classes": data.num_classes,
             "baseline": {f"val/{name}": value for name, value in _majority(data, "val").items()},
         },
-        provenance=facts,
         learns="labels",
         learned=start.learned,
     )
@@ -268,28 +223,22 @@ def _finish(
 ) -> dict[str, Any]:
     """Export the selected network; draw the curves and some validation images."""
     dataset = data.dataset
-    if result.best and result.best["step"] != result.step:
-        result.best = result.best if take_best(objective, folder / "checkpoints") else {}
+    take_selected(objective, folder, result)
     _, arguments = model_arguments(recipe.model, num_classes=0, image_size=dataset.image_size)
-    metrics = ", ".join(
-        f"{k} {v:.4f}" for k, v in (result.best or result.metrics).items() if k != "step"
-    )
-    write_export(
-        folder / "export",
+    export_network(
+        folder,
         objective.student,
-        arguments=arguments,
-        class_names=(),
-        image_size=dataset.image_size,
-        mean=dataset.mean,
-        std=dataset.std,
-        card=(
-            f"# {recipe.model.name} on {dataset.name}\n\nBackbone of a segmentation by smallvit, "
-            f"without its {recipe.segment.head.name} head, which is in checkpoints/best.pt. "
-            f"Validation: {metrics}.\n\n{usage(read=False)}"
+        dataset,
+        arguments,
+        title=f"{recipe.model.name} on {dataset.name}",
+        origin=(
+            f"Backbone of a segmentation by smallvit, without its {recipe.segment.head.name} head, "
+            "which is in checkpoints/best.pt."
         ),
-        pixels={"fit": "pad", "grey_range": None},
+        metrics=result.best or result.metrics,
+        class_names=(),
+        fit="pad",
     )
-    draw_curves(folder / "metrics.jsonl", folder / "plots" / "curves.png", folder.name)
     shown = take_evenly(dataset.splits["val"], DRAWN_IMAGES)
     (batch,) = eval_batches(data, shown, len(shown))
     objective.eval()

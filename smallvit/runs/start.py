@@ -31,7 +31,7 @@ INIT = "--init"
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a network that was filled with other weights builds on.
+    """What a network builds on; nothing where its weights are fresh.
 
     Attributes:
         facts: For result.json.
@@ -39,19 +39,20 @@ class Start:
         learned: The images that they learned.
     """
 
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=lambda: {"init": "scratch", "extra_data": "none"})
     cost: dict[str, dict[str, float]] = field(default_factory=dict)
     learned: Learned = NOTHING
 
 
 def start_from(
-    backbone: AbstractBackbone, start: str, dataset: Dataset, *, allow_leak: bool = False
+    backbone: AbstractBackbone, start: str | None, dataset: Dataset, *, allow_leak: bool = False
 ) -> Start:
     """Fill a network with the weights of a run, of an export or of timm.
 
     Args:
         backbone: Network to fill.
-        start: Folder of the run or export, or ``timm:NAME``.
+        start: Folder of the run or export, or ``timm:NAME``; ``None`` and ``scratch`` leave the
+            fresh weights.
         dataset: What the network is to be trained on.
         allow_leak: Take weights that may have seen held-out images of it; it is recorded.
 
@@ -60,12 +61,13 @@ def start_from(
             name.
         DataError: If they are broken, or their run did not finish.
     """
+    if start in (None, "scratch"):
+        return Start()
     cost: dict[str, dict[str, float]] = {}
     learned = NOTHING
     if start.startswith(TIMM):
         name = find_timm_weights(start.removeprefix(TIMM))
-        said = f"timm weights {name} (trained on what their tag says)"
-        facts = {"init": "weights", "extra_data": said}
+        facts = {"init": "weights", "extra_data": timm_data(name)}
         notes = initialise_from_timm(backbone, name, offline=places.offline())
     else:
         found = find_start(start)
@@ -79,8 +81,7 @@ def start_from(
                 facts["start_method"] = pretrain_method(found)
         else:
             folder = found
-            facts = {"init": "weights", "extra_data": f"unknown (weights of {folder.name})"}
-            logger.warning("%s does not say what it was trained on: extra_data is unknown", start)
+            facts = {"init": "weights", "extra_data": unknown_data(folder)}
         notes = initialise_from(backbone, folder, dataset.class_names)
     facts["extra_data"] = check_leak(
         facts["extra_data"], dataset.name, allow=allow_leak, option=f"{INIT} {start}"
@@ -91,6 +92,27 @@ def start_from(
     if not backbone.model.num_classes:
         logger.info("  heads of the method, optimizer and schedule start anew")
     return Start(facts=facts, cost=cost, learned=learned)
+
+
+def timm_data(name: str) -> str:
+    """Say what timm's weights of that name were trained on."""
+    return f"timm weights {name} (trained on what their tag says)"
+
+
+def unknown_data(path: Path) -> str:
+    """Say, and warn, that weights do not say what they were trained on."""
+    logger.warning("%s does not say what it was trained on: extra_data is unknown", path)
+    return f"unknown (weights of {path.name})"
+
+
+def origin(facts: Mapping[str, Any]) -> str:
+    """Say in one sentence what a network was trained from and on, for its card."""
+    init = facts["init"]
+    start = {"scratch": "from scratch", "weights": "from other weights"}.get(
+        init, f"from a {init} run"
+    )
+    seen = f", which saw other data: {extra}" if (extra := facts["extra_data"]) != "none" else ""
+    return f"Trained by smallvit {start}{seen}."
 
 
 def find_start(start: str, option: str = INIT) -> Run | Path:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from smallvit.cli import app
 from smallvit.core.errors import ConfigError, DataError, InterruptedRunError
-from smallvit.engine import fit as engine_fit
+from smallvit.engine import state as engine_state
 from smallvit.engine.checkpoint import load_checkpoint
 from smallvit.runs.segment import score_segmentation
 
@@ -89,7 +89,7 @@ def test_a_resumed_run_ends_like_an_unbroken_one(shapes, tmp_path, monkeypatch):
     words = ["--data", shapes, *UPERNET, "--epochs", "2", "--model.drop-path-rate", "0.2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert segment(*words, "--out", whole) == 0
-    save, saved = engine_fit.save_checkpoint, []
+    save, saved = engine_state.save_checkpoint, []
 
     def stop_after_two(path, state):
         save(path, state)
@@ -97,10 +97,10 @@ def test_a_resumed_run_ends_like_an_unbroken_one(shapes, tmp_path, monkeypatch):
         if state["result"]["step"] >= 2:
             raise InterruptedRunError(15, "stopped")
 
-    monkeypatch.setattr(engine_fit, "save_checkpoint", stop_after_two)
+    monkeypatch.setattr(engine_state, "save_checkpoint", stop_after_two)
     assert segment(*words, "--log.checkpoint-steps", "2", "--out", broken) == 143
     assert result_of(broken)["status"] == "interrupted"
-    monkeypatch.setattr(engine_fit, "save_checkpoint", save)
+    monkeypatch.setattr(engine_state, "save_checkpoint", save)
     assert segment("--resume", broken) == 0
     ours, theirs = (load_checkpoint(run / "checkpoints" / "last.pt") for run in (whole, broken))
     assert ours["result"]["step"] == theirs["result"]["step"] == 6

@@ -14,21 +14,21 @@ import pytest
 
 from smallvit.cli.app import main
 from smallvit.engine.checkpoint import load_checkpoint
-from smallvit.runs import stage
+from smallvit.runs import supervised
 
 # A run that hangs in its first validation, with the state after step 4 saved; $1 says when.
 HANGING = """
 import sys, time
 from pathlib import Path
 from smallvit.cli.app import main
-from smallvit.runs import stage
+from smallvit.runs import supervised
 
 def hang(*_, **__):
     Path(sys.argv[1]).touch()
     while True:
         time.sleep(0.01)
 
-stage.score_classifier = hang
+supervised.score_classifier = hang
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -69,14 +69,14 @@ def in_validation(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Non
     """Do something in the first validation."""
 
     def at(act: Callable[[], None]) -> None:
-        score, done = stage.score_classifier, []
+        score, done = supervised.score_classifier, []
 
         def scored(*words: Any, **more: Any) -> dict[str, float]:
             if not done:
                 done.append(act())
             return score(*words, **more)
 
-        monkeypatch.setattr(stage, "score_classifier", scored)
+        monkeypatch.setattr(supervised, "score_classifier", scored)
 
     return at
 
@@ -173,7 +173,7 @@ def test_a_rate_that_blows_the_weights_up_ends_with_a_state_that_is_finite(
 
 def test_a_metric_that_is_always_nan_leaves_the_last_weights(command, monkeypatch, tmp_path):
     nan = dict.fromkeys(("top1", "top5", "loss"), float("nan")) | {"n": 1.0}
-    monkeypatch.setattr(stage, "score_classifier", lambda *words, **more: nan)
+    monkeypatch.setattr(supervised, "score_classifier", lambda *words, **more: nan)
     run = tmp_path / "run"
     assert main([*command, "--out", str(run)]) == 0
     assert json.loads((run / "result.json").read_text())["selected_on"] == "last step"

@@ -1,0 +1,72 @@
+"""What every trained network ends with: the selected weights, its export and its curves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from smallvit.core.objective import AbstractObjective
+from smallvit.data.dataset import Dataset
+from smallvit.engine.checkpoint import take_best
+from smallvit.engine.curves import draw_curves
+from smallvit.engine.state import FitResult
+from smallvit.inference.export import usage, write_export
+from smallvit.models.tokens import AbstractBackbone
+
+
+def take_selected(objective: AbstractObjective[Any], folder: Path, result: FitResult) -> None:
+    """Give an objective the weights that were selected; draw the curves of its run.
+
+    Args:
+        objective: With the weights of the last step.
+        folder: Run folder.
+        result: Of the fit; its ``best`` is empty where the best weights cannot be had.
+    """
+    if result.best and result.best["step"] != result.step:
+        result.best = result.best if take_best(objective, folder / "checkpoints") else {}
+    draw_curves(folder / "metrics.jsonl", folder / "plots" / "curves.png", folder.name)
+
+
+def export_network(
+    folder: Path,
+    backbone: AbstractBackbone,
+    dataset: Dataset,
+    arguments: dict[str, Any],
+    *,
+    title: str,
+    origin: str,
+    metrics: Mapping[str, float],
+    class_names: tuple[str, ...] | None = None,
+    token_head: nn.Linear | None = None,
+    fit: str = "crop",
+) -> None:
+    """Export a run's network with its card.
+
+    Args:
+        folder: Run folder.
+        backbone: With the weights to export.
+        dataset: What it was trained on.
+        arguments: All arguments that build it anew.
+        title: Of the card.
+        origin: What it comes from, in sentences.
+        metrics: Its scores on validation.
+        class_names: In the order of its logits; ``None`` is those of the dataset.
+        token_head: Classifier of patch tokens that was trained beside it.
+        fit: How images became squares; ``read_image`` reads files as the network saw them where
+            they were cropped.
+    """
+    named = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "step")
+    scores = f" Validation: {named}." if named else ""
+    write_export(
+        folder / "export",
+        backbone,
+        arguments=arguments,
+        class_names=dataset.class_names if class_names is None else class_names,
+        image_size=dataset.image_size,
+        mean=dataset.mean,
+        std=dataset.std,
+        card=f"# {title}\n\n{origin}{scores}\n\n{usage(read=fit == 'crop')}",
+        pixels={"fit": fit, "grey_range": dataset.grey_range if fit == "crop" else None},
+        token_head=token_head,
+    )

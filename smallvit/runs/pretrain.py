@@ -1,0 +1,187 @@
+"""Stage 1, ready to fit: what is learned, what is watched, and what its end leaves."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smallvit.core.errors import ConfigError
+from smallvit.data.dataset import Dataset
+from smallvit.data.order import Order
+from smallvit.data.views import ViewBatches
+from smallvit.engine.optim import warmup_steps
+from smallvit.engine.plan import FitPlan
+from smallvit.engine.state import FitResult
+from smallvit.models.registry import model_arguments
+from smallvit.models.tokens import AbstractBackbone
+from smallvit.pretraining.method import AbstractPretraining, check_batch_size
+from smallvit.pretraining.registry import create_objective
+from smallvit.runs.config import PretrainConfig, Recipe
+from smallvit.runs.finish import export_network, take_selected
+from smallvit.runs.job import Job, describe_plan, plan_fit, prepare_backbone
+from smallvit.runs.monitor import CollapseWatch, Monitor, collapse_bounds, take_evenly
+from smallvit.runs.session import Session
+from smallvit.runs.start import origin, start_from
+
+logger = logging.getLogger("smallvit")
+DRAWN_IMAGES = 8
+
+
+def prepare_pretrain(recipe: Recipe, session: Session) -> Job:
+    """Build the network, the method and the watch of stage 1.
+
+    Raises:
+        ConfigError: If the settings do not fit each other or the data.
+    """
+    config, dataset, runtime = recipe.pretrain, session.dataset, session.runtime
+    backbone = prepare_backbone(recipe.model, num_classes=0, session=session, seed=recipe.seed)
+    start = start_from(backbone, config.init, dataset, allow_leak=recipe.data.allow_leak)
+    if config.method.views.num_local:
+        _check_views(backbone, config.method.views.local_size, dataset.image_size)
+    objective = create_objective(backbone, config.method, image_size=dataset.image_size)
+    objective = objective.to(runtime.device)
+    _check_method(config, objective, dataset)
+    train = dataset.splits["train"]
+    order = Order(len(train), config.optim.batch_size, recipe.seed, runtime.device)
+    plan = plan_fit(
+        session, recipe, "pretrain", order=order, optim=config.optim, schedule=config.schedule
+    )
+    monitor = Monitor(
+        objective.exported, dataset, runtime, config.monitor, features=objective.features
+    )
+    facts = start.facts | {
+        "method": config.method.name,
+        "views": config.method.views.num_global + config.method.views.num_local,
+        "monitor": monitor.facts,
+    }
+    return Job(
+        plan=plan,
+        objective=objective,
+        batches=ViewBatches(
+            dataset,
+            order,
+            config.method.views,
+            plan.total_steps,
+            mask_draws=objective.mask_draws,
+        ),
+        order=order,
+        evaluate=monitor,
+        announce=monitor.announce,
+        create_watch=partial(_create_watch, objective, monitor, facts, plan),
+        finish=partial(_finish, recipe, objective, monitor, facts),
+        facts=describe_plan(plan, session, recipe.model)
+        | {
+            "params": sum(p.numel() for p in objective.exported.model.parameters()),
+            "num_labels": len(dataset.splits["labelled"]),
+            "label_fraction": recipe.data.label_fraction,
+            "upstream": start.cost,
+        }
+        | facts,
+        learns="images",
+        learned=start.learned,
+    )
+
+
+def _check_method(config: PretrainConfig, objective: AbstractPretraining, dataset: Dataset) -> None:
+    """Refuse an average of an average and batches that are too small; say where they hold all."""
+    name, batch_size, num = (
+        config.method.name,
+        config.optim.batch_size,
+        len(dataset.splits["train"]),
+    )
+    trained = any(parameter.requires_grad for parameter in objective.exported.parameters())
+    if config.optim.ema_decay is not None and not trained:
+        raise ConfigError(
+            f"{name} exports its momentum teacher, which is an average already: "
+            "leave pretrain.optim.ema_decay out"
+        )
+    if objective.compares_images:
+        check_batch_size(name, batch_size, num)
+    elif batch_size > num:
+        logger.warning(
+            "each batch of %d holds all %d images %.1f times: for more steps a pass lower "
+            "--batch-size",
+            batch_size,
+            num,
+            batch_size / num,
+        )
+
+
+def _check_views(backbone: AbstractBackbone, local_size: float, image_size: int) -> None:
+    """Refuse local views of a size that the network does not take."""
+    local = round(image_size * local_size)
+    what = f"pretrain.method.views.local_size ({local_size}) makes views of {local} px"
+    patch = max(backbone.patch_size)
+    if local % patch:
+        fits = [side for side in range(patch, image_size + 1, patch) if side >= 2 * patch]
+        near = min(fits, key=lambda side: abs(side - local)) / image_size
+        raise ConfigError(
+            f"{what}, which patches of {patch} px do not divide: pretrain.method.views.local_size "
+            f"{near:.4g} would make whole patches of them"
+        )
+    try:
+        backbone.grid(local)
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"{what}, but this network was built for {image_size} px alone "
+            f"({' '.join(str(error).split())[:80]}): set pretrain.method.views.local_size 1"
+        ) from error
+
+
+def _create_watch(
+    objective: AbstractPretraining,
+    monitor: Monitor,
+    facts: dict[str, Any],
+    plan: FitPlan,
+    metrics_path: Path,
+) -> CollapseWatch:
+    """Build what stops a collapsed run."""
+    start = monitor.measure_start() if facts["init"] == "scratch" else {}
+    return CollapseWatch(
+        monitor.config,
+        method=facts["method"],
+        max_entropy=objective.max_entropy,
+        metrics_path=metrics_path,
+        warmup_steps=warmup_steps(plan.schedule, plan.total_steps),
+        total_steps=plan.total_steps,
+        bounds=collapse_bounds(start, monitor.facts["spread_images"]),
+    )
+
+
+def _finish(
+    recipe: Recipe,
+    objective: AbstractPretraining,
+    monitor: Monitor,
+    facts: dict[str, Any],
+    folder: Path,
+    result: FitResult,
+) -> dict[str, Any]:
+    """Export the network of the last step; draw the curves and what the tokens hold."""
+    # Late: it brings matplotlib.
+    from smallvit.inference.token_pictures import draw_tokens
+
+    dataset, backbone = monitor.dataset, objective.exported
+    take_selected(objective, folder, result)
+    _, arguments = model_arguments(recipe.model, num_classes=0, image_size=dataset.image_size)
+    export_network(
+        folder,
+        backbone,
+        dataset,
+        arguments,
+        title=f"{recipe.model.name} on {dataset.name}",
+        origin=origin(facts),
+        metrics=result.metrics,
+    )
+    images = take_evenly(dataset.splits["val" if dataset.labelled else "train"], DRAWN_IMAGES)
+    draw_tokens(
+        backbone,
+        images.take(torch.arange(len(images), device=images.index.device)),
+        dataset.mean,
+        dataset.std,
+        folder / "plots",
+        title=folder.name,
+        autocast=monitor.runtime.autocast,
+    )
+    return {}
