@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from smallvit.leaderboard.comparison import Comparison
 from smallvit.leaderboard.published import Reference
 from smallvit.leaderboard.rows import Entry, Row
+from smallvit.leaderboard.verdict import verdict, warnings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +55,28 @@ class Leaderboard:
         rows: What ``build_rows`` made of ``entries``.
         entries: The scored runs.
         comparisons: Paired tests between rows of one dataset.
-        evidence: What is drawn of a row, by ``report_page.evidence_key``.
+        evidence: What is drawn of a row, by its key.
         references: Published figures on the same datasets, marked as such.
         protocol: How each group of figures was measured: its name, and a sentence.
         notes: What else is to be said, such as runs that were left out.
+        verdict: What the rows show and what they cannot, in sentences.
+        warnings: What keeps the runs from being compared.
     """
 
     title: str
     rows: Sequence[Row]
     entries: Sequence[Entry]
     comparisons: Sequence[Comparison] = ()
-    evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    evidence: Mapping[tuple[Any, ...], Evidence] = field(default_factory=dict)
     references: Sequence[Reference] = ()
     protocol: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    verdict: Sequence[str] = field(init=False)
+    warnings: Sequence[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "verdict", verdict(self.rows, self.comparisons))
+        object.__setattr__(self, "warnings", warnings_of(self.entries))
 
 
 def sum_evidence(evidence: Sequence[Evidence]) -> Evidence:

@@ -31,10 +31,11 @@ from smallvit.leaderboard.report_columns import (
     show_top5,
     table_bands,
 )
-from smallvit.leaderboard.report_page import evidence_key, render_html
+from smallvit.leaderboard.report_page import render_html
 from smallvit.leaderboard.report_text import (
     format_commit,
     format_commonest,
+    format_count,
     format_difference,
     format_labels,
     format_p,
@@ -47,8 +48,7 @@ from smallvit.leaderboard.report_text import (
     short_count,
     spread_name,
 )
-from smallvit.leaderboard.rows import Row
-from smallvit.leaderboard.verdict import verdict, warnings_of
+from smallvit.leaderboard.rows import ROW_FIELDS, Row
 
 FORMAT_VERSION = 2
 TERMINAL_WIDTH = 100
@@ -130,19 +130,24 @@ def render_json(leaderboard: Leaderboard) -> str:
     document = {
         "version": FORMAT_VERSION,
         "title": leaderboard.title,
-        "verdict": verdict(leaderboard.rows, leaderboard.comparisons),
-        "warnings": warnings_of(leaderboard.entries),
+        "verdict": leaderboard.verdict,
+        "warnings": leaderboard.warnings,
         "notes": list(leaderboard.notes),
         "protocol": dict(leaderboard.protocol),
-        "rows": [_plain(row) for row in leaderboard.rows],
-        "entries": [_plain(entry) for entry in leaderboard.entries],
+        "rows": [
+            row.record()
+            | {"figures": {name: dataclasses.asdict(each) for name, each in row.figures.items()}}
+            | {"missing": row.missing}
+            for row in leaderboard.rows
+        ],
+        "entries": [entry.record() for entry in leaderboard.entries],
         "comparisons": [
             _plain(each) | {"verdict": each.verdict} for each in leaderboard.comparisons
         ],
         "evidence": {
-            key: _plain(leaderboard.evidence[key])
-            for key in map(evidence_key, leaderboard.rows)
-            if key in leaderboard.evidence
+            f"{row.dataset}, {row.name}": _plain(leaderboard.evidence[row.key])
+            for row in leaderboard.rows
+            if row.key in leaderboard.evidence
         },
         "references": [_plain(each) for each in leaderboard.references],
     }
@@ -155,16 +160,13 @@ def render_csv(leaderboard: Leaderboard) -> str:
     A figure has three columns: its path with ``_mean``, ``_std`` and ``_n``.
     """
     rows = leaderboard.rows
-    fields = [
-        field.name for field in dataclasses.fields(Row) if field.name not in ("figures", "missing")
-    ]
     parts = ("mean", "std", "n")
     figures = [f"{name}_{part}" for name in figure_names(rows) for part in parts]
     file = io.StringIO()
-    writer = csv.DictWriter(file, [*fields, *figures], lineterminator="\n")
+    writer = csv.DictWriter(file, [*ROW_FIELDS, *figures], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        line = {name: getattr(row, name) for name in fields}
+        line = row.record()
         line["seeds"] = " ".join(map(str, row.seeds))
         for name, figure in row.figures.items():
             line |= {f"{name}_{part}": getattr(figure, part) for part in parts}
@@ -179,12 +181,11 @@ def render_summary(leaderboard: Leaderboard, page: Path) -> str:
     for row in leaderboard.rows:
         cells = (
             *(row.dataset, row.model, row.arm, format_percent(row.top1_mean), format_spread(row)),
-            *(format_commonest(row), str(row.num_seeds), format_time(row.total_wall_s)),
+            *(format_commonest(row), str(row.num_seeds), format_time(row.mean("total_wall_s"))),
         )
         weight = ' style="font-weight: bold"' if row.best else ""
         lines.append(f"<tr{weight}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
-    said = verdict(leaderboard.rows, leaderboard.comparisons)
-    below = [*said, *warnings_of(leaderboard.entries), f"page: {page}"]
+    below = [*leaderboard.verdict, *leaderboard.warnings, f"page: {page}"]
     return f"<table>{''.join(lines)}</table>" + "".join(f"<p>{escape(text)}</p>" for text in below)
 
 
@@ -192,7 +193,7 @@ def render_markdown(leaderboard: Leaderboard) -> str:
     """Return a page of tables, as GitHub shows it."""
     rows, entries = leaderboard.rows, leaderboard.entries
     lines = [f"# {_markdown(leaderboard.title)}", ""]
-    lines += [f"- {_markdown(sentence)}" for sentence in verdict(rows, leaderboard.comparisons)]
+    lines += [f"- {_markdown(sentence)}" for sentence in leaderboard.verdict]
     lines += [
         "",
         _markdown_row(MARKDOWN_COLUMNS),
@@ -201,11 +202,19 @@ def render_markdown(leaderboard: Leaderboard) -> str:
     for row in rows:
         cells = [
             *(row.dataset, row.model, row.arm, format_percent(row.top1_mean), format_spread(row)),
-            *(format_commonest(row), format_percent(row.top5_mean), f"{row.n_test:,}"),
+            *(format_commonest(row), format_percent(row.mean("top5")), f"{row.n_test:,}"),
             str(row.num_seeds),
-            *(format_labels(row), f"{row.samples_seen:,.0f}", f"{row.pretrain_samples:,.0f}"),
-            *(f"{row.teacher_samples:,.0f}", format_time(row.wall_s)),
-            *(format_time(row.total_wall_s), f"{row.images_per_s:,.0f}", f"{row.params:,}"),
+            *(
+                format_labels(row),
+                format_count(row.mean("samples_seen")),
+                format_count(row.mean("pretrain_samples")),
+            ),
+            *(format_count(row.mean("teacher_samples")), format_time(row.mean("wall_s"))),
+            *(
+                format_time(row.mean("total_wall_s")),
+                format_count(row.mean("images_per_s")),
+                f"{row.params:,}",
+            ),
             *(row.extra_data, format_commit(row.commit)),
         ]
         shown = [_markdown(cell) for cell in cells]
@@ -217,7 +226,7 @@ def render_markdown(leaderboard: Leaderboard) -> str:
         lines += _markdown_dataset(dataset, list(group), leaderboard)
     sections = {
         "How it was measured": [f"{name}: {text}" for name, text in leaderboard.protocol.items()],
-        "Warnings": warnings_of(entries),
+        "Warnings": leaderboard.warnings,
         "Notes": leaderboard.notes,
     }
     for heading, items in sections.items():
@@ -264,13 +273,16 @@ def _main_columns(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
         ("n\ntest", [f"{row.n_test:,}" for row in rows]),
         ("seeds", [str(row.num_seeds) for row in rows]),
         ("labels", [f"{row.num_labels:,}" for row in rows]),
-        ("samples\nseen", [short_count(row.samples_seen) for row in rows]),
+        ("samples\nseen", [short_count(row.mean("samples_seen")) for row in rows]),
         (
             "+ pretrain,\nteacher",
-            [short_count(row.pretrain_samples + row.teacher_samples) for row in rows],
+            [
+                short_count(row.mean("pretrain_samples") + row.mean("teacher_samples"))
+                for row in rows
+            ],
         ),
-        ("time\nstage 2", [format_time(row.wall_s) for row in rows]),
-        ("time\nin total", [format_time(row.total_wall_s) for row in rows]),
+        ("time\nstage 2", [format_time(row.mean("wall_s")) for row in rows]),
+        ("time\nin total", [format_time(row.mean("total_wall_s")) for row in rows]),
     ]
     if any(row.uneven for row in rows):
         cells = [
@@ -281,7 +293,7 @@ def _main_columns(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
         ]
         columns.insert(2, ("mean per\nclass %", cells))
     if show_top5(rows):
-        columns.insert(2, ("top-5\n%", [format_percent(row.top5_mean) for row in rows]))
+        columns.insert(2, ("top-5\n%", [format_percent(row.mean("top5")) for row in rows]))
     return columns
 
 
@@ -410,8 +422,8 @@ def _is_numeric(cells: Sequence[str]) -> bool:
 
 
 def _terminal_spread(row: Row) -> str:
-    if row.top1_low is not None and row.top1_high is not None:
-        return f"{100 * row.top1_low:.1f}-{100 * row.top1_high:.1f}"
+    if row.interval is not None:
+        return "-".join(f"{100 * end:.1f}" for end in row.interval)
     return "" if row.top1_std is None else f"+- {100 * row.top1_std:.2f}"
 
 

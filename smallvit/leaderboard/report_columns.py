@@ -94,14 +94,14 @@ def table_bands(rows: Sequence[Row]) -> list[Band]:
         "Seeds and images": [
             _counts("seeds", rows, lambda row: row.num_seeds),
             replace(_counts("labelled", rows, lambda row: row.num_labels), cells=_labelled(rows)),
-            _counts("supervised", rows, lambda row: row.samples_seen),
-            _counts("pretrain", rows, lambda row: row.pretrain_samples),
-            _counts("teacher", rows, lambda row: row.teacher_samples),
+            _counts("supervised", rows, lambda row: row.mean("samples_seen")),
+            _counts("pretrain", rows, lambda row: row.mean("pretrain_samples")),
+            _counts("teacher", rows, lambda row: row.mean("teacher_samples")),
         ],
         "Training": [
-            _times("stage 2", rows, lambda row: row.wall_s),
-            _times("in total", rows, lambda row: row.total_wall_s),
-            _counts("images/s", rows, lambda row: row.images_per_s),
+            _times("stage 2", rows, lambda row: row.mean("wall_s")),
+            _times("in total", rows, lambda row: row.mean("total_wall_s")),
+            _counts("images/s", rows, lambda row: row.mean("images_per_s")),
         ],
         "Cost": cost,
     }
@@ -122,7 +122,7 @@ def figure_names(rows: Sequence[Row]) -> list[str]:
 
 def show_top5(rows: Sequence[Row]) -> bool:
     """With five classes or fewer, top-5 is 1 for every model and says nothing."""
-    return any(row.top5_mean < 1 for row in rows)
+    return any(row.mean("top5") < 1 for row in rows)
 
 
 def lower_is_better(rows: Sequence[Row]) -> list[str]:
@@ -144,9 +144,9 @@ def _accuracy_columns(rows: Sequence[Row]) -> list[Column]:
     if show_top5(rows):
         top5 = [
             Cell(
-                text=format_percent(row.top5_mean),
-                spread="" if row.top5_std is None else f"\u00b1 {format_percent(row.top5_std)}",
-                value=row.top5_mean,
+                text=format_percent(row.mean("top5")),
+                spread="" if (std := row.std("top5")) is None else f"\u00b1 {format_percent(std)}",
+                value=row.mean("top5"),
             )
             for row in rows
         ]
@@ -198,6 +198,4 @@ def _labelled(rows: Sequence[Row]) -> list[Cell]:
 
 
 def _width(row: Row) -> float | None:
-    if row.top1_low is not None and row.top1_high is not None:
-        return row.top1_high - row.top1_low
-    return row.top1_std
+    return row.top1_std if row.interval is None else row.interval[1] - row.interval[0]

@@ -47,8 +47,7 @@ from smallvit.leaderboard.report_text import (
     format_time,
     row_labels,
 )
-from smallvit.leaderboard.rows import ARMS, Entry, Row, distinct, row_name
-from smallvit.leaderboard.verdict import verdict, warnings_of
+from smallvit.leaderboard.rows import ARMS, Entry, Row, distinct
 
 # Above this many classes a confusion matrix is a list of the most confused pairs.
 MAX_MATRIX_CLASSES = 20
@@ -189,8 +188,8 @@ def render_html(leaderboard: Leaderboard) -> str:
     rows, entries = leaderboard.rows, leaderboard.entries
     return _template().render(
         title=leaderboard.title,
-        verdict=verdict(rows, leaderboard.comparisons),
-        warnings=warnings_of(entries),
+        verdict=leaderboard.verdict,
+        warnings=leaderboard.warnings,
         notes=leaderboard.notes,
         sections=_sections(leaderboard),
         full_axis=FULL_AXIS,
@@ -199,11 +198,6 @@ def render_html(leaderboard: Leaderboard) -> str:
         paired=bool(leaderboard.comparisons),
         entries=entries,
     )
-
-
-def evidence_key(row: Row) -> str:
-    """Return the name under which ``Leaderboard.evidence`` has what is drawn of a row."""
-    return f"{row.dataset}, {row_name(row)}"
 
 
 @cache
@@ -232,8 +226,8 @@ def _template() -> Template:
 
 
 def _sections(leaderboard: Leaderboard) -> list[Section]:
-    unknown = set(leaderboard.evidence) - {evidence_key(row) for row in leaderboard.rows}
-    assert not unknown, f"evidence of no row: {', '.join(sorted(unknown))}"
+    unknown = set(leaderboard.evidence) - {row.key for row in leaderboard.rows}
+    assert not unknown, f"evidence of no row: {unknown}"
     arms = distinct([*ARMS.values(), *(row.arm for row in leaderboard.rows)])
     styles = {arm: place % NUM_STYLES for place, arm in enumerate(arms)}
     return [
@@ -255,9 +249,9 @@ def _section(
         if (part := corruption_part(origin, rows, labels, styles))
     ]
     shown = [
-        Detail(label=label, best=row.best, evidence=leaderboard.evidence[evidence_key(row)])
+        Detail(label=label, best=row.best, evidence=leaderboard.evidence[row.key])
         for label, row in zip(labels, rows, strict=True)
-        if evidence_key(row) in leaderboard.evidence
+        if row.key in leaderboard.evidence
     ]
     drawn = {path.split("/")[1] for path in figure_names(rows) if path.startswith("attack/")}
     return Section(
@@ -331,7 +325,7 @@ def _measured(rows: Sequence[Row], entries: Sequence[Entry]) -> list[tuple[str, 
 
 
 def _format_passes(row: Row) -> str:
-    passes = f"{row.samples_seen / row.num_labels:,.1f}".removesuffix(".0")
+    passes = f"{row.mean('samples_seen') / row.num_labels:,.1f}".removesuffix(".0")
     return f"{passes} passes over {row.num_labels:,} labelled images"
 
 

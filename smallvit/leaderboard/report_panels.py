@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from smallvit.leaderboard.report_plots import Dash, Line, LinePlot, Point, create_plots
-from smallvit.leaderboard.report_text import format_part
-from smallvit.leaderboard.rows import Figure, Row, distinct
+from smallvit.leaderboard.rows import Figure, Row, distinct, format_part, name_labels
 
 # Corruptions by kind, in the order of Hendrycks and Dietterich; what is not listed comes last.
 CORRUPTION_KINDS = {
@@ -235,7 +234,7 @@ def row_titles(rows: Sequence[Row]) -> list[str]:
     several_parts = len({row.label_fraction for row in rows}) > 1
     titles = []
     for row in rows:
-        part = f"{format_part(row.label_fraction)} of the labels" if several_parts else ""
+        part = name_labels(row.label_fraction) if several_parts else ""
         titles.append(
             ", ".join(text for text in (row.model if several_models else "", part) if text)
         )

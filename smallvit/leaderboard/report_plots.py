@@ -231,8 +231,8 @@ class Reliability:
 
 def whisker(row: Row) -> tuple[float, float]:
     """Return the ends of the error bar: mean +- std, or the interval of a single seed."""
-    if row.top1_low is not None and row.top1_high is not None:
-        return row.top1_low, row.top1_high
+    if row.interval is not None:
+        return row.interval
     std = row.top1_std or 0.0
     return max(row.top1_mean - std, 0.0), min(row.top1_mean + std, 1.0)
 

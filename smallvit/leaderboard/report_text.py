@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from smallvit.core.console import format_duration
 from smallvit.leaderboard.part import Unit
-from smallvit.leaderboard.rows import Figure, Row
+from smallvit.leaderboard.rows import Figure, Row, format_part
 
 
 def format_percent(value: float) -> str:
@@ -32,8 +32,8 @@ def short_count(count: float) -> str:
 
 def format_spread(row: Row) -> str:
     """Write the standard deviation over seeds, or the 95 % interval of a single seed."""
-    if row.top1_low is not None and row.top1_high is not None:
-        return f"{format_percent(row.top1_low)} to {format_percent(row.top1_high)}"
+    if row.interval is not None:
+        return " to ".join(map(format_percent, row.interval))
     return "" if row.top1_std is None else f"\u00b1 {format_percent(row.top1_std)}"
 
 
@@ -52,11 +52,6 @@ def format_labels(row: Row) -> str:
     """Write the number of labelled images, and the part of all that they are if not all."""
     part = f" ({format_part(row.label_fraction)})" if row.label_fraction < 1 else ""
     return f"{row.num_labels:,}{part}"
-
-
-def format_part(fraction: float) -> str:
-    """Write a part of all labels as a percentage."""
-    return f"{100 * fraction:g} %"
 
 
 def format_commit(commit: str) -> str:

@@ -3,7 +3,8 @@
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from itertools import groupby
 from statistics import fmean, stdev
 from typing import Any
@@ -22,6 +23,16 @@ ARMS = {
     ("pretrain", True): "both",
 }
 CONFIDENCE = 0.95
+MEANS = (  # of a run's attributes that a row shows the mean of
+    *("samples_seen", "pretrain_samples", "teacher_samples"),
+    *("wall_s", "total_wall_s", "images_per_s"),
+)
+ROW_FIELDS = (  # of the files, without the figures
+    *("dataset", "model", "arm", "init", "token_labels", "label_fraction", "num_labels"),
+    *("num_seeds", "seeds", "n_test", "top1_mean", "top1_std", "top1_low", "top1_high"),
+    *("top5_mean", "top5_std", "params", *MEANS, "extra_data", "commit"),
+    *("best", "commonest", "commonest_share", "uneven", "faulty"),
+)
 MOST_VARIED = 3  # settings that are named; of more, a hash is
 HASH_SHOWN = 12  # characters, which also hold the name of a split's metric
 # What keeps runs of a dataset apart, and how to say that they differ in it.
@@ -60,7 +71,6 @@ class Entry:
     Attributes:
         dataset: Name of the dataset.
         model: Name of the model.
-        arm: Name of the pair (init, token_labels); for those of ``ARMS``, the name there.
         init: Where the weights come from: ``scratch``, or the stage of a run, mostly ``pretrain``.
         token_labels: Whether stage 2 was supervised patch by patch as well.
         label_fraction: Part of the training labels that was used, in (0, 1].
@@ -102,7 +112,6 @@ class Entry:
 
     dataset: str
     model: str
-    arm: str
     init: str
     token_labels: bool
     label_fraction: float
@@ -137,6 +146,12 @@ class Entry:
     variation: str = ""
 
     @property
+    def arm(self) -> str:
+        """Name of the pair (init, token_labels)."""
+        other = f"{self.init} start" + " + token labels" * self.token_labels
+        return ARMS.get((self.init, self.token_labels), other)
+
+    @property
     def shown_arm(self) -> str:
         """Name of the arm, with its variation where runs differ in their settings."""
         return f"{self.arm} ({self.variation})" if self.variation else self.arm
@@ -145,6 +160,19 @@ class Entry:
     def shown_dataset(self) -> str:
         """Name of the dataset, with its variant where runs differ in it."""
         return f"{self.dataset} ({self.variant})" if self.variant else self.dataset
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes its row, in the order in which rows are shown."""
+        arm = (self.init, self.token_labels)
+        position = list(ARMS).index(arm) if arm in ARMS else len(ARMS)
+        fraction = -self.label_fraction
+        return self.shown_dataset, self.model, fraction, position, *arm, self.variation
+
+    def record(self) -> dict[str, Any]:
+        """Return everything as JSON has it."""
+        plain = asdict(self)
+        return {"dataset": self.dataset, "model": self.model, "arm": self.arm, **plain}
 
     def __post_init__(self) -> None:
         for error in self._errors():
@@ -158,9 +186,6 @@ class Entry:
         for name, value in self.metrics.items():
             if not math.isfinite(value):
                 yield f"{name} must be finite, got {value}"
-        arm = ARMS.get((self.init, self.token_labels), self.arm)
-        if self.arm != arm:
-            yield f"arm must be {arm!r} for this init and these token labels, got {self.arm!r}"
         if self.n_test == 0 or self.num_labels == 0:
             yield f"no images: n_test {self.n_test}, num_labels {self.num_labels}"
         elif self.correct > self.n_test:
@@ -177,95 +202,180 @@ class Entry:
 class Row:
     """The runs of one dataset, model, init, token labels and label fraction, over seeds.
 
-    Figures without a suffix are means over the runs.
-
     Attributes:
-        dataset: Name of the dataset.
-        model: Name of the model.
-        arm: Name of the pair (init, token_labels).
-        init: Where the weights come from: ``scratch``, or the stage of a run, mostly ``pretrain``.
-        token_labels: Whether stage 2 was supervised patch by patch as well.
-        label_fraction: Part of the training labels that was used, in (0, 1].
-        num_labels: Labelled training images.
-        num_seeds: Different seeds.
-        seeds: The seeds, in ascending order, one for each run.
-        n_test: Test images.
-        top1_mean: Mean accuracy, in [0, 1].
-        top1_std: Sample standard deviation over the runs; ``None`` with one seed.
-        top1_low: Lower end of the Wilson 95 % interval; ``None`` with several seeds.
-        top1_high: Upper end of that interval; ``None`` with several seeds.
-        top5_mean: Mean top-5 accuracy, in [0, 1].
-        top5_std: Sample standard deviation over the runs; ``None`` with one seed.
-        params: Parameters of the model.
-        samples_seen: Supervised images of stage 2, repeats counted.
-        pretrain_samples: Images of the pretraining, repeats counted.
-        teacher_samples: Images of the training of the teacher, repeats counted.
-        wall_s: Time of stage 2 alone.
-        total_wall_s: Time with all that the run builds on.
-        images_per_s: Training speed of stage 2.
-        extra_data: Data beyond this dataset, or ``none``.
-        commit: Commits of the code, separated by commas.
+        entries: The runs, by seed.
         best: Whether no row of the dataset has a higher mean accuracy, rows that are ``faulty``
             left out.
-        commonest: The class that most test images have; empty where that is not known.
-        commonest_share: Accuracy of naming it always, in [0, 1]; ``None`` where it is not known.
-        uneven: Whether the test images of the classes differ so much in number that accuracy and
-            mean per class say different things.
-        faulty: Whether half of the runs or more have an accuracy that is none to go by.
-        figures: Other figures, by the paths of ``figures.kind_of``.
-        missing: Why no run has a figure that was asked for, by its path.
     """
 
-    dataset: str
-    model: str
-    arm: str
-    init: str
-    token_labels: bool
-    label_fraction: float
-    num_labels: int
-    num_seeds: int
-    seeds: tuple[int, ...]
-    n_test: int
-    top1_mean: float
-    top1_std: float | None
-    top1_low: float | None
-    top1_high: float | None
-    top5_mean: float
-    top5_std: float | None
-    params: int
-    samples_seen: float
-    pretrain_samples: float
-    teacher_samples: float
-    wall_s: float
-    total_wall_s: float
-    images_per_s: float
-    extra_data: str
-    commit: str
-    best: bool
-    commonest: str = ""
-    commonest_share: float | None = None
-    uneven: bool = False
-    faulty: bool = False
-    figures: Mapping[str, Figure] = field(default_factory=dict)
-    missing: Mapping[str, str] = field(default_factory=dict)
+    entries: tuple[Entry, ...]
+    best: bool = False
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from other rows."""
+        return self.entries[0].key
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset, with its variant."""
+        return self.entries[0].shown_dataset
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.entries[0].model
+
+    @property
+    def arm(self) -> str:
+        """Name of the arm, with its variation."""
+        return self.entries[0].shown_arm
+
+    @property
+    def name(self) -> str:
+        """What it is called within its dataset."""
+        part = f", {name_labels(self.label_fraction)}" if self.label_fraction < 1 else ""
+        return f"{self.arm}, {self.model}{part}"
 
     @property
     def from_scratch(self) -> bool:
         """Whether it has random weights and no token labels, whatever its other settings."""
-        return ARMS.get((self.init, self.token_labels)) == SCRATCH
+        return self.entries[0].arm == SCRATCH
+
+    @property
+    def label_fraction(self) -> float:
+        """Part of the training labels that was used, in (0, 1]."""
+        return self.entries[0].label_fraction
+
+    @property
+    def num_labels(self) -> int:
+        """Labelled training images."""
+        return self.entries[0].num_labels
+
+    @property
+    def n_test(self) -> int:
+        """Test images."""
+        return self.entries[0].n_test
+
+    @property
+    def params(self) -> int:
+        """Parameters of the model."""
+        return self.entries[0].params
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, in ascending order, one for each run."""
+        return tuple(entry.seed for entry in self.entries)
+
+    @property
+    def num_seeds(self) -> int:
+        """Different seeds."""
+        return len(set(self.seeds))
+
+    def mean(self, attribute: str) -> float:
+        """Average what an attribute of its runs holds."""
+        return fmean(getattr(entry, attribute) for entry in self.entries)
+
+    def std(self, attribute: str) -> float | None:
+        """Return its sample standard deviation over the runs; ``None`` with one seed."""
+        values = (getattr(entry, attribute) for entry in self.entries)
+        return stdev(values) if self.num_seeds > 1 else None
+
+    @cached_property
+    def top1_mean(self) -> float:
+        """Mean accuracy, in [0, 1]."""
+        return self.mean("top1")
+
+    @cached_property
+    def top1_std(self) -> float | None:
+        """Its sample standard deviation over the runs; ``None`` with one seed."""
+        return self.std("top1")
+
+    @cached_property
+    def interval(self) -> tuple[float, float] | None:
+        """The Wilson 95 % interval of the accuracy; ``None`` with several seeds."""
+        if self.num_seeds > 1:
+            return None
+        # A seed that was run twice saw the same test images: its runs are averaged, not pooled.
+        return wilson_interval(round(self.mean("correct")), self.n_test)
+
+    @property
+    def extra_data(self) -> str:
+        """Data beyond this dataset, or ``none``."""
+        return ", ".join(distinct(entry.extra_data for entry in self.entries))
+
+    @property
+    def commit(self) -> str:
+        """Commits of the code, separated by commas."""
+        return ", ".join(distinct(entry.commit for entry in self.entries))
+
+    @property
+    def yardstick(self) -> Yardstick | None:
+        """What its accuracy is held against; ``None`` where that is not known."""
+        return next((entry.yardstick for entry in self.entries if entry.yardstick), None)
+
+    @property
+    def commonest(self) -> str:
+        """The class that most test images have; empty where that is not known."""
+        return self.yardstick.commonest if self.yardstick else ""
+
+    @property
+    def commonest_share(self) -> float | None:
+        """Accuracy of naming it always, in [0, 1]; ``None`` where it is not known."""
+        return self.yardstick.commonest_share if self.yardstick else None
+
+    @property
+    def uneven(self) -> bool:
+        """Whether accuracy and mean per class say different things: classes differ in number."""
+        return self.yardstick is not None and self.yardstick.uneven
+
+    @cached_property
+    def faulty(self) -> bool:
+        """Whether half of the runs or more have an accuracy that is none to go by."""
+        faults = [entry for entry in self.entries if entry.yardstick and entry.yardstick.fault]
+        return 2 * len(faults) >= len(self.entries)
+
+    @cached_property
+    def figures(self) -> dict[str, Figure]:
+        """Other figures, by the paths of ``figures.kind_of``."""
+        values: dict[str, list[float]] = {}
+        for entry in self.entries:
+            for name, value in entry.metrics.items():
+                values.setdefault(name, []).append(value)
+        several = self.num_seeds > 1
+        return {name: Figure.of(found, several_seeds=several) for name, found in values.items()}
+
+    @cached_property
+    def missing(self) -> dict[str, str]:
+        """Why no run has a figure that was asked for, by its path."""
+        reasons = {name: why for entry in self.entries for name, why in entry.missing.items()}
+        return {name: why for name, why in reasons.items() if name not in self.figures}
+
+    def record(self) -> dict[str, Any]:
+        """Return everything but figures as JSON and CSV have it, with means over the runs."""
+        low, high = self.interval or (None, None)
+        others = {
+            "init": self.entries[0].init,
+            "token_labels": self.entries[0].token_labels,
+            "top1_low": low,
+            "top1_high": high,
+            "top5_mean": self.mean("top5"),
+            "top5_std": self.std("top5"),
+            **{name: self.mean(name) for name in MEANS},
+        }
+        return {
+            name: others[name] if name in others else getattr(self, name) for name in ROW_FIELDS
+        }
 
 
-def row_name(row: Entry | Row) -> str:
-    """Name a row within its dataset: arm, model and, if not all labels were used, their part."""
-    arm = row.shown_arm if isinstance(row, Entry) else row.arm
-    part = f", {100 * row.label_fraction:g} % of the labels" if row.label_fraction < 1 else ""
-    return f"{arm}, {row.model}{part}"
+def format_part(fraction: float) -> str:
+    """Write a part of all labels as a percentage."""
+    return f"{100 * fraction:g} %"
 
 
-def row_of(row: Row, entries: Sequence[Entry]) -> list[Entry]:
-    """Return the entries that a row averages."""
-    name = row.dataset, row_name(row)
-    return [entry for entry in entries if (entry.shown_dataset, row_name(entry)) == name]
+def name_labels(fraction: float) -> str:
+    """Say which part of the labels was used."""
+    return f"{format_part(fraction)} of the labels"
 
 
 def separate(entries: Sequence[Entry]) -> list[Entry]:
@@ -286,8 +396,8 @@ def separate(entries: Sequence[Entry]) -> list[Entry]:
         separated.append(replace(entry, variant=", ".join(parts)))
     of_arm: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in separated:
-        of_arm.setdefault(row_key(entry), []).append(entry)
-    return [replace(entry, variation=_vary(entry, of_arm[row_key(entry)])) for entry in separated]
+        of_arm.setdefault(entry.key, []).append(entry)
+    return [replace(entry, variation=_vary(entry, of_arm[entry.key])) for entry in separated]
 
 
 def _vary(entry: Entry, others: Sequence[Entry]) -> str:
@@ -314,19 +424,14 @@ def build_rows(entries: Sequence[Entry]) -> list[Row]:
         Rows ordered by dataset, model, label fraction (the largest first) and arm as in ``ARMS``;
         other arms come last.
     """
-    groups = row_groups(entries)
+    rows = [Row(entries=group) for group in row_groups(entries)]
     highest: dict[str, float] = {}
-    for group in groups:
-        if not _is_faulty(group):
-            top1 = fmean(entry.top1 for entry in group)
-            dataset = group[0].shown_dataset
-            highest[dataset] = max(top1, highest.get(dataset, 0.0))
-    return [_build_row(group, highest.get(group[0].shown_dataset, 0.0)) for group in groups]
-
-
-def _is_faulty(group: Sequence[Entry]) -> bool:
-    faulty = [entry for entry in group if entry.yardstick is not None and entry.yardstick.fault]
-    return 2 * len(faulty) >= len(group)
+    for row in rows:
+        if not row.faulty:
+            highest[row.dataset] = max(row.top1_mean, highest.get(row.dataset, 0.0))
+    return [
+        replace(row, best=not row.faulty and row.top1_mean >= highest[row.dataset]) for row in rows
+    ]
 
 
 def wilson_interval(correct: int, n_test: int) -> tuple[float, float]:
@@ -340,80 +445,10 @@ def wilson_interval(correct: int, n_test: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def _build_row(group: Sequence[Entry], highest: float) -> Row:
-    first = group[0]
-    seeds = tuple(entry.seed for entry in group)
-    several = len(set(seeds)) > 1
-    top1 = fmean(entry.top1 for entry in group)
-    faulty = _is_faulty(group)
-    yardstick = next((entry.yardstick for entry in group if entry.yardstick is not None), None)
-    figures = _average_figures(group, several=several)
-    # A seed that was run twice saw the same test images: its runs are averaged, not pooled.
-    correct = round(fmean(entry.correct for entry in group))
-    low, high = (None, None) if several else wilson_interval(correct, first.n_test)
-
-    def mean(attribute: str) -> float:
-        return fmean(getattr(entry, attribute) for entry in group)
-
-    return Row(
-        dataset=first.shown_dataset,
-        model=first.model,
-        arm=first.shown_arm,
-        init=first.init,
-        token_labels=first.token_labels,
-        label_fraction=first.label_fraction,
-        num_labels=first.num_labels,
-        num_seeds=len(set(seeds)),
-        seeds=seeds,
-        n_test=first.n_test,
-        top1_mean=top1,
-        top1_std=stdev(entry.top1 for entry in group) if several else None,
-        top1_low=low,
-        top1_high=high,
-        top5_mean=mean("top5"),
-        top5_std=stdev(entry.top5 for entry in group) if several else None,
-        params=first.params,
-        samples_seen=mean("samples_seen"),
-        pretrain_samples=mean("pretrain_samples"),
-        teacher_samples=mean("teacher_samples"),
-        wall_s=mean("wall_s"),
-        total_wall_s=mean("total_wall_s"),
-        images_per_s=mean("images_per_s"),
-        extra_data=", ".join(distinct(entry.extra_data for entry in group)),
-        commit=", ".join(distinct(entry.commit for entry in group)),
-        best=top1 >= highest and not faulty,
-        commonest=yardstick.commonest if yardstick else "",
-        commonest_share=yardstick.commonest_share if yardstick else None,
-        uneven=yardstick is not None and yardstick.uneven,
-        faulty=faulty,
-        figures=figures,
-        missing={
-            name: reason
-            for entry in group
-            for name, reason in entry.missing.items()
-            if name not in figures
-        },
-    )
-
-
-def _average_figures(group: Sequence[Entry], *, several: bool) -> dict[str, Figure]:
-    names = distinct(name for entry in group for name in entry.metrics)
-    values = {name: [e.metrics[name] for e in group if name in e.metrics] for name in names}
-    return {name: Figure.of(values[name], several_seeds=several) for name in names}
-
-
-def row_groups(entries: Sequence[Entry]) -> list[list[Entry]]:
+def row_groups(entries: Sequence[Entry]) -> list[tuple[Entry, ...]]:
     """Return the entries of each row, rows in their order, entries by seed."""
-    ordered = sorted(entries, key=lambda entry: (*row_key(entry), entry.seed, entry.run))
-    return [list(group) for _, group in groupby(ordered, key=row_key)]
-
-
-def row_key(entry: Entry) -> tuple[str, str, float, int, str, bool, str]:
-    """Return what makes an entry's row, in the order in which rows are shown."""
-    arm = (entry.init, entry.token_labels)
-    place = list(ARMS).index(arm) if arm in ARMS else len(ARMS)
-    key = entry.shown_dataset, entry.model, -entry.label_fraction, place
-    return *key, *arm, entry.variation
+    ordered = sorted(entries, key=lambda entry: (*entry.key, entry.seed, entry.run))
+    return [tuple(group) for _, group in groupby(ordered, key=lambda entry: entry.key)]
 
 
 def distinct(values: Iterable[str]) -> list[str]:

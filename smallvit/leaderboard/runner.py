@@ -13,7 +13,7 @@ from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run, find_runs
 from smallvit.engine.config import RuntimeConfig
 from smallvit.evaluate.yardstick import measure_yardstick
-from smallvit.leaderboard.board import Evidence, Leaderboard, sum_evidence
+from smallvit.leaderboard.board import Leaderboard, sum_evidence
 from smallvit.leaderboard.protocol import BenchConfig
 from smallvit.leaderboard.published import published_references
 from smallvit.leaderboard.report import (
@@ -22,11 +22,10 @@ from smallvit.leaderboard.report import (
     render_table,
     write_leaderboard,
 )
-from smallvit.leaderboard.report_page import evidence_key
-from smallvit.leaderboard.rows import ARMS, Entry, build_rows, row_name, row_of, separate
+from smallvit.leaderboard.rows import Entry, build_rows, name_labels, separate
 from smallvit.leaderboard.scores import Scores, score_runs
 from smallvit.leaderboard.settings import chosen_on, settings_of
-from smallvit.leaderboard.verdict import compare_rows, describe_score, verdict, warnings_of
+from smallvit.leaderboard.verdict import compare_rows, describe_score
 
 # How else a run that has no place in a leaderboard is scored.
 SCORED_BY = {
@@ -53,7 +52,7 @@ class BenchResult:
     def __repr__(self) -> str:
         """Return one line a row, and where the page is."""
         rows = self.leaderboard.rows
-        scores = [f"  {row_name(row)}: {describe_score(row)}" for row in rows]
+        scores = [f"  {row.name}: {describe_score(row)}" for row in rows]
         return "\n".join([f"{self.leaderboard.title}: top-1", *scores, f"  {self.files['html']}"])
 
     def _repr_html_(self) -> str:
@@ -148,10 +147,7 @@ def bench_runs(
     if not console.is_terminal:
         console.width = max(console.width, TABLE_WIDTH)
     console.print(render_table(leaderboard))
-    for line in [
-        *verdict(leaderboard.rows, leaderboard.comparisons),
-        *warnings_of(leaderboard.entries),
-    ]:
+    for line in [*leaderboard.verdict, *leaderboard.warnings]:
         console.print(line, markup=False, highlight=False)
     for path in files.values():
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
@@ -167,18 +163,15 @@ def build_leaderboard(
     entries = separate([_entry(each) for each in scores])
     rows = build_rows(entries)
     by_run = {str(each.run.path): each for each in scores}
-    evidence: dict[str, Evidence] = {}
-    for row in rows:
-        of_row = [by_run[entry.run].evidence for entry in row_of(row, entries)]
-        evidence[evidence_key(row)] = sum_evidence(of_row)
     return Leaderboard(
         title=title,
         rows=rows,
         entries=entries,
-        comparisons=compare_rows(
-            rows, entries, {path: each.correct for path, each in by_run.items()}
-        ),
-        evidence=evidence,
+        comparisons=compare_rows(rows, {path: each.correct for path, each in by_run.items()}),
+        evidence={
+            row.key: sum_evidence([by_run[entry.run].evidence for entry in row.entries])
+            for row in rows
+        },
         references=published_references(dict.fromkeys(entry.dataset for entry in entries)),
         protocol=_merge_protocols(scores, entries),
         notes=notes,
@@ -189,9 +182,7 @@ def _merge_protocols(scores: Sequence[Scores], entries: Sequence[Entry]) -> dict
     """Say once how a group of figures was measured, or of which rows where that differs."""
     said: dict[str, dict[str, list[str]]] = {}
     for each, entry in zip(scores, entries, strict=True):
-        part = (
-            f", {100 * entry.label_fraction:g} % of the labels" if entry.label_fraction < 1 else ""
-        )
+        part = f", {name_labels(entry.label_fraction)}" if entry.label_fraction < 1 else ""
         for name, text in each.protocol.items():
             said.setdefault(name, {}).setdefault(text, []).append(f"{entry.shown_dataset}{part}")
     return {
@@ -207,14 +198,11 @@ def _entry(scored: Scores) -> Entry:
     result, env = run.result, run.env
     summary = scored.summary
     upstream = result["upstream"]
-    init: str = result["init"]
-    token_labels: bool = result["token_labels"]
     return Entry(
         dataset=result["dataset"],
         model=result["model"],
-        arm=ARMS.get((init, token_labels), f"{init} start" + " + token labels" * token_labels),
-        init=init,
-        token_labels=token_labels,
+        init=result["init"],
+        token_labels=result["token_labels"],
         label_fraction=result["label_fraction"],
         num_labels=result["num_labels"],
         seed=result["seed"],

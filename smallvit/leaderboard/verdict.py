@@ -26,16 +26,15 @@ from smallvit.leaderboard.rows import (
     Entry,
     Row,
     distinct,
+    name_labels,
     row_groups,
-    row_key,
-    row_name,
 )
 
 ScoredT = TypeVar("ScoredT", Entry, Row)
 
 
 def compare_rows(
-    rows: Sequence[Row], entries: Sequence[Entry], correct: Mapping[str, Bool[np.ndarray, " N"]]
+    rows: Sequence[Row], correct: Mapping[str, Bool[np.ndarray, " N"]]
 ) -> list[Comparison]:
     """Compare rows of one dataset by paired tests on the images and seeds that they share.
 
@@ -44,16 +43,10 @@ def compare_rows(
     run more than once, are left out.
 
     Args:
-        rows: What ``build_rows`` made of ``entries``.
-        entries: The scored runs.
+        rows: What ``build_rows`` made.
         correct: Whether each test image is classified correctly, by the path of the run.
     """
-    answers = {
-        (group[0].shown_dataset, row_name(group[0])): {
-            entry.seed: correct[entry.run] for entry in group
-        }
-        for group in row_groups(entries)
-    }
+    answers = {row.key: {entry.seed: correct[entry.run] for entry in row.entries} for row in rows}
     comparisons = []
     for dataset, of_dataset in _by_dataset(rows):
         groups = [
@@ -63,11 +56,11 @@ def compare_rows(
         together = [*groups, [max(group, key=_merit) for group in groups]]
         pairs = []
         for group in together:
-            of_group = {row_name(row): answers[dataset, row_name(row)] for row in group}
+            of_group = {row.name: answers[row.key] for row in group}
             spread = _spread(list(of_group.values()))
             for pair in combinations(group, 2):
                 first, second = sorted(pair, key=lambda row: -row.top1_mean)
-                names = row_name(first), row_name(second)
+                names = first.name, second.name
                 ours, theirs = (of_group[name] for name in names)
                 seeds = sorted(ours.keys() & theirs.keys())
                 repeated = any(len(row.seeds) > row.num_seeds for row in pair)
@@ -111,7 +104,7 @@ def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> list
             if len(models) > 1:
                 parts.append(compared[0].model)
             if len(fractions) > 1:
-                parts.append(f"{100 * compared[0].label_fraction:g} % of the labels")
+                parts.append(name_labels(compared[0].label_fraction))
             sentences.append(f"{', '.join(parts)}: {_compare(compared, comparisons)}.")
     return sentences
 
@@ -179,7 +172,7 @@ def _say_test(top: Row, other: Row, comparisons: Sequence[Comparison]) -> str:
     test = _find_test(top, other, comparisons)
     if test is None:
         return "they share no seed, so no paired test was made"
-    above = test.difference if test.first == row_name(top) else -test.difference
+    above = test.difference if test.first == top.name else -test.difference
     images = f"{test.n_test:,} test images"
     seeds = "one seed" if test.num_seeds == 1 else f"{test.num_seeds} seeds"
     if test.num_seeds < max(top.num_seeds, other.num_seeds):
@@ -198,7 +191,7 @@ def _say_test(top: Row, other: Row, comparisons: Sequence[Comparison]) -> str:
 
 
 def _find_test(top: Row, other: Row, comparisons: Sequence[Comparison]) -> Comparison | None:
-    named = {row_name(top), row_name(other)}
+    named = {top.name, other.name}
     found = (c for c in comparisons if c.dataset == top.dataset and {c.first, c.second} == named)
     return next(found, None)
 
@@ -272,8 +265,8 @@ def _warnings_of_row(group: Sequence[Entry]) -> Iterable[str]:
 
 
 def _warnings_of_budgets(entries: Sequence[Entry]) -> Iterable[str]:
-    ordered = sorted(entries, key=row_key)
-    for key, group in groupby(ordered, key=lambda entry: row_key(entry)[:3]):
+    ordered = sorted(entries, key=lambda entry: entry.key)
+    for key, group in groupby(ordered, key=lambda entry: entry.key[:3]):
         seen: dict[str, list[int]] = {}
         for entry in group:
             seen.setdefault(entry.shown_arm, []).append(entry.samples_seen)

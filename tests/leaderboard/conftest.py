@@ -8,7 +8,6 @@ def create_entry(arm="scratch", *, correct=90, n_test=100, **changes) -> Entry:
     values = {
         "dataset": "digits",
         "model": "vit_nano",
-        "arm": arm,
         "init": init,
         "token_labels": token_labels,
         "label_fraction": 1.0,

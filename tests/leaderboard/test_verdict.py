@@ -43,7 +43,7 @@ def judged(entries) -> tuple[list[str], list]:
     """The verdict of entries whose first images are the right ones."""
     rows = build_rows(entries)
     correct = {entry.run: np.arange(entry.n_test) < entry.correct for entry in entries}
-    comparisons = compare_rows(rows, entries, correct)
+    comparisons = compare_rows(rows, correct)
     return verdict(rows, comparisons), comparisons
 
 
