@@ -34,15 +34,11 @@ class Preset:
     Attributes:
         architecture: timm's name.
         doc: What it is, in one line.
-        tokens: Patches along a side at least, unless a patch size is given.
-        most: Largest patch unless one is given, in pixels.
         arguments: timm's arguments.
     """
 
     architecture: str
     doc: str
-    tokens: int
-    most: int
     arguments: dict[str, Any]
 
 
@@ -50,8 +46,6 @@ PRESETS = {
     "gani_vit": Preset(
         architecture="vit_tiny_patch16_224",
         doc="ViT of Gani et al., 2.7 M parameters: 9 blocks, 192 wide, 12 heads.",
-        tokens=8,
-        most=16,
         arguments={
             "embed_dim": 192,
             "depth": 9,
@@ -64,8 +58,6 @@ PRESETS = {
     "gani_cait": Preset(
         architecture="cait_xxs24_224",
         doc="CaiT of Gani et al., 8.1 M parameters: 24 + 2 blocks, 192 wide, 4 heads.",
-        tokens=8,
-        most=16,
         arguments={
             "embed_dim": 192,
             "depth": 24,
@@ -78,8 +70,6 @@ PRESETS = {
     "gani_swin": Preset(
         architecture="swin_tiny_patch4_window7_224",
         doc="Swin of Gani et al., 7.0 M parameters: 2 + 6 + 4 blocks, 96 to 384 wide, window 4.",
-        tokens=16,
-        most=4,
         arguments={
             "embed_dim": 96,
             "depths": (2, 6, 4),
@@ -121,9 +111,10 @@ def gani_architecture(
         raise UnknownNameError("preset", name, PRESETS)
     preset = PRESETS[name]
     if patch_size is None:
-        windows = "window_size" in preset.arguments
-        patch_size = default_patch(
-            img_size, tokens=preset.tokens, most=preset.most, windows=windows
+        patch_size = (
+            default_patch(img_size, tokens=16, most=4, windows=True)
+            if "window_size" in preset.arguments
+            else default_patch(img_size)
         )
     image_sides(img_size, patch_size)
     arguments = {"img_size": img_size, "patch_size": patch_size, **preset.arguments}

@@ -13,7 +13,7 @@ Source:
     aanna0701/SPT_LSA_ViT@54bd796, sizes those of its models/create_model.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -368,47 +368,35 @@ def create_sl_swin(
     return model.apply(init_linear)
 
 
-register_architecture(
-    "lee_vit",
-    create_sl_vit,
-    "Plain ViT of Lee et al.: sl_vit without its two parts.",
-    img_size=32,
-    num_classes=10,
-    drop_path_rate=0.1,
-    plain=True,
-)
-register_architecture(
-    "sl_vit",
-    create_sl_vit,
-    "ViT with shifted patch tokenization and locality self-attention.",
-    img_size=32,
-    num_classes=10,
-    drop_path_rate=0.1,
-)
-register_architecture(
-    "sl_cait",
-    create_sl_cait,
-    "CaiT with shifted patch tokenization and locality self-attention.",
-    img_size=32,
-    num_classes=10,
-    drop_path_rate=0.1,
-)
-register_architecture(
-    "sl_cait_unmasked",
-    create_sl_cait,
-    "sl_cait as its authors' code computes it: tokens attend to themselves.",
-    img_size=32,
-    num_classes=10,
-    drop_path_rate=0.1,
-    masked=False,
-)
-register_architecture(
-    "sl_swin",
-    create_sl_swin,
-    "Swin with shifted patch tokenization and locality self-attention.",
-    img_size=32,
-    num_classes=10,
-    classifier="head.fc",
-    drop_path_rate=0.1,
-    facts=Facts(settings=WINDOWS),
-)
+VARIANTS: dict[str, tuple[Callable[..., nn.Module], str, dict[str, Any]]] = {
+    "lee_vit": (
+        create_sl_vit,
+        "Plain ViT of Lee et al.: sl_vit without its two parts.",
+        {"plain": True},
+    ),
+    "sl_vit": (
+        create_sl_vit,
+        "ViT with shifted patch tokenization and locality self-attention.",
+        {},
+    ),
+    "sl_cait": (
+        create_sl_cait,
+        "CaiT with shifted patch tokenization and locality self-attention.",
+        {},
+    ),
+    "sl_cait_unmasked": (
+        create_sl_cait,
+        "sl_cait as its authors' code computes it: tokens attend to themselves.",
+        {"masked": False},
+    ),
+    "sl_swin": (
+        create_sl_swin,
+        "Swin with shifted patch tokenization and locality self-attention.",
+        {"classifier": "head.fc", "facts": Facts(settings=WINDOWS)},
+    ),
+}
+
+for _name, (_build, _doc, _arguments) in VARIANTS.items():
+    register_architecture(
+        _name, _build, _doc, img_size=32, num_classes=10, drop_path_rate=0.1, **_arguments
+    )
