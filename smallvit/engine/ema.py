@@ -17,6 +17,10 @@ class WeightAverage:
     that is shorter than 1 / (1 - decay) steps averages its last tenth instead of weights that it
     started from: after 100 steps the first ones count for less than a millionth.
 
+    torch's ``AveragedModel`` and timm's ``ModelEmaV3`` copy the whole module, momentum teachers
+    included; here only what is trained has an average, and it takes the place of the weights to be
+    scored. Momentum teachers (``core.momentum``) are networks of their own, which the method runs.
+
     Args:
         objective: Its parameters that have a gradient are averaged, and the running statistics of
             batch norms beside them; all else is used as it is.

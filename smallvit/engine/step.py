@@ -93,10 +93,8 @@ def train_step(
     limit = float("inf") if grad_clip_norm is None else grad_clip_norm
     norm = clip_gradients_(parameters, limit, grad_clip_mode)
     finite = norm.isfinite()
-    if processes.count() == 1:
-        finite = (
-            finite & totals["train/loss"].isfinite()
-        )  # in several, only the norm is that of all
+    if processes.count() == 1:  # in several, only the norm is that of all
+        finite = finite & totals["train/loss"].isfinite()
     not_finite = (~finite).float()
     metrics = {**totals, "opt/grad_norm": norm.float(), "not_finite": not_finite}
     if scaler is None:
