@@ -15,6 +15,7 @@ from smallvit.cli import app
 from smallvit.core.errors import ConfigError, DataError, InterruptedRunError
 from smallvit.engine import state as engine_state
 from smallvit.engine.checkpoint import load_checkpoint
+from smallvit.engine.curves import draw_curves
 from smallvit.runs.segment import score_segmentation
 
 SIDE = 16
@@ -53,7 +54,10 @@ def result_of(run: Path) -> dict:
     return json.loads((run / "result.json").read_text())
 
 
-def test_a_tiny_network_beats_the_most_frequent_class_clearly(shapes, tmp_path, capsys):
+def test_a_tiny_network_beats_the_most_frequent_class_clearly(
+    shapes, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("smallvit.runs.segment.draw_curves", draw_curves)
     run = tmp_path / "run"
     words = ["--data", shapes, *LINEAR, "--epochs", "25", "--schedule.eval-epochs", "5"]
     assert segment(*words, "--optim.lr", "5e-3", "--out", run) == 0
