@@ -213,12 +213,12 @@ def test_a_dry_run_writes_nothing(tiny, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_help_does_not_import_torch_and_importing_smallvit_registers_its_models():
+def test_help_does_not_import_torch_and_importing_its_models_registers_them():
     code = (
         "import sys, smallvit\n"
         "from smallvit.cli.app import main\n"
         "assert main(['--help']) in (0, None) and 'torch' not in sys.modules\n"
-        "import timm\n"
+        "import smallvit.models, timm\n"
         "assert timm.create_model('resnet8_small', num_classes=3).num_classes == 3\n"
     )
     root = Path(__file__).parents[2]
