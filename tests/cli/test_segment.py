@@ -57,7 +57,7 @@ def result_of(run: Path) -> dict:
 def test_a_tiny_network_beats_the_most_frequent_class_clearly(
     shapes, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("smallvit.runs.segment.draw_curves", draw_curves)
+    monkeypatch.setattr("smallvit.runs.finish.draw_curves", draw_curves)
     run = tmp_path / "run"
     words = ["--data", shapes, *LINEAR, "--epochs", "25", "--schedule.eval-epochs", "5"]
     assert segment(*words, "--optim.lr", "5e-3", "--out", run) == 0
