@@ -13,7 +13,7 @@ from smallvit.cli.options import (
     Switch,
     TrainOptions,
 )
-from smallvit.cli.training import train
+from smallvit.cli.training import asked, say_end
 from smallvit.core.model_config import ModelConfig
 from smallvit.data.config import AugmentConfig
 from smallvit.data.files.config import DataConfig
@@ -69,4 +69,7 @@ def finetune_command(
         schedule: Length and learning rate.
         log: How often to write.
     """
-    train("finetune", given, "smallvit bench {run}")
+    from smallvit.runs.stage import run_stage  # late: help is to be quick
+
+    run = run_stage(*asked("finetune", given))
+    say_end(run, "smallvit bench {run}")

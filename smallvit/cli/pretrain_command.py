@@ -9,7 +9,7 @@ from smallvit.cli.options import (
     Switch,
     TrainOptions,
 )
-from smallvit.cli.training import train
+from smallvit.cli.training import asked, say_end
 from smallvit.core.model_config import ModelConfig
 from smallvit.data.files.config import DataConfig
 from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
@@ -54,4 +54,7 @@ def pretrain_command(
         monitor: What is measured on the way.
         log: How often to write.
     """
-    train("pretrain", given, "smallvit finetune --init {run} --token-label")
+    from smallvit.runs.stage import run_stage  # late: help is to be quick
+
+    run = run_stage(*asked("pretrain", given))
+    say_end(run, "smallvit finetune --init {run} --token-label")

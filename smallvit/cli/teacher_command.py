@@ -12,7 +12,7 @@ from smallvit.cli.options import (
     Switch,
     TrainOptions,
 )
-from smallvit.cli.training import train
+from smallvit.cli.training import asked, say_end
 from smallvit.core.model_config import ModelConfig
 from smallvit.data.config import AugmentConfig
 from smallvit.data.files.config import DataConfig
@@ -59,4 +59,7 @@ def teacher_command(
         schedule: Length and learning rate.
         log: How often to write.
     """
-    train("teacher", given, "smallvit label --teacher {run}")
+    from smallvit.runs.stage import run_stage  # late: help is to be quick
+
+    run = run_stage(*asked("teacher", given))
+    say_end(run, "smallvit label --teacher {run}")

@@ -3,26 +3,25 @@
 from smallvit.cli.options import Given
 from smallvit.core.console import say
 from smallvit.core.run_folder import Run
-from smallvit.runs.config import Stage
+from smallvit.runs.config import Call, Recipe, Stage
 from smallvit.runs.outcome import describe_outcome
 
 
-def make(stage: Stage, given: Given) -> Run | None:
-    """Make the run of a stage with the options given; ``None`` after a dry run."""
-    from smallvit.runs.request import Request, answer  # late: help is to be quick
+def asked(stage: Stage, given: Given) -> tuple[Recipe, Stage, Call]:
+    """Return what ``run_stage`` takes: the recipe that options ask for, and how it is called."""
+    from smallvit.runs.request import Request, resolve  # late: help is to be quick
 
-    return answer(Request(stage=stage, options=given.options, argv=given.argv))
+    request = Request(stage=stage, options=given.options, argv=given.argv)
+    return resolve(request), stage, request.call
 
 
-def train(stage: Stage, given: Given, following: str) -> None:
-    """Run a training stage and say how it ended, where its run is and what to do next.
+def say_end(run: Run | None, following: str) -> None:
+    """Say how a training stage ended, where its run is and what to do next.
 
     Args:
-        stage: Which stage.
-        given: Its options.
+        run: The run; ``None`` after a dry run, which has said so.
         following: Command that comes next, with ``{run}`` for the run.
     """
-    run = make(stage, given)
     if run is None:
         return
     if not run.env["dataset"]["class_names"]:

@@ -21,7 +21,8 @@ from smallvit.runs.arguments import (
 )
 from smallvit.runs.config import Stage
 from smallvit.runs.outcome import describe_outcome
-from smallvit.runs.request import Request, answer
+from smallvit.runs.request import Request, resolve
+from smallvit.runs.stage import run_stage
 
 logger = logging.getLogger("smallvit")
 
@@ -319,7 +320,8 @@ def _make(stage: Stage, arguments: dict[str, Any]) -> Run | None:
     with python_call(verbose=verbose, offline=offline):
         options = read_arguments(arguments, stage)
         # What is not named is not looked for among earlier runs.
-        run = answer(Request(stage=stage, options=options, source="arguments", continues=False))
+        request = Request(stage=stage, options=options, source="arguments", continues=False)
+        run = run_stage(resolve(request), stage, request.call)
         if run is not None:
             if stage != "label":
                 logger.info("%s", describe_outcome(run))

@@ -1,4 +1,4 @@
-"""What a stage is asked for, on the command line or from Python, and its run."""
+"""What a stage is asked for, on the command line or from Python, and its recipe."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from smallvit.core import places
 from smallvit.core.config import merge
 from smallvit.core.errors import ConfigError
-from smallvit.core.run_folder import Run, find_runs, open_classifier
+from smallvit.core.run_folder import find_runs, open_classifier
 from smallvit.core.words import either
 from smallvit.engine.runtime import say_precision
 from smallvit.pretraining.config import METHODS, DinoConfig, get_method
@@ -26,7 +26,6 @@ from smallvit.runs.recipe import (
     say_fit,
     with_values,
 )
-from smallvit.runs.stage import run_stage
 from smallvit.runs.start import start_settings
 
 logger = logging.getLogger("smallvit")
@@ -77,19 +76,19 @@ class Request:
         return to_settings(self.options, self.stage)
 
 
-def answer(request: Request) -> Run | None:
-    """Make the run that is asked for; ``None`` after a dry run.
+def resolve(request: Request) -> Recipe:
+    """Return the recipe that is asked for; what token labels lack is made on the way.
 
     Raises:
-        SmallViTError: If options, data or training are at fault.
+        SmallViTError: If options or data are at fault.
     """
-    resolve_it = {
+    resolvers = {
         "pretrain": _pretrain_recipe,
         "teacher": _teacher_recipe,
         "label": _label_recipe,
         "finetune": _finetune_recipe,
-    }[request.stage]
-    return run_stage(resolve_it(request), request.stage, request.call)
+    }
+    return resolvers[request.stage](request)
 
 
 def open_recipe(name: str | None, settings: Mapping[str, Any], **how: Any) -> tuple[Recipe, str]:

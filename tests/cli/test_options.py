@@ -108,7 +108,8 @@ def test_a_command_leaves_the_environment_as_it_was(monkeypatch, capsys):
 
 def test_each_command_line_has_options_of_its_own(monkeypatch):
     seen = []
-    monkeypatch.setattr("smallvit.runs.request.answer", lambda request: seen.append(request))
+    monkeypatch.setattr("smallvit.runs.request.resolve", seen.append)
+    monkeypatch.setattr("smallvit.runs.stage.run_stage", lambda *_: None)
     assert main(["pretrain", "--epochs", "3"]) == 0
     assert main(["pretrain", "--seed", "1"]) == 0
     assert [request.options for request in seen] == [{"epochs": 3.0}, {"seed": 1}]
