@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
+from smallvit.cli.app import main
 from smallvit.core.errors import ConfigError, OutOfMemoryError
 from smallvit.engine.checkpoint import load_checkpoint
 from smallvit.engine.config import LogConfig
@@ -99,13 +100,11 @@ def test_out_of_memory_is_told_from_other_errors(error, is_one):
 
 
 def test_the_command_line_says_how_to_need_less(monkeypatch, capsys):
-    from smallvit.cli import app
-
     def run_out(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(app, "create_app", lambda called: run_out)
-    assert app.main(["pretrain"]) == 1
+    monkeypatch.setattr("smallvit.runs.request.resolve", run_out)
+    assert main(["pretrain"]) == 1
     assert "--batch-size" in capsys.readouterr().err
 
 
