@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from smallvit.cli.app import main
+from smallvit.runs.config import Recipe
 from smallvit.runs.recipe import load_recipe
 
 
@@ -108,7 +109,12 @@ def test_a_command_leaves_the_environment_as_it_was(monkeypatch, capsys):
 
 def test_each_command_line_has_options_of_its_own(monkeypatch):
     seen = []
-    monkeypatch.setattr("smallvit.runs.request.resolve", seen.append)
+
+    def note(request):
+        seen.append(request)
+        return Recipe()
+
+    monkeypatch.setattr("smallvit.runs.request.resolve", note)
     monkeypatch.setattr("smallvit.runs.stage.run_stage", lambda *_: None)
     assert main(["pretrain", "--epochs", "3"]) == 0
     assert main(["pretrain", "--seed", "1"]) == 0
