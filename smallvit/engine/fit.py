@@ -82,7 +82,8 @@ def fit(
         owed = resume and evaluate is not None and state.owes_evaluation
         means.start_clock()
         for step in range(result.step - owed, end):
-            if step == result.step:  # else it was taken, and only its evaluation is owed
+            owed = step < result.step  # it was taken, and only its evaluation is to be made
+            if not owed:
                 set_schedule(
                     state.optimizer,
                     plan.optim,
@@ -120,7 +121,7 @@ def fit(
             # devices, which are not waited for here, for the next log line.
             at_once = processes.count() == 1 or plan.runtime.device.type == "cpu" or log_now
             stop = at_once and processes.any_of(bool(received))
-            save_now = last or stop or (result.step % every == 0 if every else eval_now)
+            save_now = last or stop or owed or (result.step % every == 0 if every else eval_now)
 
             if log_now or save_now:
                 result.train_s += means.close().seconds  # the only wait for the device
@@ -135,11 +136,11 @@ def fit(
                 processes.on_first(partial(log.write, result.step, line, told))
                 if eval_now and watch is not None:
                     processes.on_first(partial(watch, result.step, line))
-                if eval_now:
-                    result.evaluated = result.step
                 if eval_now and state.is_best:
                     result.best = {**result.metrics, "step": result.step}
-                    state.save(BEST)
+                    state.save(BEST)  # where that fails, the evaluation is owed on --resume
+                if eval_now:
+                    result.evaluated = result.step
                 if save_now:
                     state.save(LAST)
                 if late and log.step_s is not None and not last:

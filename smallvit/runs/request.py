@@ -177,7 +177,7 @@ def _teacher_recipe(request: Request) -> Recipe:
     settings = request.settings()
     start = settings.get("teacher", {}).get("adopt")
     if start is None:
-        if request.options.get("allow_leak"):
+        if request.options.get("allow_leak") or request.options.get("data.allow_leak"):
             raise ConfigError("--allow-leak needs --from")
         return _open(request, settings)
     for option in request.options:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from smallvit.core.errors import ConfigError, DivergedError, InterruptedRunError
+from smallvit.core.errors import ConfigError, DataError, DivergedError, InterruptedRunError
 from smallvit.data.batches import LabelledBatch
 from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
 from smallvit.engine.config import LogConfig, ScheduleConfig
@@ -355,3 +355,27 @@ def test_best_weights_that_are_not_those_of_the_scores_are_not_trusted(
     )
     assert result.best == {"val/top1": 0.3, "step": 8}
     assert "the best of the evaluations to come is taken" in caplog.text
+
+
+def test_an_evaluation_whose_best_weights_could_not_be_written_is_made_again(
+    finetune, labelled_batch, plan, monkeypatch
+):
+    plan = replace(plan, select_on="val/top1", schedule=replace(plan.schedule, eval_epochs=0.5))
+    full = [True]
+
+    def write(path, state):
+        if path.name == "best.pt" and full:
+            full.clear()
+            raise DataError("the disk is full")
+        save_checkpoint(path, state)
+
+    def evaluate():
+        return {"val/top1": 0.5}
+
+    monkeypatch.setattr("smallvit.engine.state.save_checkpoint", write)
+    with pytest.raises(DataError, match="the disk is full"):
+        fit(finetune(), labelled_batch, plan, evaluate=evaluate)
+    result = fit(finetune(), labelled_batch, plan, evaluate=evaluate, resume=True)
+    first = read_metrics(plan.folder / "metrics.jsonl")[0]["step"]
+    assert result.best == {"val/top1": 0.5, "step": first}
+    assert state_of(plan, "best.pt")["result"]["best"] == result.best
