@@ -135,7 +135,7 @@ def _parquet_source(
 ) -> Source:
     refuse_classes(layout, f"{path} holds parquet files")
     return own_source(
-        path.resolve(),
+        path.resolve() if path.is_dir() else path,  # a file in the Hub's cache links to a hash
         "parquet",
         ("parquet", files_key(found), *columns),
         lambda: list_parquet(

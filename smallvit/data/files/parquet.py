@@ -200,8 +200,8 @@ def _reading(path: Path) -> AbstractContextManager[None]:
 
 def _read_layout(path: Path, image_column: str | None, label_column: str | None) -> _Layout:
     pa, pq = _parquet_modules()
+    refuse_stand_in(path)
     with _reading(path):
-        refuse_stand_in(path)
         schema = pq.read_schema(path)
     types = {field.name: _plain_type(pa, field.type) for field in schema}
     fits = {name: _image_leaf(pa, kind, name) for name, kind in types.items()}

@@ -23,6 +23,7 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", "
 Progress = Callable[[int, int], None]  # (packed bytes read, packed bytes in all)
 
 _CHUNK = 2**20
+_BLOCK = 4096  # bytes that a file takes up at least
 _BROKEN = (
     tarfile.TarError,  # what the data filter refuses, too
     zipfile.BadZipFile,
@@ -156,16 +157,24 @@ def _is_junk(name: str) -> bool:
     return "__MACOSX" in path.parts or path.name.startswith(("._", ".DS_Store"))
 
 
+def _refuse_outside(name: str) -> None:
+    """Refuse a member that would lie outside the target."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise tarfile.ExtractError(f"{name} would lie outside of the folder")
+
+
 def _unpack_zip(packed: BinaryIO, folder: Path, tell: Callable[[int], None]) -> None:
     folder.mkdir()
     with zipfile.ZipFile(packed) as archive:
         members = archive.infolist()
-        needed = sum(member.file_size for member in members)
-        need_room(folder.parent, needed, f"unpacking {Path(packed.name).name}")
+        blocks = (-(-member.file_size // _BLOCK) for member in members)
+        need_room(folder.parent, _BLOCK * sum(blocks), f"unpacking {Path(packed.name).name}")
         done = 0
         for member in members:
             if not _is_junk(member.filename):
-                archive.extract(member, folder)  # never outside: it takes ".." out of the name
+                _refuse_outside(member.filename)
+                archive.extract(member, folder)
             done += member.compress_size
             tell(done)
 
@@ -174,11 +183,14 @@ def _unpack_tar(packed: BinaryIO, folder: Path, tell: Callable[[int], None]) -> 
     folder.mkdir()
     with tarfile.open(fileobj=packed, mode="r|*") as archive:
         # By name since Python before 3.11.4 has none, and takes no argument for it.
-        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        filtered = archive.extraction_filter = getattr(tarfile, "data_filter", None)
         while (member := archive.next()) is not None:
             # Else tarfile keeps each header, 1 kB a file.
             archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
             if not _is_junk(member.name):
+                _refuse_outside(member.name)
+                if filtered is None and not (member.isreg() or member.isdir()):
+                    raise tarfile.ExtractError(f"{member.name} is neither a file nor a folder")
                 archive.extract(member, folder)
             tell(packed.tell())
 

@@ -69,6 +69,19 @@ def test_a_parquet_file_lists_its_images(tmp_path):
     assert listing.splits["train"].names[2] == "mine.parquet row 2"
 
 
+def test_a_link_to_a_parquet_file_has_its_own_name(tmp_path):
+    blob = parquet(tmp_path / "blobs" / "0123abcd", [1, 0, 1])
+    (tmp_path / "mine.parquet").symlink_to(blob)
+    assert open_path(tmp_path / "mine.parquet").name == "mine"
+
+
+def test_a_parquet_file_that_went_away_is_not_called_broken(tmp_path):
+    source = open_path(parquet(tmp_path / "mine.parquet", [1, 0, 1]))
+    (tmp_path / "mine.parquet").unlink()
+    with pytest.raises(FileNotFoundError):
+        source.list_images()
+
+
 def test_binary_images_and_numbers_without_names_are_read(tmp_path):
     path = parquet(tmp_path / "a.parquet", [2, 0, 1], image=[png(7), png(8), png(9)])
     listing = listed(path)

@@ -166,16 +166,23 @@ def test_progress_ends_at_the_length_of_the_archive(tmp_path, suffix):
 
 @pytest.mark.parametrize("name", ["../evil", "set/../../../evil", "/evil"])
 @pytest.mark.parametrize("suffix", ["zip", "tar"])
-def test_nothing_is_written_outside_the_target(tmp_path, suffix, name):
+@pytest.mark.parametrize("old", [False, True], ids=["", "Python before 3.11.4"])
+def test_nothing_is_written_outside_the_target(tmp_path, suffix, name, old, monkeypatch):
+    if old:
+        monkeypatch.delattr(tarfile, "data_filter")
     archive = make_archive(tmp_path / f"x.{suffix}", {"set/1": b"1", name: b"evil"})
-    try:
-        unpack(archive, tmp_path / "data" / "set")
-    except DataError as error:
-        assert "outside the destination" in str(error)  # noqa: PT017 - not all are refused
-        assert list((tmp_path / "data").iterdir()) == []
-    written = [path for path in contents(tmp_path) if path != archive.name]
-    assert all(path.startswith("data/set/") for path in written)
+    assert_refused(archive, "is broken .*outside of the folder")
+    assert [path for path in contents(tmp_path) if path != archive.name] == []
     assert not Path("/evil").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_an_older_python_without_the_filter_unpacks_files_and_folders_alone(
+    tmp_path, kind, monkeypatch
+):
+    monkeypatch.delattr(tarfile, "data_filter")
+    archive = make_tar(tmp_path / "x.tar", member("set/x", kind, "1"), **{"set/1": b"1"})
+    assert_refused(archive, "is broken .*neither a file nor a folder")
 
 
 @pytest.mark.parametrize(
