@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from smallvit.core.words import alike, either, meant, unneeded
+
+ValueT = TypeVar("ValueT")
+ErrorT = TypeVar("ErrorT", bound=Exception)
 
 # Names of a list that nobody asked for: beside a name that may be meant, and alone.
 MOST_BESIDE = 8
@@ -56,6 +59,21 @@ class DataError(SmallViTError):
 def reason(error: Exception) -> str:
     """Return in one line what an error of the system or of a library says."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def attempt(
+    work: Callable[[], ValueT], *caught: type[ErrorT]
+) -> tuple[ValueT, None] | tuple[None, ErrorT]:
+    """Do some work whose failure is an answer: return its value and no error, or the error alone.
+
+    Args:
+        work: What to do.
+        caught: Failures that are an answer; all others are raised.
+    """
+    try:
+        return work(), None
+    except caught as error:
+        return None, error
 
 
 @contextmanager

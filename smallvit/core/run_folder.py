@@ -20,7 +20,6 @@ import yaml
 from filelock import FileLock, Timeout
 
 from smallvit.core import places
-from smallvit.core.cores import cores
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.whole_file import replacing
 
@@ -380,13 +379,15 @@ def environment(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """Describe the processor in a few words."""
+    """Describe the processor in a few words, and the cores that this process may keep busy."""
+    from joblib import cpu_count  # late: help is to be quick
+
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
         name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    return f"{name}, {cores()} cores"
+    return f"{name}, {cpu_count()} cores"
 
 
 @cache  # what is imported stays as it is

@@ -16,7 +16,6 @@ from smallvit.core.errors import ConfigError, OutOfMemoryError
 from smallvit.core.memory import format_bytes
 from smallvit.engine.memory import is_out_of_memory, use_micro_batches
 from smallvit.engine.plan import FitPlan
-from smallvit.engine.runtime import keep_freed_memory
 from smallvit.engine.state import TrainState
 from smallvit.parallel import processes
 from smallvit.parallel.rows import Rows, mirrored_part, seeing
@@ -27,7 +26,7 @@ LONG_PASS_S = 1.0  # after a pass as long as that no larger one is tried
 WORTH_SAYING_S = 10.0  # of a run
 ROOM = 0.8  # part of the memory that a new run plans with: other programs take some meanwhile
 RETURNED_BYTES = 128 << 10  # of a buffer that is given back at once while memory is measured
-MOST_KEPT_BYTES = 1 << 30  # of freed memory, as runtime.py tells glibc
+MOST_KEPT_BYTES = 1 << 30  # of freed memory, as core/memory.py tells glibc
 MOMENTS = 2  # numbers that an optimizer keeps a weight
 
 
@@ -156,11 +155,11 @@ def _measure(
                 break
             size = min(2 * size, whole)
         kept_bytes = passes[-1].own_bytes
-        keep_freed_memory(RETURNED_BYTES)
+        memory.keep_freed_memory(RETURNED_BYTES)
         try:
             exact = [_try(state, batch, max(1, passes[-1].images // n)) for n in (2, 1)]
         finally:
-            keep_freed_memory()
+            memory.keep_freed_memory()
     most = _plan_memory(state, exact, kept_bytes, whole, made_peak)
     forecast = Forecast(
         steps=steps,

@@ -1,6 +1,5 @@
 """Where and how precisely a run computes."""
 
-import ctypes
 import importlib.util
 import logging
 import os
@@ -14,11 +13,11 @@ from torch import nn
 
 from smallvit.core import places
 from smallvit.core.errors import ConfigError
+from smallvit.core.memory import keep_freed_memory
 from smallvit.engine.config import Precision, RuntimeConfig
 from smallvit.models.tokens import AbstractBackbone
 
 logger = logging.getLogger("smallvit")
-KEPT_BYTES = 32 << 20  # the largest that glibc takes
 COMPILED = ("embed", "encode", "encode_visible")  # passes of a network
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -145,21 +144,3 @@ def _can_compile(device: torch.device) -> bool:
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= (7, 0)
-
-
-def keep_freed_memory(up_to: int = KEPT_BYTES) -> None:
-    """Let glibc keep freed buffers up to 1 GiB for the next step.
-
-    By default it returns those of a few MB to the system, which clears them again page by page at
-    the next step: half of the time of stage 1's views on two cores. Other C libraries are left
-    as they are.
-
-    Args:
-        up_to: Bytes of the largest buffer that is kept.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, up_to)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-    except (OSError, AttributeError):
-        return

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from smallvit.core.cores import cores
+from joblib import cpu_count
+
 from smallvit.core.errors import ConfigError
 from smallvit.leaderboard.node import Job, Outcome
 
@@ -72,7 +73,7 @@ class LocalLauncher(AbstractLauncher):
         """Start a process."""
         threads = {}
         if self.jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
-            threads = {"OMP_NUM_THREADS": str(max(cores() // self.jobs, 1))}
+            threads = {"OMP_NUM_THREADS": str(max(cpu_count() // self.jobs, 1))}
         self.running[job.name] = (job, start_process(job, threads))
 
     def wait(self, timeout_s: float) -> Sequence[tuple[str, Outcome]]:

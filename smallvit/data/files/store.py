@@ -22,8 +22,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
+from joblib import cpu_count
 
-from smallvit.core.cores import cores
 from smallvit.core.errors import DataError, explained, reason
 from smallvit.data.files.content import PackedImage, pack_image
 from smallvit.data.files.grey import (
@@ -616,7 +616,7 @@ def _decode(split: SourceSplit, image_size: int, grey_range: GreySetting) -> Ite
     def decode_some(indices: range) -> list[_Decoded]:
         return [decode(i) for i in indices]
 
-    threads = min(MAX_THREADS, cores())
+    threads = min(MAX_THREADS, cpu_count())
     most_waiting = 2 * threads + 1
     size = max(1, min(CHUNK, MAX_AHEAD // most_waiting))
     waiting: deque[Future[list[_Decoded]]] = deque()
