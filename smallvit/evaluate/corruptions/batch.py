@@ -13,31 +13,9 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from smallvit.core.errors import ConfigError
-from smallvit.evaluate.corruptions.blur import (
-    ROUNDING,
-    defocus_blur,
-    gaussian_blur,
-    glass_blur,
-    motion_blur,
-    zoom_blur,
-)
-from smallvit.evaluate.corruptions.digital import (
-    contrast,
-    elastic_transform,
-    jpeg_compression,
-    pixelate,
-    saturate,
-)
+from smallvit.evaluate.corruptions import blur, digital, noise, spatter, weather
 from smallvit.evaluate.corruptions.draws import Draws
-from smallvit.evaluate.corruptions.noise import (
-    gaussian_noise,
-    impulse_noise,
-    shot_noise,
-    speckle_noise,
-)
-from smallvit.evaluate.corruptions.parameters import Strength, get_strength
-from smallvit.evaluate.corruptions.spatter import spatter
-from smallvit.evaluate.corruptions.weather import brightness, fog, frost, snow
+from smallvit.evaluate.corruptions.parameters import ALL_CORRUPTIONS, Strength, get_strength
 
 # Version of the generated corruptions, for results: raise it when the same call gives other pixels.
 PROTOCOL = "smallvit-1"
@@ -47,28 +25,10 @@ PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**23}
 
 Corruption = Callable[[Tensor, Strength, Draws], Tensor]
 _FUNCTIONS: dict[str, Corruption] = {
-    function.__name__: function
-    for function in (
-        gaussian_noise,
-        shot_noise,
-        impulse_noise,
-        defocus_blur,
-        glass_blur,
-        motion_blur,
-        zoom_blur,
-        snow,
-        frost,
-        fog,
-        brightness,
-        contrast,
-        elastic_transform,
-        pixelate,
-        jpeg_compression,
-        speckle_noise,
-        gaussian_blur,
-        spatter,
-        saturate,
-    )
+    name: getattr(module, name)
+    for module in (blur, digital, noise, spatter, weather)
+    for name in ALL_CORRUPTIONS
+    if hasattr(module, name)
 }
 
 
@@ -101,7 +61,7 @@ def corrupt(
 
     Source:
         Hendrycks and Dietterich, 2019, Benchmarking Neural Network Robustness to Common Corruptions
-        and Perturbations, https://arxiv.org/abs/1903.12261. ``parameters.py`` has the strengths;
+        and Perturbations, https://arxiv.org/abs/1903.12261. ``strengths.yaml`` has the strengths;
         frost is made and not photographed (``frost.py``), and draws are this package's own.
     """
     height, width = images.shape[2:]
@@ -122,7 +82,7 @@ def corrupt(
         draws = Draws(seed=seed, purpose=purpose, indices=part[1])
         levels = _FUNCTIONS[name](part[0], strength, draws)
         if levels.is_floating_point():
-            levels = (levels + ROUNDING).clamp_(0, 255)
+            levels = (levels + blur.ROUNDING).clamp_(0, 255)
         return levels.to(torch.uint8)
 
     return torch.cat(_map_parts(change, parts)).contiguous()
