@@ -20,6 +20,8 @@ Policy = Literal[
 AutoAugmentRules = Literal["torchvision", "deepvoltaire"]
 ErasingAspect = Literal["log-uniform", "uniform"]
 Fraction = Annotated[float, Range(ge=0, le=1)]
+# Of brightness, contrast, saturation and hue.
+Jitter = tuple[Fraction, Fraction, Fraction, Annotated[float, Range(ge=0, le=0.5)]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +53,7 @@ class ViewsConfig:
     global_scale: tuple[Fraction, Fraction] = (0.7, 1.0)
     local_scale: tuple[Fraction, Fraction] = (0.2, 0.5)
     ratio: Annotated[tuple[float, float], Range(gt=0)] = (0.75, 4 / 3)
-    color_jitter: tuple[Fraction, Fraction, Fraction, Annotated[float, Range(ge=0, le=0.5)]] = (
-        0.4,
-        0.4,
-        0.2,
-        0.1,
-    )
+    color_jitter: Jitter = (0.4, 0.4, 0.2, 0.1)
     color_jitter_prob: Fraction = 0.8
     grey_prob: Fraction = 0.2
     blur_prob: tuple[Fraction, Fraction, Fraction] = (1.0, 0.1, 0.5)
@@ -101,12 +98,7 @@ class AugmentConfig:
     autoaugment_rules: AutoAugmentRules = "torchvision"
     randaugment_ops: Annotated[int, Range(ge=1, le=8)] = 2
     randaugment_magnitude: Annotated[int, Range(ge=0, le=30)] = 9
-    color_jitter: tuple[Fraction, Fraction, Fraction, Annotated[float, Range(ge=0, le=0.5)]] = (
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )
+    color_jitter: Jitter = (0.0, 0.0, 0.0, 0.0)
     erasing_prob: Fraction = 0.0
     erasing_aspect: ErasingAspect = "log-uniform"
     cutmix_alpha: Annotated[float, Range(ge=0)] = 0.0

@@ -256,10 +256,7 @@ def shear(
         fill: What lies outside the image, in [0, 1].
     """
     channels, height, width = images.shape[1:]
-    row, column = (
-        torch.arange(height, device=slope.device),
-        torch.arange(width, device=slope.device),
-    )
+    row, column = (torch.arange(side, device=slope.device) for side in (height, width))
     source = column + slope[:, None, None] * (row[:, None] + 0.5)  # of pixel centres: (B, H, W)
     first = source.floor()
     x = source - first

@@ -14,9 +14,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import Literal
+from importlib import resources
+from typing import Literal, cast
 
 import torch
+import yaml
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -50,42 +52,6 @@ GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 SIGNED = (*GEOMETRIC, "brightness", "color", "contrast", "sharpness")
 DRAWN = OPERATIONS[: CODE["invert"]]  # what RandAugment and TrivialAugment choose from
 
-# Sub-policies of AutoAugment as "operation probability magnitude, operation probability
-# magnitude"; magnitudes count tenths of an operation's range from 0 to 9.
-AUTOAUGMENT: Mapping[str, str] = {
-    "cifar10": """
-        invert .1 0, contrast .2 6; rotate .7 2, translate_x .3 9; sharpness .8 1, sharpness .9 3;
-        shear_y .5 8, translate_y .7 9; autocontrast .5 0, equalize .9 0;
-        shear_y .2 7, posterize .3 7; color .4 3, brightness .6 7; sharpness .3 9, brightness .7 9;
-        equalize .6 0, equalize .5 0; contrast .6 7, sharpness .6 5; color .7 7, translate_x .5 8;
-        equalize .3 0, autocontrast .4 0; translate_y .4 3, sharpness .2 6;
-        brightness .9 6, color .2 8; solarize .5 2, invert 0 0; equalize .2 0, autocontrast .6 0;
-        equalize .2 0, equalize .6 0; color .9 9, equalize .6 0; autocontrast .8 0, solarize .2 8;
-        brightness .1 3, color .7 0; solarize .4 5, autocontrast .9 0;
-        translate_y .9 9, translate_y .7 9; autocontrast .9 0, solarize .8 3;
-        equalize .8 0, invert .1 0; translate_y .7 9, autocontrast .9 0""",
-    "svhn": """
-        shear_x .9 4, invert .2 0; shear_y .9 8, invert .7 0; equalize .6 0, solarize .6 6;
-        invert .9 0, equalize .6 0; equalize .6 0, rotate .9 3; shear_x .9 4, autocontrast .8 0;
-        shear_y .9 8, invert .4 0; shear_y .9 5, solarize .2 6; invert .9 0, autocontrast .8 0;
-        equalize .6 0, rotate .9 3; shear_x .9 4, solarize .3 3; shear_y .8 8, invert .7 0;
-        equalize .9 0, translate_y .6 6; invert .9 0, equalize .6 0; contrast .3 3, rotate .8 4;
-        invert .8 0, translate_y 0 2; shear_y .7 6, solarize .4 8; invert .6 0, rotate .8 4;
-        shear_y .3 7, translate_x .9 3; shear_x .1 6, invert .6 0; solarize .7 2, translate_y .6 7;
-        shear_y .8 4, invert .8 0; shear_x .7 9, translate_y .8 3; shear_y .8 5, autocontrast .7 0;
-        shear_x .7 2, invert .1 0""",
-    "imagenet": """
-        posterize .4 8, rotate .6 9; solarize .6 5, autocontrast .6 0; equalize .8 0, equalize .6 0;
-        posterize .6 7, posterize .6 6; equalize .4 0, solarize .2 4; equalize .4 0, rotate .8 8;
-        solarize .6 3, equalize .6 0; posterize .8 5, equalize 1 0; rotate .2 3, solarize .6 8;
-        equalize .6 0, posterize .4 6; rotate .8 8, color .4 0; rotate .4 9, equalize .6 0;
-        equalize 0 0, equalize .8 0; invert .6 0, equalize 1 0; color .6 4, contrast 1 8;
-        rotate .8 8, color 1 2; color .8 8, solarize .8 7; sharpness .4 7, invert .6 0;
-        shear_x .6 5, equalize 1 0; color .4 0, equalize .6 0; equalize .4 0, solarize .2 4;
-        solarize .6 5, autocontrast .6 0; invert .6 0, equalize 1 0; color .6 4, contrast 1 8;
-        equalize .8 0, equalize .6 0""",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
@@ -107,21 +73,13 @@ class Operations:
 
 def choose_autoaugment(policy: Policy, learned_on: AutoAugmentPolicy) -> Policy:
     """Replace ``"autoaugment"`` by the policy learned on a dataset; others stay as they are."""
-    versions: dict[AutoAugmentPolicy, Policy] = {
-        "cifar10": "autoaugment-cifar10",
-        "svhn": "autoaugment-svhn",
-        "imagenet": "autoaugment-imagenet",
-    }
-    return versions[learned_on] if policy == "autoaugment" else policy
+    return cast(Policy, f"autoaugment-{learned_on}") if policy == "autoaugment" else policy
 
 
 def num_draws(policy: Policy, num_ops: int) -> int:
     """Return how many uniform numbers a policy takes for each image."""
-    if policy == "none":
-        return 0
-    if policy == "randaugment":
-        return 2 * num_ops
-    return {"trivialaugment": 3, "3-augment": 2}.get(policy, 5)
+    counts = {"none": 0, "randaugment": 2 * num_ops, "trivialaugment": 3, "3-augment": 2}
+    return counts.get(policy, 5)
 
 
 def sample_operations(
@@ -154,36 +112,31 @@ def sample_operations(
         DeiT III, https://arxiv.org/abs/2204.07118 (3-Augment). Ranges are torchvision's.
     """
     device = draws.device
-    match policy:
-        case "randaugment":
-            ranges = _ranges("common", MAGNITUDE_BINS, image_size, device)
-            code = _choose(draws[:, :num_ops], len(DRAWN))
-            value = _signed(code, ranges[code, magnitude], draws[:, num_ops:])
-            return Operations(code=code, magnitude=value, possible=DRAWN)
-        case "trivialaugment":
-            ranges = _ranges("wide", MAGNITUDE_BINS, image_size, device)
-            code = _choose(draws[:, :1], len(DRAWN))
-            bins = _choose(draws[:, 1:2], MAGNITUDE_BINS)
-            value = _signed(code, ranges[code, bins], draws[:, 2:])
-            return Operations(code=code, magnitude=value, possible=DRAWN)
-        case "3-augment":
-            possible = ("grey", "solarize", "blur")
-            codes = augment.constant(tuple(CODE[name] for name in possible), device).long()
-            code = codes[_choose(draws[:, :1], 3)]
-            sigma = 0.1 + 1.9 * draws[:, 1:]
-            value = torch.where(code == CODE["solarize"], 128.0, sigma)
-            return Operations(code=code, magnitude=value, possible=possible)
-    sub_policies = _sub_policies(policy.removeprefix("autoaugment-"), device)
-    chosen = _choose(draws[:, 0], len(sub_policies.code))
-    code = sub_policies.code[chosen]
-    code = torch.where(draws[:, 1:3] < sub_policies.prob[chosen], code, CODE["identity"])
+    if policy in ("randaugment", "trivialaugment"):
+        space, ops, bins = "common", num_ops, magnitude
+        if policy == "trivialaugment":
+            space, ops, bins = "wide", 1, _choose(draws[:, 1:2], MAGNITUDE_BINS)
+        code = _choose(draws[:, :ops], len(DRAWN))
+        value = _ranges(space, MAGNITUDE_BINS, image_size, device)[code, bins]
+        value = _signed(code, value, draws[:, -ops:])
+        return Operations(code=code, magnitude=value, possible=DRAWN)
+    if policy == "3-augment":
+        possible = ("grey", "solarize", "blur")
+        codes = augment.constant(tuple(CODE[name] for name in possible), device).long()
+        code = codes[_choose(draws[:, :1], 3)]
+        sigma = 0.1 + 1.9 * draws[:, 1:]
+        value = torch.where(code == CODE["solarize"], 128.0, sigma)
+        return Operations(code=code, magnitude=value, possible=possible)
+    codes, probs, bins, possible = _sub_policies(policy.removeprefix("autoaugment-"), device)
+    chosen = _choose(draws[:, 0], len(codes))
+    code = torch.where(draws[:, 1:3] < probs[chosen], codes[chosen], CODE["identity"])
     space = "common" if rules == "torchvision" else "deepvoltaire"
-    value = _ranges(space, 10, image_size, device)[code, sub_policies.bins[chosen]]
+    value = _ranges(space, 10, image_size, device)[code, bins[chosen]]
     value = _signed(code, value, draws[:, 3:], rules)
     if rules == "deepvoltaire":
         moved = (code == CODE["translate_x"]) | (code == CODE["translate_y"])
         value = torch.where(moved, (value * image_size - 0.5).ceil() / image_size, value)
-    return Operations(code=code, magnitude=value, possible=sub_policies.possible, rules=rules)
+    return Operations(code=code, magnitude=value, possible=possible, rules=rules)
 
 
 def apply_operations(
@@ -397,33 +350,21 @@ def _signed(
     return torch.where((draws < 0.5) & (signed[code] > 0), -value, value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _SubPolicies:
-    code: Int[Tensor, "policies 2"]
-    prob: Float[Tensor, "policies 2"]
-    bins: Int[Tensor, "policies 2"]
-    possible: tuple[str, ...]
-
-
 @lru_cache(maxsize=8)
-def _sub_policies(name: str, device: torch.device) -> _SubPolicies:
+def _sub_policies(
+    name: str, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
+    """Return codes, probabilities and bins, each (policies, 2), and the operations that occur."""
+    table = resources.files("smallvit.data").joinpath("autoaugment.yaml").read_text("utf-8")
     parsed = [
-        [operation.split() for operation in line.split(",")]
-        for line in AUTOAUGMENT[name].split(";")
+        [operation.split() for operation in line.split(",")] for line in yaml.safe_load(table)[name]
     ]
-    names = {operation[0] for line in parsed for operation in line}
-
-    def column(convert: type, place: int) -> Tensor:
-        return torch.tensor(
-            [[convert(operation[place]) for operation in line] for line in parsed], device=device
-        )
-
-    return _SubPolicies(
-        code=torch.tensor([[CODE[op[0]] for op in line] for line in parsed], device=device),
-        prob=column(float, 1),
-        bins=column(int, 2),
-        possible=("identity", *(name for name in OPERATIONS if name in names)),
+    code, prob, bins = (
+        torch.tensor([[convert(operation[i]) for operation in line] for line in parsed]).to(device)
+        for i, convert in enumerate((CODE.__getitem__, float, int))
     )
+    names = {operation[0] for line in parsed for operation in line}
+    return code, prob, bins, ("identity", *(name for name in OPERATIONS if name in names))
 
 
 @lru_cache(maxsize=8)
