@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from smallvit.core.errors import ConfigError
+from smallvit.core.errors import ConfigError, explained
 from smallvit.evaluate.pixel_classifier import PixelClassifier
 from smallvit.models.measure import frozen
 
@@ -130,10 +130,9 @@ def _attacks(attacks: list[str], num_classes: int) -> list[str]:
 
 
 def _package() -> Any:
-    try:
+    needs = "AutoAttack needs pyautoattack: pip install 'smallvit[robust]'"
+    with explained(lambda _: needs, ImportError, into=ConfigError):
         return importlib.import_module("pyautoattack")
-    except ImportError:
-        raise ConfigError("AutoAttack needs pyautoattack: pip install 'smallvit[robust]'") from None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from timm.models import PretrainedCfg, get_pretrained_cfg, is_model_pretrained, 
 from timm.models._hub import save_for_hf
 from torch import Tensor, nn
 
-from smallvit.core.errors import ConfigError, DataError, UnknownNameError
+from smallvit.core.errors import ConfigError, DataError, UnknownNameError, explained, reason
 from smallvit.core.hashing import tensor_bytes
 from smallvit.core.whole_file import writable
-from smallvit.inference.pixels import PIXELS
+from smallvit.inference.pixels import BROKEN, PIXELS
 from smallvit.models.convert.adapt import adapt, position_grid
 from smallvit.models.registry import ALIASES, create_exported, settings_from
 from smallvit.models.tokens import AbstractBackbone
@@ -65,10 +66,8 @@ def write_export(
         DataError: If the folder cannot be made.
     """
     assert token_head is None or backbone.token_head is None, "the network has a token head itself"
-    try:
+    with explained(lambda error: f"cannot create {folder}: {error.strerror}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot create {folder}: {error.strerror}") from error
     names: dict[str, Any] = {"label_names": list(class_names)} if arguments["num_classes"] else {}
     save_for_hf(
         backbone.model,
@@ -121,15 +120,13 @@ def read_export(folder: Path) -> AbstractBackbone:
     Raises:
         DataError: If files are missing or broken, or the token head is of another network.
     """
-    try:
+    with _whole(folder):
         config = _read_config(folder)
         weights = load_file(folder / WEIGHTS)
         architecture, arguments = config["architecture"], config["model_args"]
         _check_claims(architecture, arguments, weights)
         backbone = create_exported(architecture, arguments)
         backbone.model.load_state_dict(weights)
-    except (OSError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
-        raise DataError(not_whole(folder, error)) from error
     if (folder / TOKEN_HEAD).is_file():
         backbone.aux_head = _read_token_head(folder / TOKEN_HEAD, backbone)
     return backbone
@@ -160,10 +157,8 @@ def _numbers(value: Any) -> list[float]:
 def _read_token_head(path: Path, backbone: AbstractBackbone) -> nn.Linear:
     """Build the classifier of a network's patch tokens from a file; refuse that of another one."""
     remedy = "repeat its run, or remove the file to go without"
-    try:
+    with explained(lambda error: f"{path} is broken ({error}): {remedy}", OSError, SafetensorError):
         weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} is broken ({error}): {remedy}") from error
     if backbone.token_head is not None:
         raise DataError(f"{path}: {backbone.model_name} has a token head of its own: {remedy}")
     num_classes: Any = backbone.model.num_classes
@@ -192,14 +187,12 @@ def exported_model(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: If the folder holds no export.
     """
-    try:
+    with _whole(folder):
         config = _read_config(folder)
         architecture, arguments = config["architecture"], config["model_args"]
         if not isinstance(architecture, str) or not isinstance(arguments, dict):
             raise TypeError
         return settings_from(architecture, arguments)
-    except (OSError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise DataError(not_whole(folder, error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,16 +216,19 @@ def exported_input(folder: Path) -> ExportedInput:
     Raises:
         DataError: If it says nothing of them.
     """
-    try:
-        said = _read_config(folder)["pretrained_cfg"]
-        (a, b, c), (d, e, f) = said["mean"], said["std"]
-        size = int(said["input_size"][-1])
+    with _whole(folder):
+        facts = _read_config(folder)["pretrained_cfg"]
+        (a, b, c), (d, e, f) = facts["mean"], facts["std"]
+        size = int(facts["input_size"][-1])
         return ExportedInput(image_size=size, mean=(a, b, c), std=(d, e, f))
-    except (OSError, LookupError, TypeError, ValueError) as error:
-        raise DataError(not_whole(folder, error)) from error
 
 
-def not_whole(folder: Path, error: Exception) -> str:
+def _whole(folder: Path) -> AbstractContextManager[None]:
+    """Explain what is raised where a folder holds no whole export."""
+    return explained(lambda error: _not_whole(folder, error), *BROKEN, SafetensorError)
+
+
+def _not_whole(folder: Path, error: Exception) -> str:
     """Say that a folder holds no whole export, and how to have it again."""
     run = folder.parent
     what = f"{folder} is no whole export ({type(error).__name__})"
@@ -276,13 +272,8 @@ def initialise_from(
     patch = max(exported.patch_size)
     what = config["architecture"] + (f" with patches of {patch} px" if patch > 1 else "")
     same_classes = config.get("label_names") == list(class_names)
-    try:
-        return _fill(backbone.model, exported.model, same_classes=same_classes)
-    except ConfigError as error:
-        raise ConfigError(
-            f"--init {folder} holds a {what}: {error}: leave --model and its settings out to take "
-            "its own, set model.patch_size to its own, or start from scratch"
-        ) from error
+    origin = f"--init {folder} holds a {what}"
+    return _fill(backbone.model, exported.model, origin, same_classes=same_classes)
 
 
 def find_timm_weights(name: str) -> str:
@@ -330,13 +321,8 @@ def initialise_from_timm(backbone: AbstractBackbone, name: str, *, offline: bool
         DataError: If they cannot be had; the message says how to put them there by hand.
     """
     source = _load_timm(name, offline=offline)
-    try:
-        return _fill(backbone.model, source, same_classes=False)
-    except ConfigError as error:
-        raise ConfigError(
-            f"timm:{name} is for another network: {error}: leave --model and its settings "
-            "out to take its own, or start from scratch"
-        ) from error
+    origin = f"timm:{name} is for another network"
+    return _fill(backbone.model, source, origin, same_classes=False)
 
 
 def _load_timm(name: str, *, offline: bool) -> nn.Module:
@@ -347,15 +333,16 @@ def _load_timm(name: str, *, offline: bool) -> nn.Module:
         overlay = {"file": cached}
     elif config.file is None and offline:
         # The Hub's client reads its own setting when it is imported, which may be too early.
-        raise _unreachable(name, repo, "offline")
-    try:
+        raise DataError(_unreachable(name, repo, "offline"))
+
+    def explain(error: Exception) -> str:
+        return _unreachable(name, repo, f"{type(error).__name__}: {reason(error)[:200]}")
+
+    with explained(explain, Exception):  # every release has the errors of its own HTTP library
         if repo and config.file is None and not overlay:
             # Asked first: the download of timm tries for 50 s where there is no network.
             HfApi().model_info(repo, timeout=HUB_TIMEOUT_S)
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
-    except Exception as error:  # every release raises the errors of its own HTTP library
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise _unreachable(name, repo, reason) from error
 
 
 def _config_of(name: str) -> PretrainedCfg:
@@ -364,19 +351,32 @@ def _config_of(name: str) -> PretrainedCfg:
     return config
 
 
-def _unreachable(name: str, repo: str | None, reason: str) -> DataError:
+def _unreachable(name: str, repo: str | None, why: str) -> str:
     where = f"of {repo} from the Hugging Face Hub" if repo else "of timm's release"
-    return DataError(
-        f"timm weights {name} could not be fetched ({reason}): run once with a network, or "
+    return (
+        f"timm weights {name} could not be fetched ({why}): run once with a network, or "
         f"download config.json and {WEIGHTS} {where} and name their folder instead"
     )
 
 
-def _fill(model: nn.Module, source: nn.Module, *, same_classes: bool) -> list[str]:
-    """Copy weights by name, adapted to other sizes; return one line for each that was not as is."""
-    weights, notes = adapt(
-        source.state_dict(), model, grid=position_grid(source), same_classes=same_classes
-    )
+def _fill(model: nn.Module, source: nn.Module, origin: str, *, same_classes: bool) -> list[str]:
+    """Copy weights by name, adapted to other sizes; return one line for each that was not as is.
+
+    Args:
+        model: Where to.
+        source: Where from.
+        origin: What the source is, for the message where it does not fit.
+        same_classes: Whether both classify the same.
+    """
+    try:
+        weights, notes = adapt(
+            source.state_dict(), model, grid=position_grid(source), same_classes=same_classes
+        )
+    except ConfigError as error:
+        raise ConfigError(
+            f"{origin}: {error}: leave --model and its settings out to take its own, set "
+            "model.patch_size to its own, or start from scratch"
+        ) from error
     model.load_state_dict(weights, strict=False)
     return notes
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.errors import ConfigError, DataError, explained, reason
 from smallvit.core.run_folder import Run
 from smallvit.data.augment import normalise, to_float
 from smallvit.data.files.config import check_range
@@ -19,6 +19,8 @@ from smallvit.data.files.images import is_deep_grey, open_image, to_rgb
 
 PIXELS = "pixels"  # key of an export's config.json: how files became the pixels it was trained on
 BY_FILE = "file"  # grey range of exports whose files were scaled each by itself
+# What reading a file of JSON may raise that is cut off, or whose values are of other types.
+BROKEN = (OSError, LookupError, RuntimeError, TypeError, ValueError)
 ImageLike = Path | str | bytes | Image.Image
 
 
@@ -85,7 +87,8 @@ def read_image(
         check_range(grey_range)
     reading = _Reading(size or 0, None, (), ()) if like is None else _read_like(like)
     name = str(image) if isinstance(image, Path | str) else "the image"
-    try:
+    # PIL raises nearly anything on a broken file.
+    with explained(lambda error: f"{name} cannot be read: {reason(error)}", Exception):
         opened = _open(image)
         wanted = grey_range or reading.grey_range
         if wanted is None and is_deep_grey(opened):
@@ -95,11 +98,6 @@ def read_image(
                 + " which are black and white: give grey_range=(LOW, HIGH)"
             )
         pixels = to_rgb(opened, reading.size, None if wanted == BY_FILE else wanted)
-    except (ConfigError, DataError):
-        raise
-    except Exception as error:  # PIL raises nearly anything on a broken file
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name} cannot be read: {why}") from error
     if not normalized:
         return pixels
     mean, std = torch.tensor(reading.mean), torch.tensor(reading.std)
@@ -134,7 +132,10 @@ def _read_like(like: Run | Path | str) -> _Reading:
             f"{like} is neither a run with an export nor an export: name a finished run, or a "
             "folder with config.json"
         )
-    try:
+    remedy = "finish its run, or repeat it"
+    with explained(
+        lambda error: f"{folder} is no whole export ({type(error).__name__}): {remedy}", *BROKEN
+    ):
         config = json.loads((folder / "config.json").read_text())
         facts = config["pretrained_cfg"]
         # Exports of older versions do not have the key: each file was scaled by itself then.
@@ -149,7 +150,3 @@ def _read_like(like: Run | Path | str) -> _Reading:
             grey = (float(grey[0]), float(grey[1]))
             check_range(grey)
         return _Reading(int(facts["input_size"][1]), grey, facts["mean"], facts["std"])
-    except (OSError, LookupError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{folder} is no whole export ({type(error).__name__}): finish its run, or repeat it"
-        ) from error

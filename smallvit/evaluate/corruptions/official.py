@@ -12,14 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from smallvit.core.errors import ConfigError, DataError, UnknownNameError
+from smallvit.core.errors import ConfigError, DataError, UnknownNameError, explained
 from smallvit.data.dataset import Dataset
 from smallvit.data.files.images import open_image, to_rgb
 from smallvit.data.files.sources import find_files
@@ -112,7 +111,7 @@ def _names_of(path: Path, found: Sequence[str], dataset: Dataset) -> tuple[str, 
 
 
 def _open_arrays(path: Path, dataset: Dataset, labels: Int[Tensor, " N"]) -> OfficialCorruptions:
-    arrays = _map_tar(path) if path.is_file() else _map_folder(path)
+    arrays = _map_arrays(path)
     names = _names_of(path, list(arrays), dataset)
     if LABELS not in arrays:
         raise DataError(f"{path} lacks {LABELS}.npy{_where(dataset)}")
@@ -138,31 +137,29 @@ def _open_arrays(path: Path, dataset: Dataset, labels: Int[Tensor, " N"]) -> Off
     return OfficialCorruptions(path=path, names=names, labels=labels, read=read)
 
 
-def _map_folder(path: Path) -> dict[str, np.ndarray]:
-    arrays = {}
-    for file in sorted(path.glob("*.npy")):
-        with file.open("rb") as stream:
-            arrays[file.stem] = _map_array(file, stream)
-    return arrays
+def _map_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Map the arrays of a folder, or those in a tar file where they lie: nothing is unpacked."""
+    if path.is_dir():
+        return {file.stem: _map_array(file) for file in sorted(path.glob("*.npy"))}
+    fault = f"{path} is no uncompressed tar file"
+    with (
+        explained(lambda error: f"{fault} ({error}): unpack it", tarfile.TarError),
+        tarfile.open(path, "r:") as archive,
+    ):
+        members = [each for each in archive if each.isfile() and each.name.endswith(".npy")]
+    return {Path(each.name).stem: _map_array(path, each.offset_data) for each in members}
 
 
-def _map_tar(path: Path) -> dict[str, np.ndarray]:
-    """Map the arrays inside a tar file where they lie: nothing is unpacked."""
-    arrays = {}
-    try:
-        with tarfile.open(path, "r:") as archive, path.open("rb") as stream:
-            for member in archive:
-                if member.isfile() and member.name.endswith(".npy"):
-                    stream.seek(member.offset_data)
-                    arrays[Path(member.name).stem] = _map_array(path, stream)
-    except tarfile.TarError as error:
-        raise DataError(f"{path} is no uncompressed tar file ({error}): unpack it") from error
-    return arrays
-
-
-def _map_array(path: Path, stream: BinaryIO) -> np.ndarray:
-    """Map the array whose header begins at the stream's place."""
-    try:
+def _map_array(path: Path, offset: int = 0) -> np.ndarray:
+    """Map the array whose header begins at a byte of a file."""
+    broken = f"{path} is cut off or holds no array"
+    with (
+        explained(
+            lambda error: f"{broken} ({error}): fetch it anew", ValueError, KeyError, OSError
+        ),
+        path.open("rb") as stream,
+    ):
+        stream.seek(offset)
         version = np.lib.format.read_magic(stream)
         header = {
             (1, 0): np.lib.format.read_array_header_1_0,
@@ -171,8 +168,6 @@ def _map_array(path: Path, stream: BinaryIO) -> np.ndarray:
         shape, fortran, dtype = header(stream)
         order = "F" if fortran else "C"
         return np.memmap(stream, dtype, "r", offset=stream.tell(), shape=shape, order=order)
-    except (ValueError, KeyError, OSError) as error:
-        raise DataError(f"{path} is cut off or holds no array ({error}): fetch it anew") from error
 
 
 def _open_folders(path: Path, dataset: Dataset, labels: Int[Tensor, " N"]) -> OfficialCorruptions:
@@ -205,10 +200,9 @@ def _open_folders(path: Path, dataset: Dataset, labels: Int[Tensor, " N"]) -> Of
     pool = ThreadPoolExecutor(torch.get_num_threads())
 
     def decode(file: Path) -> np.ndarray:
-        try:
+        broken = f"{file} cannot be read"
+        with explained(lambda error: f"{broken} ({error}): fetch it anew", OSError, ValueError):
             return to_rgb(open_image(file), dataset.image_size)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file} cannot be read ({error}): fetch it anew") from error
 
     def read(name: str, severity: int, start: int, stop: int) -> np.ndarray:
         return np.stack(list(pool.map(decode, list_cell(name, severity)[start:stop])))
