@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from smallvit.data.config import ErasingAspect
-from smallvit.data.geometry import products
+from smallvit.data.geometry import products, within
 
+LEVELS = 255
 QUANTILES = 1 << 16
 LUMINANCE = (0.2989, 0.587, 0.114)  # of red, green and blue, ITU-R 601
 
@@ -66,7 +67,7 @@ def change_chosen_(
     """
     if images.is_cuda:
         changed = change(images.clone(), *parameters)
-        return images.copy_(torch.where(_each(chosen), changed, images))
+        return images.copy_(torch.where(each(chosen), changed, images))
     index = chosen.nonzero()[:, 0]
     if len(index) == 0:
         return images
@@ -84,7 +85,7 @@ def adjust_brightness_(
     images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
     """Blend with black, in place: 0 is black, 1 the image, more is brighter."""
-    return images.mul_(_each(factor)).clamp_(0, 1)
+    return images.mul_(each(factor)).clamp_(0, 1)
 
 
 def adjust_contrast_(
@@ -92,7 +93,7 @@ def adjust_contrast_(
 ) -> Float[Tensor, "B 3 H W"]:
     """Blend with the mean luminance, in place: 0 is an even grey, 1 the image."""
     centre = _mean_luminance(images)
-    return images.mul_(_each(factor)).add_(_each(centre * (1 - factor))).clamp_(0, 1)
+    return images.mul_(each(factor)).add_(each(centre * (1 - factor))).clamp_(0, 1)
 
 
 def _mean_luminance(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
@@ -110,8 +111,8 @@ def adjust_saturation_(
     images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
     """Blend with the luminance, in place: 0 is grey, 1 the image."""
-    luminance = grey(images).mul_(_each(1 - factor))
-    return images.mul_(_each(factor)).add_(luminance).clamp_(0, 1)
+    luminance = grey(images).mul_(each(1 - factor))
+    return images.mul_(each(factor)).add_(luminance).clamp_(0, 1)
 
 
 def turn_hue(
@@ -204,6 +205,63 @@ def solarize_(
     )
 
 
+def adjust_sharpness(
+    images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Blend with a smoothed version: 0 is smooth, 1 the image; the border stays as it is."""
+    if min(images.shape[2:]) < 3:
+        return images
+    inner = images[:, :, 1:-1, 1:-1]
+    # Every pixel once and the middle four times more, of 13.
+    rows = (images[:, :, :-2] + images[:, :, 1:-1]).add_(images[:, :, 2:])
+    smooth = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).add_(inner, alpha=4).div_(13)
+    out = images.clone()
+    out[:, :, 1:-1, 1:-1] += (inner - smooth).mul_(each(factor - 1))
+    return out.clamp_(0, 1)
+
+
+def posterize_(
+    images: Float[Tensor, "B 3 H W"], bits: Float[Tensor, " B"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Keep the upper bits of each of 256 levels, whole numbers from 0 to 8, in place."""
+    powers = constant(tuple(float(1 << n) for n in range(9)), images.device)
+    step = each(powers[8 - bits.long()])
+    return images.mul_(LEVELS).round_().div_(step).floor_().mul_(step).div_(LEVELS)
+
+
+def solarize_above_(
+    images: Float[Tensor, "B 3 H W"], level: Float[Tensor, " B"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Invert the pixels at or above a level in [0, 255], in place."""
+    # Half a level lower: a level of exactly the threshold must not depend on rounding.
+    threshold = each((level.ceil() - 0.5).div_(LEVELS))
+    return images.sub_(images.clone().ge_(threshold)).abs_()  # |x - 1| where inverted
+
+
+def autocontrast_(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Stretch each channel to the whole range, in place; an even channel stays as it is."""
+    low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
+    even = high <= low
+    low, spread = torch.where(even, 0.0, low), torch.where(even, 1.0, high - low)
+    return images.sub_(low).div_(spread).clamp_(0, 1)
+
+
+def equalize(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Flatten each channel's histogram by PIL's integer rule; one or two levels may stay."""
+    pixels = images.shape[2] * images.shape[3]
+    levels = (images * LEVELS).round_().flatten(2).long()  # (B, 3, H W)
+    # Whole numbers below 2**24, which float32 holds and divides exactly enough to round down.
+    histogram = images.new_zeros(*levels.shape[:2], LEVELS + 1)
+    histogram.scatter_add_(2, levels, images.new_ones(1).expand(levels.shape))
+    highest = levels.amax(dim=2, keepdim=True)
+    step = ((pixels - histogram.gather(2, highest)) / LEVELS).floor_()
+    below = histogram.cumsum(dim=2).sub_(histogram)
+    table = below.add_((step / 2).floor_()).div_(step.clamp(min=1)).floor_().clamp_(max=LEVELS)
+    same = torch.arange(LEVELS + 1, device=images.device, dtype=images.dtype)
+    table = torch.where(step == 0, same, table).div_(LEVELS)
+    return table.gather(2, levels).reshape(images.shape)
+
+
 def blur(images: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
     """Blur each image with a Gaussian of its own width, mirrored at the border.
 
@@ -255,7 +313,8 @@ def constant(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
-def _each(value: Shaped[Tensor, " B"]) -> Shaped[Tensor, "B 1 1 1"]:
+def each(value: Shaped[Tensor, " B"]) -> Shaped[Tensor, "B 1 1 1"]:
+    """Give one number an image the axes of a batch."""
     return value[:, None, None, None]
 
 
@@ -304,9 +363,9 @@ def erase_(
     top = (draws[:, 2] * (height - high + 1)).floor()
     left = (draws[:, 3] * (width - wide + 1)).floor()
     bottom = torch.where(draws[:, 4] < prob, top + high, top)  # no rows: nothing is erased
-    kept_rows = _outside(height, top, bottom)[:, :, None]
-    kept_columns = _outside(width, left, left + wide)[:, None]
-    return images.mul_(torch.maximum(kept_rows, kept_columns)[:, None])
+    rows = within(height, top, bottom)[:, :, None]
+    columns = within(width, left, left + wide)[:, None]
+    return images.mul_((1 - rows * columns)[:, None])
 
 
 def _erased_aspects(
@@ -327,10 +386,3 @@ def _erased_areas(height: int, width: int, device: torch.device) -> Float[Tensor
     middle = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
     place = torch.searchsorted(share / share[-1], middle).clamp(max=QUANTILES - 1)
     return area[place].float().to(device)
-
-
-def _outside(
-    size: int, start: Float[Tensor, " B"], stop: Float[Tensor, " B"]
-) -> Float[Tensor, "B size"]:
-    place = torch.arange(size, device=start.device)
-    return ((place < start[:, None]) | (place >= stop[:, None])).float()

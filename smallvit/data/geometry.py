@@ -182,6 +182,14 @@ def products(left: Float[Tensor, "B m k"], right: Float[Tensor, "B k n"]) -> Flo
     return (left @ F.pad(right, (0, extra[2], 0, extra[1])))[:, :rows, :columns]
 
 
+def within(
+    size: int, start: Float[Tensor, " B"], stop: Float[Tensor, " B"]
+) -> Float[Tensor, "B size"]:
+    """Mark the places along an axis that lie in [start, stop) by 1, others by 0."""
+    place = torch.arange(size, device=start.device)
+    return ((place >= start[:, None]) & (place < stop[:, None])).float()
+
+
 def shift(
     maps: Shaped[Tensor, "B C H W"], geometry: Geometry, *, fill: Fill
 ) -> Shaped[Tensor, "B C H W"]:

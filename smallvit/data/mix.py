@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from smallvit.data.geometry import within
+
 NUM_DRAWS = 5  # whether at all, which of the two, how much, and a place
 QUANTILES = 1 << 16
 
@@ -51,10 +53,10 @@ def sample_mask(
         _beta(draws[:, 2], mixup_alpha or 1.0),
     )
     half = 0.5 * share.sqrt()
-    inside = [
-        _between(length, (centre * length).floor(), (half * length).floor())
-        for length, centre in zip(size, draws[:, 3:].T, strict=True)
-    ]
+    inside = []
+    for length, centre in zip(size, draws[:, 3:].T, strict=True):
+        middle, reach = (centre * length).floor(), (half * length).floor()
+        inside.append(within(length, middle - reach, middle + reach))
     box = inside[0][:, :, None] * inside[1][:, None]
     mask = torch.where(use_box[:, None, None], box, share[:, None, None])
     return (mask * mixed[:, None, None])[:, None]
@@ -73,13 +75,6 @@ def blend_partner(
 def mask_on_grid(mask: Float[Tensor, "B 1 H W"], grid: tuple[int, int]) -> Float[Tensor, "B 1 h w"]:
     """Return the part of each cell that the partner covers, for mixing score maps alike."""
     return F.adaptive_avg_pool2d(mask, grid)
-
-
-def _between(
-    length: int, centre: Float[Tensor, " B"], half: Float[Tensor, " B"]
-) -> Float[Tensor, "B length"]:
-    place = torch.arange(length, device=centre.device)
-    return ((place >= (centre - half)[:, None]) & (place < (centre + half)[:, None])).float()
 
 
 def _beta(draws: Float[Tensor, " B"], alpha: float) -> Float[Tensor, " B"]:

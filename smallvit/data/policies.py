@@ -25,30 +25,25 @@ from torch import Tensor
 from smallvit.data import augment, geometry
 from smallvit.data.config import AutoAugmentPolicy, AutoAugmentRules, Policy
 
-LEVELS = 255
 GREY = 128 / 255  # what moves in, by DeepVoltaire's rules
 MAGNITUDE_BINS = 31  # of RandAugment and TrivialAugment
-OPERATIONS = (
-    "identity",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-    "brightness",
-    "color",
-    "contrast",
-    "sharpness",
-    "posterize",
-    "solarize",
-    "autocontrast",
-    "equalize",
-    "invert",
-    "grey",
-    "blur",
-)
-CODE = {name: code for code, name in enumerate(OPERATIONS)}
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+# What changes colours; each may overwrite the images that it is given.
+CHANGES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "brightness": lambda images, change: augment.adjust_brightness_(images, 1 + change),
+    "color": lambda images, change: augment.adjust_saturation_(images, 1 + change),
+    "contrast": lambda images, change: augment.adjust_contrast_(images, 1 + change),
+    "sharpness": lambda images, change: augment.adjust_sharpness(images, 1 + change),
+    "posterize": augment.posterize_,
+    "solarize": augment.solarize_above_,
+    "autocontrast": lambda images, _: augment.autocontrast_(images),
+    "equalize": lambda images, _: augment.equalize(images),
+    "invert": lambda images, _: images.neg_().add_(1),
+    "grey": lambda images, _: augment.grey(images).expand_as(images),
+    "blur": augment.blur,
+}
+OPERATIONS = ("identity", *GEOMETRIC, *CHANGES)
+CODE = {name: code for code, name in enumerate(OPERATIONS)}
 SIGNED = (*GEOMETRIC, "brightness", "color", "contrast", "sharpness")
 DRAWN = OPERATIONS[: CODE["invert"]]  # what RandAugment and TrivialAugment choose from
 
@@ -262,79 +257,6 @@ def _affine_tables(
     return slopes.to(device), radians.to(device)
 
 
-def adjust_sharpness(
-    images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
-) -> Float[Tensor, "B 3 H W"]:
-    """Blend with a smoothed version: 0 is smooth, 1 the image; the border stays as it is."""
-    if min(images.shape[2:]) < 3:
-        return images
-    inner = images[:, :, 1:-1, 1:-1]
-    # Every pixel once and the middle four times more, of 13.
-    rows = (images[:, :, :-2] + images[:, :, 1:-1]).add_(images[:, :, 2:])
-    smooth = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).add_(inner, alpha=4).div_(13)
-    out = images.clone()
-    out[:, :, 1:-1, 1:-1] += (inner - smooth).mul_((factor - 1)[:, None, None, None])
-    return out.clamp_(0, 1)
-
-
-def posterize_(
-    images: Float[Tensor, "B 3 H W"], bits: Float[Tensor, " B"]
-) -> Float[Tensor, "B 3 H W"]:
-    """Keep the upper bits of each level, whole numbers from 0 to 8, in place."""
-    powers = augment.constant(tuple(float(1 << n) for n in range(9)), images.device)
-    step = powers[8 - bits.long()][:, None, None, None]
-    return images.mul_(LEVELS).round_().div_(step).floor_().mul_(step).div_(LEVELS)
-
-
-def solarize_above_(
-    images: Float[Tensor, "B 3 H W"], level: Float[Tensor, " B"]
-) -> Float[Tensor, "B 3 H W"]:
-    """Invert the pixels at or above a level in [0, 255], in place."""
-    # Half a level lower: a level of exactly the threshold must not depend on rounding.
-    threshold = (level.ceil() - 0.5).div_(LEVELS)[:, None, None, None]
-    return images.sub_(images.clone().ge_(threshold)).abs_()  # |x - 1| where inverted
-
-
-def autocontrast_(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-    """Stretch each channel to the whole range, in place; an even channel stays as it is."""
-    low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
-    even = high <= low
-    low, spread = torch.where(even, 0.0, low), torch.where(even, 1.0, high - low)
-    return images.sub_(low).div_(spread).clamp_(0, 1)
-
-
-def equalize(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-    """Flatten each channel's histogram by PIL's integer rule; one or two levels may stay."""
-    pixels = images.shape[2] * images.shape[3]
-    levels = (images * LEVELS).round_().flatten(2).long()  # (B, 3, H W)
-    # Whole numbers below 2**24, which float32 holds and divides exactly enough to round down.
-    histogram = images.new_zeros(*levels.shape[:2], LEVELS + 1)
-    histogram.scatter_add_(2, levels, images.new_ones(1).expand(levels.shape))
-    highest = levels.amax(dim=2, keepdim=True)
-    step = ((pixels - histogram.gather(2, highest)) / LEVELS).floor_()
-    below = histogram.cumsum(dim=2).sub_(histogram)
-    table = below.add_((step / 2).floor_()).div_(step.clamp(min=1)).floor_().clamp_(max=LEVELS)
-    same = torch.arange(LEVELS + 1, device=images.device, dtype=images.dtype)
-    table = torch.where(step == 0, same, table).div_(LEVELS)
-    return table.gather(2, levels).reshape(images.shape)
-
-
-# In the order of ``OPERATIONS``; each may overwrite the images that it is given.
-CHANGES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "brightness": lambda images, change: augment.adjust_brightness_(images, 1 + change),
-    "color": lambda images, change: augment.adjust_saturation_(images, 1 + change),
-    "contrast": lambda images, change: augment.adjust_contrast_(images, 1 + change),
-    "sharpness": lambda images, change: adjust_sharpness(images, 1 + change),
-    "posterize": posterize_,
-    "solarize": solarize_above_,
-    "autocontrast": lambda images, _: autocontrast_(images),
-    "equalize": lambda images, _: equalize(images),
-    "invert": lambda images, _: images.neg_().add_(1),
-    "grey": lambda images, _: augment.grey(images).expand_as(images),
-    "blur": augment.blur,
-}
-
-
 def _choose(draws: Float[Tensor, "*shape"], num: int) -> Int[Tensor, "*shape"]:
     return (draws * num).long().clamp_(max=num - 1)
 
@@ -393,5 +315,5 @@ def _ranges(
             shift * ramp if theirs else (shift * image_size * ramp).floor() / image_size
         )
     table[CODE["posterize"]] = 8 - ((6 if wide else 4) * ramp).round()
-    table[CODE["solarize"]] = (LEVELS + 1 if theirs else LEVELS) * (1 - ramp)
+    table[CODE["solarize"]] = (256 if theirs else 255) * (1 - ramp)
     return table.to(device)

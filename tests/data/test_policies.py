@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.transforms.v2 import InterpolationMode
 
-from smallvit.data import geometry, policies
+from smallvit.data import augment, geometry, policies
 from smallvit.data.policies import CODE, GEOMETRIC, OPERATIONS, Operations
 
 pytestmark = pytest.mark.exact
@@ -126,7 +126,7 @@ def test_equalize_of_an_even_or_two_level_image_leaves_what_pil_leaves():
 
 def test_images_too_small_for_sharpness_stay_as_they_are():
     images = torch.rand(1, 3, 2, 5)
-    assert torch.equal(policies.adjust_sharpness(images, torch.tensor([0.1])), images)
+    assert torch.equal(augment.adjust_sharpness(images, torch.tensor([0.1])), images)
 
 
 def torchvision_magnitude(policy: type, name: str, bins: int, i: int) -> tuple[float, bool]:

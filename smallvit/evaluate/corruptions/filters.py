@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 # How values continue beyond the edge: "edge" a a|a b c d|d d, "reflect" b a|a b c d|d c, "mirror"
@@ -196,8 +196,3 @@ def sample(
     upper = read(rows[0], columns[0]).lerp_(read(rows[0], columns[1]), right_share)
     lower = read(rows[1], columns[0]).lerp_(read(rows[1], columns[1]), right_share)
     return upper.lerp_(lower, lower_share).reshape(images.shape)
-
-
-def each(value: Shaped[Tensor, " B"]) -> Shaped[Tensor, "B 1 1 1"]:
-    """Give one number an image the axes of a batch."""
-    return value[:, None, None, None]

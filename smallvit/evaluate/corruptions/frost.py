@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from smallvit.data.augment import constant
+from smallvit.data.augment import constant, each
 from smallvit.evaluate.corruptions.draws import Draws
-from smallvit.evaluate.corruptions.filters import each, smooth
+from smallvit.evaluate.corruptions.filters import smooth
 
 # Luminance of each photograph at these quantiles of the normal distribution (0, 5, 10, 25, 50, 75,
 # 90, 95 and 100 %), reduced to a fifth as make_cifar_c.py reduces it; the second and the third are

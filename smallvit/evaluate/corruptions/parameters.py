@@ -7,25 +7,6 @@ import yaml
 
 from smallvit.core.errors import ConfigError, UnknownNameError
 
-CORRUPTIONS = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
-EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-ALL_CORRUPTIONS = CORRUPTIONS + EXTRA_CORRUPTIONS
 SEVERITIES = (1, 2, 3, 4, 5)
 
 Table = Literal["cifar", "tiny-imagenet", "imagenet"]
@@ -47,6 +28,9 @@ def _read_strengths() -> dict[Table, dict[str, list[Strength]]]:
 
 # Those of elastic_transform are fractions of the side.
 STRENGTHS = _read_strengths()
+ALL_CORRUPTIONS = tuple(STRENGTHS["imagenet"])
+EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+CORRUPTIONS = tuple(name for name in ALL_CORRUPTIONS if name not in EXTRA_CORRUPTIONS)
 
 
 def table_of(side: int) -> Table:

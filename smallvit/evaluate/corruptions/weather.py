@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from smallvit.data.augment import each
 from smallvit.evaluate.corruptions.draws import Draws
-from smallvit.evaluate.corruptions.filters import blur_along_line, each, zoom
+from smallvit.evaluate.corruptions.filters import blur_along_line, zoom
 from smallvit.evaluate.corruptions.frost import draw_frost
 from smallvit.evaluate.corruptions.parameters import Strength
 
