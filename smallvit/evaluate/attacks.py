@@ -17,6 +17,7 @@ Shapes in this file:
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -34,6 +35,23 @@ Attack = Literal["fgsm", "pgd"]
 STEPS = 20
 # Of eps, over the number of steps: enough to cross the box and to come back.
 STEP_FACTOR = 2.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """How PGD looks for the worst image of a box; see ``pgd``."""
+
+    steps: int
+    restarts: int
+    seed: int
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "restarts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} of PGD must be at least 1, got {getattr(self, name)}")
+        if self.step_size is not None and not 0 < self.step_size <= 1:
+            raise ConfigError(f"step_size of PGD must be in (0, 1], got {self.step_size:g}")
 
 
 def fgsm(
@@ -61,7 +79,7 @@ def fgsm(
         Goodfellow et al., 2015, Explaining and Harnessing Adversarial Examples,
         https://arxiv.org/abs/1412.6572, section 4.
     """
-    _check(eps)
+    _check_eps(eps)
     with frozen(classifier), torch.autocast(images.device.type, enabled=False), torch.enable_grad():
         point = images.detach().requires_grad_()
         loss, _ = _judge(classifier, point, labels)
@@ -109,22 +127,11 @@ def pgd(
         https://arxiv.org/abs/1706.06083, section 2.1. Theirs keeps the last step of a restart;
         here every step counts, which fools as many images or more.
     """
-    _check(eps, steps=steps, restarts=restarts, step_size=step_size)
+    _check_eps(eps)
+    search = _Search(steps=steps, restarts=restarts, seed=seed, step_size=step_size)
     with frozen(classifier), torch.autocast(images.device.type, enabled=False):
         loss, fallen = _judge_still(classifier, images, labels)
-        return _climb(
-            classifier,
-            images,
-            labels,
-            loss,
-            fallen,
-            eps=eps,
-            steps=steps,
-            restarts=restarts,
-            step_size=step_size,
-            seed=seed,
-            indices=indices,
-        )[0]
+        return _climb(classifier, images, labels, indices, loss, fallen, eps, search)[0]
 
 
 def robust_correct(
@@ -160,7 +167,8 @@ def robust_correct(
         ConfigError: If a setting is out of range.
     """
     for value in eps:
-        _check(value, steps=steps, restarts=restarts)
+        _check_eps(value)
+    search = _Search(steps=steps, restarts=restarts, seed=seed)
     ascending = sorted(set(eps))
     correct: dict[float, list[Tensor]] = {value: [] for value in ascending}
     seen = 0
@@ -173,17 +181,7 @@ def robust_correct(
             for value in ascending:
                 if value > 0 and attack == "pgd":
                     _, fallen = _climb(
-                        classifier,
-                        images,
-                        labels,
-                        loss,
-                        fallen,
-                        eps=value,
-                        steps=steps,
-                        restarts=restarts,
-                        step_size=None,
-                        seed=seed,
-                        indices=indices,
+                        classifier, images, labels, indices, loss, fallen, value, search
                     )
                 elif value > 0:
                     moved = fgsm(classifier, images, labels, eps=value)
@@ -196,15 +194,11 @@ def _climb(
     classifier: PixelClassifier,
     images: Float[Tensor, "B 3 H W"],
     labels: Int[Tensor, " B"],
+    indices: Int[Tensor, " B"],
     loss: Float[Tensor, " B"],
     fallen: Bool[Tensor, " B"],
-    *,
     eps: float,
-    steps: int,
-    restarts: int,
-    step_size: float | None,
-    seed: int,
-    indices: Int[Tensor, " B"],
+    search: _Search,
 ) -> tuple[Float[Tensor, "B 3 H W"], Bool[Tensor, " B"]]:
     """Run PGD from clean images of known loss; return the worst images and which are fooled.
 
@@ -212,31 +206,23 @@ def _climb(
         classifier: Frozen.
         images: Clean.
         labels: True classes.
+        indices: Number of each image.
         loss: Of the clean images.
         fallen: Images to leave alone.
-        eps: See ``pgd``, as for the others.
-        steps: Gradients of a restart.
-        restarts: Random places to start from.
-        step_size: ``None`` is the usual one.
-        seed: Of the random places.
-        indices: Number of each image.
+        eps: Largest change of a colour.
+        search: How it is looked for.
     """
-    size = STEP_FACTOR * eps / steps if step_size is None else step_size
+    size = STEP_FACTOR * eps / search.steps if search.step_size is None else search.step_size
     worst, highest, fallen = images.clone(), loss.clone(), fallen.clone()
     if eps == 0:
         return worst, fallen
     low, high = (images - eps).clamp(min=0), (images + eps).clamp(max=1)
-    for restart in range(restarts):
+    for restart in range(search.restarts):
         active = torch.arange(len(images), device=images.device)
-        draws = rng.uniform(
-            seed,
-            f"attack/pgd/{restart}",
-            torch.zeros_like(indices),
-            indices,
-            images[0].numel(),
-        )
+        purpose, epoch = f"attack/pgd/{restart}", torch.zeros_like(indices)
+        draws = rng.uniform(search.seed, purpose, epoch, indices, images[0].numel())
         point = images + eps * (2 * draws.view_as(images) - 1)
-        for step in range(steps + 1):
+        for step in range(search.steps + 1):
             # How many are left makes the host wait: asked before steps 0, 1, 2, 4, 8 and so on.
             if step.bit_count() <= 1:
                 left = (~fallen[active]).nonzero()[:, 0]
@@ -244,7 +230,7 @@ def _climb(
                 if not len(active):
                     break
             point = torch.minimum(torch.maximum(point, low[active]), high[active])
-            last = step == steps
+            last = step == search.steps
             with torch.set_grad_enabled(not last):
                 point.requires_grad_(not last)
                 now, wrong = _judge(classifier, point, labels[active])
@@ -270,22 +256,10 @@ def _judge(
     return others - logits.gather(1, own)[:, 0], predicted_classes(logits.detach()) != labels
 
 
-@torch.no_grad()
-def _judge_still(
-    classifier: PixelClassifier, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, " B"]
-) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
-    """Judge without a gradient."""
-    return _judge(classifier, images, labels)
+_judge_still = torch.no_grad()(_judge)
 
 
-def _check(
-    eps: float, *, steps: int = 1, restarts: int = 1, step_size: float | None = None
-) -> None:
+def _check_eps(eps: float) -> None:
     if not 0 <= eps <= 1:  # so written, NaN is refused too
         hint = f": for {eps:g} of 255 levels give {eps:g} / 255" if math.isfinite(eps) else ""
         raise ConfigError(f"eps is a change of colours in [0, 1], got {eps:g}{hint}")
-    for name, value in (("steps", steps), ("restarts", restarts)):
-        if value < 1:
-            raise ConfigError(f"{name} of PGD must be at least 1, got {value}")
-    if step_size is not None and not 0 < step_size <= 1:
-        raise ConfigError(f"step_size of PGD must be in (0, 1], got {step_size:g}")

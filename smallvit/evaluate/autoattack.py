@@ -151,15 +151,13 @@ def _noting_flags() -> Iterator[list[str]]:
     flags: list[str] = []
     log = logging.getLogger("auto-attack")
 
-    class Note(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
+    def note(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
             flags.append(" ".join(record.getMessage().split()))
+        return False  # it is written nowhere else
 
-    note, propagate = Note(logging.WARNING), log.propagate
-    log.addHandler(note)
-    log.propagate = False
+    log.addFilter(note)
     try:
         yield flags
     finally:
-        log.removeHandler(note)
-        log.propagate = propagate
+        log.removeFilter(note)
