@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from smallvit.leaderboard.figures import in_order, kind_of, label_of
+from smallvit.leaderboard.part import Unit
 from smallvit.leaderboard.parts.cost import ROUNDS_OF
 from smallvit.leaderboard.report_text import (
     format_commonest,
@@ -17,7 +18,7 @@ from smallvit.leaderboard.report_text import (
     format_value,
     spread_name,
 )
-from smallvit.leaderboard.rows import Row
+from smallvit.leaderboard.rows import Figure, Row
 
 ATTACKS_NOTE = "not adversarially trained"
 COMMONEST_HEAD = "commonest class, %"  # what naming it always would score
@@ -39,6 +40,10 @@ class Cell:
     text: str
     spread: str = ""
     value: float | None = None
+
+    def __str__(self) -> str:
+        """Return all that is shown."""
+        return f"{self.text} {self.spread}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,21 +92,22 @@ def table_bands(rows: Sequence[Row]) -> list[Band]:
     accuracy = [*_accuracy_columns(rows), *figures.pop("Accuracy", [])]
     cost = figures.pop("Cost", [])
     if cost or len({row.params for row in rows}) > 1:
-        cost.insert(0, _counts("parameters", rows, lambda row: row.params))
+        cost.insert(0, _column("parameters", rows, lambda row: row.params))
+    labels = [Cell(text=format_labels(row), value=row.num_labels) for row in rows]
     groups = {
         "Accuracy": accuracy,
         **figures,
         "Seeds and images": [
-            _counts("seeds", rows, lambda row: row.num_seeds),
-            replace(_counts("labelled", rows, lambda row: row.num_labels), cells=_labelled(rows)),
-            _counts("supervised", rows, lambda row: row.mean("samples_seen")),
-            _counts("pretrain", rows, lambda row: row.mean("pretrain_samples")),
-            _counts("teacher", rows, lambda row: row.mean("teacher_samples")),
+            _column("seeds", rows, lambda row: row.num_seeds),
+            Column(head="labelled", cells=labels),
+            _column("supervised", rows, lambda row: row.mean("samples_seen")),
+            _column("pretrain", rows, lambda row: row.mean("pretrain_samples")),
+            _column("teacher", rows, lambda row: row.mean("teacher_samples")),
         ],
         "Training": [
-            _times("stage 2", rows, lambda row: row.mean("wall_s")),
-            _times("in total", rows, lambda row: row.mean("total_wall_s")),
-            _counts("images/s", rows, lambda row: row.mean("images_per_s")),
+            _column("stage 2", rows, lambda row: row.mean("wall_s"), format_time),
+            _column("in total", rows, lambda row: row.mean("total_wall_s"), format_time),
+            _column("images/s", rows, lambda row: row.mean("images_per_s")),
         ],
         "Cost": cost,
     }
@@ -132,24 +138,18 @@ def lower_is_better(rows: Sequence[Row]) -> list[str]:
 
 
 def _accuracy_columns(rows: Sequence[Row]) -> list[Column]:
-    top1 = [Cell(text=format_percent(row.top1_mean), value=row.top1_mean) for row in rows]
     spread = [Cell(text=format_spread(row), value=_width(row)) for row in rows]
     columns = [
-        Column(head="top-1, %", cells=top1, is_score=True),
+        replace(
+            _column("top-1, %", rows, lambda row: row.top1_mean, format_percent), is_score=True
+        ),
         Column(head=spread_name(rows), cells=spread),
     ]
     if any(row.commonest_share is not None for row in rows):
         cells = [Cell(text=format_commonest(row), value=row.commonest_share) for row in rows]
         columns.append(Column(head=COMMONEST_HEAD, cells=cells))
     if show_top5(rows):
-        top5 = [
-            Cell(
-                text=format_percent(row.mean("top5")),
-                spread="" if (std := row.std("top5")) is None else f"\u00b1 {format_percent(std)}",
-                value=row.mean("top5"),
-            )
-            for row in rows
-        ]
+        top5 = [_cell(row.figure("top5"), "fraction") for row in rows]
         columns.append(Column(head="top-5, %", cells=top5))
     return columns
 
@@ -171,30 +171,28 @@ def _figure_cell(row: Row, name: str) -> Cell:
     if name not in row.figures:
         reason = row.missing.get(name, "")
         return Cell(text="-" if reason else "", spread=reason)
-    figure, unit = row.figures[name], kind_of(name).unit
-    text = format_value(figure.mean, unit)
+    figure = row.figures[name]
+    cell = _cell(figure, kind_of(name).unit)
     if figure.n < len(row.seeds):
-        text += f" (n = {figure.n})"
-    spread = format_std(figure, unit)
+        cell = replace(cell, text=f"{cell.text} (n = {figure.n})")
     if name in ROUNDS_OF:  # of seeds there is none: all runs of a network share the measurement
         rounds = row.figures.get(ROUNDS_OF[name])
-        spread = "" if rounds is None else f"\u00b1 {50 * rounds.mean:.0f} %"
-    return Cell(text=text, spread=spread, value=figure.mean)
+        cell = replace(cell, spread="" if rounds is None else f"\u00b1 {50 * rounds.mean:.0f} %")
+    return cell
 
 
-def _counts(head: str, rows: Sequence[Row], read: Callable[[Row], float]) -> Column:
-    cells = [Cell(text=format_count(read(row)), value=read(row)) for row in rows]
-    return Column(head=head, cells=cells)
+def _cell(figure: Figure, unit: Unit) -> Cell:
+    text = format_value(figure.mean, unit)
+    return Cell(text=text, spread=format_std(figure, unit), value=figure.mean)
 
 
-def _times(head: str, rows: Sequence[Row], read: Callable[[Row], float]) -> Column:
-    return Column(
-        head=head, cells=[Cell(text=format_time(read(row)), value=read(row)) for row in rows]
-    )
-
-
-def _labelled(rows: Sequence[Row]) -> list[Cell]:
-    return [Cell(text=format_labels(row), value=row.num_labels) for row in rows]
+def _column(
+    head: str,
+    rows: Sequence[Row],
+    read: Callable[[Row], float],
+    write: Callable[[float], str] = format_count,
+) -> Column:
+    return Column(head=head, cells=[Cell(text=write(x), value=x) for x in map(read, rows)])
 
 
 def _width(row: Row) -> float | None:

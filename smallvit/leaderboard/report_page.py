@@ -1,51 +1,47 @@
-"""The HTML page of a leaderboard: what there is to show of each data set, and its template."""
+"""The pages of a leaderboard: what there is to show of each data set, and the templates for it."""
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from smallvit.leaderboard.board import Evidence, Leaderboard
-from smallvit.leaderboard.comparison import Comparison
 from smallvit.leaderboard.figures import natural_key
 from smallvit.leaderboard.published import Reference, published_name
-from smallvit.leaderboard.report_columns import (
-    Band,
-    figure_names,
-    lower_is_better,
-    table_bands,
-)
+from smallvit.leaderboard.report_columns import figure_names, lower_is_better, table_bands
 from smallvit.leaderboard.report_panels import (
     ATTACKS,
-    CorruptionPart,
     attack_plots,
     corruption_part,
     few_label_plots,
-    row_titles,
 )
 from smallvit.leaderboard.report_plots import (
     FULL_AXIS,
     NUM_STYLES,
-    Axis,
-    Dash,
-    LinePlot,
-    Reliability,
     fit_axis,
     format_tick,
+    reliability_dots,
     whisker,
 )
 from smallvit.leaderboard.report_text import (
     format_commit,
+    format_commonest,
     format_count,
     format_difference,
+    format_labels,
     format_p,
     format_percent,
     format_spread,
     format_time,
     row_labels,
+    row_titles,
+    spread_name,
 )
 from smallvit.leaderboard.rows import ARMS, Entry, Row, distinct
 
@@ -76,7 +72,7 @@ class Detail:
 
     @property
     def matrix(self) -> list[tuple[str, list[tuple[int, float]]]]:
-        """Each true class with the count and the part of its images by predicted class."""
+        """Each true class with the count and the share of its images by predicted class."""
         names, confusion = self.evidence.class_names, self.evidence.confusion
         if len(names) > MAX_MATRIX_CLASSES:
             return []
@@ -87,7 +83,7 @@ class Detail:
 
     @property
     def pairs(self) -> list[tuple[str, str, int, float]]:
-        """The most confused pairs: true class, predicted class, count, part of the true class."""
+        """The most confused pairs: true class, predicted class, count, share of the true class."""
         names, confusion = self.evidence.class_names, self.evidence.confusion
         pairs = [
             (names[true], names[predicted], count, count / sum(counts))
@@ -98,113 +94,39 @@ class Detail:
         return sorted(pairs, key=lambda pair: -pair[2])[:NUM_PAIRS]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """What the page says of one dataset.
-
-    Attributes:
-        dataset: Name of the dataset.
-        rows: Its rows.
-        entries: Its runs.
-        labels: What to call each row: its arm, and what else tells it apart.
-        titles: That alone, or nothing.
-        zoom: Axis of the magnified figure.
-        bands: Columns of its table.
-        lower: Columns in which a small figure is the good one.
-        comparisons: Paired tests between its rows.
-        references: Published accuracies.
-        corruption_references: Published figures on corrupted images.
-        measured_on: Dataset of the published figures, where it is not this one.
-        legend: Arms that are drawn as lines, with their style.
-        few_label_plots: Accuracy over the part of the labels.
-        corruptions: Accuracy on corrupted images, by origin.
-        attack_plots: Accuracy over the strength of an attack.
-        attacks: Names of the attacks that are drawn, with how their lines are broken.
-        reliabilities: Accuracy over confidence.
-        details: Confusion and attention of single rows.
-    """
-
-    dataset: str
-    rows: Sequence[Row]
-    entries: Sequence[Entry]
-    labels: Sequence[str]
-    titles: Sequence[str]
-    zoom: Axis
-    bands: Sequence[Band]
-    lower: Sequence[str]
-    comparisons: Sequence[Comparison]
-    references: Sequence[Reference]
-    corruption_references: Sequence[Reference]
-    measured_on: str | None
-    legend: Sequence[tuple[str, int]]
-    few_label_plots: Sequence[LinePlot]
-    corruptions: Sequence[CorruptionPart]
-    attack_plots: Sequence[LinePlot]
-    attacks: Sequence[tuple[str, Dash]]
-    reliabilities: Sequence[Reliability]
-    details: Sequence[Detail]
-
-    @property
-    def models(self) -> list[str]:
-        """Each model with its number of parameters."""
-        return distinct(f"{row.model}, {row.params:,} parameters" for row in self.rows)
-
-    @property
-    def test_sizes(self) -> list[str]:
-        """The numbers of test images; a single one unless the splits differ."""
-        return distinct(f"{row.n_test:,}" for row in self.rows)
-
-    @property
-    def yardsticks(self) -> list[str]:
-        """What naming the commonest class of the test images always would score."""
-        return distinct(
-            f"{row.commonest} always: {format_percent(row.commonest_share)} %"
-            for row in self.rows
-            if row.commonest_share is not None
-        )
-
-    @property
-    def seeds(self) -> list[int]:
-        """The different seeds of the runs."""
-        return sorted({entry.seed for entry in self.entries})
-
-    @property
-    def parts(self) -> list[tuple[str, str]]:
-        """The address and the heading of each part after the table."""
-        parts = {
-            "comparisons": ("Paired comparisons", self.comparisons),
-            "labels": ("Few labels", self.few_label_plots),
-            "corruptions": ("Corruptions", self.corruptions),
-            "attacks": ("Attacks", self.attack_plots),
-            "calibration": ("Calibration", self.reliabilities),
-            "details": ("Classes and attention", self.details),
-            "published": ("Published figures", self.references),
-        }
-        return [(slug, name) for slug, (name, content) in parts.items() if content]
-
-
 def render_html(leaderboard: Leaderboard) -> str:
     """Return a page that needs no other file and no network."""
-    rows, entries = leaderboard.rows, leaderboard.entries
-    return _template().render(
-        title=leaderboard.title,
-        verdict=leaderboard.verdict,
-        warnings=leaderboard.warnings,
-        notes=leaderboard.notes,
-        sections=_sections(leaderboard),
-        full_axis=FULL_AXIS,
-        measured=_measured(rows, entries),
-        protocol=leaderboard.protocol,
-        paired=bool(leaderboard.comparisons),
-        entries=entries,
-    )
+    measured = _measured(leaderboard.rows, leaderboard.entries)
+    return _render("report.html.j2", leaderboard, full_axis=FULL_AXIS, measured=measured)
+
+
+def render_markdown(leaderboard: Leaderboard) -> str:
+    """Return a page of tables, as GitHub shows it."""
+    return _render("report.md.j2", leaderboard)
+
+
+def render_summary(leaderboard: Leaderboard, page: Path) -> str:
+    """Return a table of the accuracies and the verdict as a piece of HTML, for a notebook."""
+    return _render("report_summary.html.j2", leaderboard, page=page)
+
+
+def _render(template: str, leaderboard: Leaderboard, **more: Any) -> str:
+    unknown = set(leaderboard.evidence) - {row.key for row in leaderboard.rows}
+    assert not unknown, f"evidence of no row: {unknown}"
+    arms = distinct([*ARMS.values(), *(row.arm for row in leaderboard.rows)])
+    styles = {arm: index % NUM_STYLES for index, arm in enumerate(arms)}
+    sections = [
+        _section(dataset, list(group), leaderboard, styles)
+        for dataset, group in groupby(leaderboard.rows, key=lambda row: row.dataset)
+    ]
+    return _templates().get_template(template).render(vars(leaderboard), sections=sections, **more)
 
 
 @cache
-def _template() -> Template:
+def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("smallvit.leaderboard", ""),
-        autoescape=True,
+        autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -214,74 +136,82 @@ def _template() -> Template:
         "time": format_time,
         "count": format_count,
         "spread": format_spread,
+        "spread_name": spread_name,
+        "commonest": format_commonest,
+        "labels": format_labels,
         "whisker": whisker,
+        "dots": reliability_dots,
         "commit": format_commit,
         "difference": format_difference,
         "p": format_p,
         "tick": format_tick,
         "typeset": _typeset,
         "unbroken": _unbroken,
+        "markdown": _markdown,
     }
-    return environment.get_template("report.html.j2")
-
-
-def _sections(leaderboard: Leaderboard) -> list[Section]:
-    unknown = set(leaderboard.evidence) - {row.key for row in leaderboard.rows}
-    assert not unknown, f"evidence of no row: {unknown}"
-    arms = distinct([*ARMS.values(), *(row.arm for row in leaderboard.rows)])
-    styles = {arm: place % NUM_STYLES for place, arm in enumerate(arms)}
-    return [
-        _section(dataset, list(group), leaderboard, styles)
-        for dataset, group in groupby(leaderboard.rows, key=lambda row: row.dataset)
-    ]
+    return environment
 
 
 def _section(
     dataset: str, rows: list[Row], leaderboard: Leaderboard, styles: Mapping[str, int]
-) -> Section:
+) -> dict[str, Any]:
+    """Return what the pages say of one dataset, by the names that the templates have for it."""
     labels = row_labels(rows)
     entries = [entry for entry in leaderboard.entries if entry.shown_dataset == dataset]
-    name = published_name(entries[0].dataset)
-    references = [each for each in leaderboard.references if each.dataset == name]
-    corruptions = [
-        part
-        for origin in ("official", "generated")
-        if (part := corruption_part(origin, rows, labels, styles))
-    ]
-    shown = [
-        Detail(label=label, best=row.best, evidence=leaderboard.evidence[row.key])
-        for label, row in zip(labels, rows, strict=True)
-        if row.key in leaderboard.evidence
-    ]
+    measured_on = published_name(entries[0].dataset)  # a variant is shown other images' figures
+    published = [each for each in leaderboard.references if each.dataset == measured_on]
     drawn = {path.split("/")[1] for path in figure_names(rows) if path.startswith("attack/")}
-    return Section(
-        dataset=dataset,
-        rows=rows,
-        entries=entries,
-        labels=labels,
-        titles=row_titles(rows),
-        zoom=fit_axis(end for row in rows for end in whisker(row)),
-        bands=table_bands(rows),
-        lower=lower_is_better(rows),
-        comparisons=[each for each in leaderboard.comparisons if each.dataset == dataset],
-        references=_ranked(each for each in references if not each.of_corruptions),
-        corruption_references=_ranked(each for each in references if each.of_corruptions),
-        measured_on=None if name == entries[0].dataset else name,
-        legend=[(arm, styles[arm]) for arm in distinct(row.arm for row in rows)],
-        few_label_plots=few_label_plots(rows, styles),
-        corruptions=corruptions,
-        attack_plots=attack_plots(rows, styles),
-        attacks=[ATTACKS[name] for name in ATTACKS if name in drawn],
-        reliabilities=[
-            Reliability(
-                name=each.label,
-                bins=each.evidence.reliability,
-                scaled=each.evidence.reliability_scaled,
-            )
-            for each in shown
+    section = {
+        "dataset": dataset,
+        "own_name": entries[0].dataset,
+        "rows": rows,
+        "entries": entries,
+        "labels": labels,
+        "titles": row_titles(rows),
+        "models": distinct(f"{row.model}, {row.params:,} parameters" for row in rows),
+        "test_sizes": distinct(f"{row.n_test:,}" for row in rows),
+        # What naming the commonest class of the test images always would score.
+        "yardsticks": distinct(
+            f"{row.commonest} always: {format_percent(row.commonest_share)} %"
+            for row in rows
+            if row.commonest_share is not None
+        ),
+        "seeds": sorted({entry.seed for entry in entries}),
+        "zoom": fit_axis(end for row in rows for end in whisker(row)),
+        "bands": table_bands(rows),
+        "lower": lower_is_better(rows),
+        "comparisons": [each for each in leaderboard.comparisons if each.dataset == dataset],
+        "published": published,
+        "references": _ranked(each for each in published if not each.of_corruptions),
+        "corruption_references": _ranked(each for each in published if each.of_corruptions),
+        "measured_on": None if measured_on == entries[0].dataset else measured_on,
+        "legend": [(arm, styles[arm]) for arm in distinct(row.arm for row in rows)],
+        "few_label_plots": few_label_plots(rows, styles),
+        "corruptions": [
+            part
+            for origin in ("official", "generated")
+            if (part := corruption_part(origin, rows, labels, styles))
         ],
-        details=shown,
+        "attack_plots": attack_plots(rows, styles),
+        "attacks": [ATTACKS[name] for name in ATTACKS if name in drawn],
+        "details": [
+            Detail(label=label, best=row.best, evidence=leaderboard.evidence[row.key])
+            for label, row in zip(labels, rows, strict=True)
+            if row.key in leaderboard.evidence
+        ],
+    }
+    # The address and the heading of each part after the table, by what it needs.
+    headings = (
+        ("comparisons", "comparisons", "Paired comparisons"),
+        ("few_label_plots", "labels", "Few labels"),
+        ("corruptions", "corruptions", "Corruptions"),
+        ("attack_plots", "attacks", "Attacks"),
+        ("details", "calibration", "Calibration"),
+        ("details", "details", "Classes and attention"),
+        ("references", "published", "Published figures"),
     )
+    parts = [(slug, heading) for content, slug, heading in headings if section[content]]
+    return section | {"parts": parts}
 
 
 def _ranked(references: Iterable[Reference]) -> list[Reference]:
@@ -337,3 +267,9 @@ def _typeset(text: str) -> str:
 def _unbroken(text: str) -> str:
     """Keep a number and its sign on one line."""
     return text.replace(" %", "\u00a0%")
+
+
+def _markdown(text: object) -> str:
+    """Escape what Markdown or HTML would read as markup; a line break would end a table."""
+    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", " ".join(escaped.split()))

@@ -4,7 +4,7 @@ The page draws them as inline SVG, so that they follow its light or dark colours
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,31 +85,6 @@ class Line:
     points: Sequence[Point]
     dash: Dash = "solid"
 
-    @property
-    def text(self) -> str:
-        """The line in words, for who cannot see it."""
-        values = ", ".join(f"{point.at}: {format_percent(point.mean)}" for point in self.points)
-        return f"{self.name}: {values}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placed:
-    """A point where it is drawn, in the units of its plot.
-
-    Attributes:
-        x: Distance from the left.
-        y: Distance from the top.
-        low: That of the lower end of its error bar.
-        high: That of the upper end.
-        text: What it shows, in words.
-    """
-
-    x: float
-    y: float
-    low: float
-    high: float
-    text: str
-
 
 @dataclass(frozen=True, kw_only=True)
 class LinePlot:
@@ -139,31 +114,14 @@ class LinePlot:
         named = {point.x: point.at for line in self.lines for point in line.points}
         ticks, last = [], -math.inf
         for value in sorted(named):
-            place = self._across(value)
-            is_far = place - last >= MIN_TICK_GAP
-            ticks.append((place, named[value] if is_far else ""))
-            last = place if is_far else last
+            x = self.across(value)
+            is_far = x - last >= MIN_TICK_GAP
+            ticks.append((x, named[value] if is_far else ""))
+            last = x if is_far else last
         return ticks
 
-    @property
-    def y_ticks(self) -> list[tuple[float, float]]:
-        """Each labelled accuracy with its distance from the top."""
-        return [(self._down(tick), tick) for tick in self.axis.ticks]
-
-    def place(self, line: Line) -> list[Placed]:
-        """Return where the points of a line are drawn."""
-        return [
-            Placed(
-                x=self._across(point.x),
-                y=self._down(point.mean),
-                low=self._down(point.mean - point.std),
-                high=self._down(point.mean + point.std),
-                text=f"{line.name}, {point.at}: {format_percent(point.mean)} %",
-            )
-            for point in line.points
-        ]
-
-    def _across(self, value: float) -> float:
+    def across(self, value: float) -> float:
+        """Return how far from the left an abscissa is drawn."""
         values = [self._spread(point.x) for line in self.lines for point in line.points]
         low, high = min(values), max(values)
         share = (self._spread(value) - low) / (high - low) if high > low else 0.5
@@ -178,55 +136,27 @@ class LinePlot:
             case "root":
                 return math.sqrt(value)
 
-    def _down(self, value: float) -> float:
+    def down(self, value: float) -> float:
+        """Return how far from the top an accuracy is drawn."""
         share = self.axis.place(value) / 100
         return round(self.top + (1 - share) * (self.height - self.top - self.bottom), 2)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reliability:
-    """A reliability diagram: accuracy over confidence, before and after temperature scaling.
+def reliability_dots(bins: Sequence[Bin]) -> list[tuple[float, float, str]]:
+    """Return the centre of each bin that has images, in percent, and what it shows in words.
 
-    Attributes:
-        name: Of the row.
-        bins: As the network gives it.
-        scaled: After temperature scaling.
+    The accuracy is counted from the top, as SVG does.
     """
-
-    name: str
-    bins: Sequence[Bin]
-    scaled: Sequence[Bin]
-
-    size = 100
-
-    def line(self, bins: Sequence[Bin]) -> str:
-        """Return the corners of a line through the bins that have images, for SVG."""
-        return " ".join(f"{x:g},{y:g}" for x, y, _ in self.dots(bins))
-
-    def dots(self, bins: Sequence[Bin]) -> list[tuple[float, float, str]]:
-        """Return the centre of each bin that has images, and what it shows in words."""
-        return [
-            (
-                round(self.size * each.confidence, 2),
-                round(self.size * (1 - each.accuracy), 2),
-                f"{each.count:,} images: confidence {format_percent(each.confidence)} %, "
-                f"accuracy {format_percent(each.accuracy)} %",
-            )
-            for each in bins
-            if each.count
-        ]
-
-    def shares(self) -> list[float]:
-        """Return the height of each bin's bar: its part of the images, the largest full."""
-        most = max(each.count for each in self.bins)
-        return [round(each.count / most, 4) if most else 0.0 for each in self.bins]
-
-    @property
-    def text(self) -> str:
-        """The diagram in words, for who cannot see it."""
-        return f"Reliability of {self.name}: " + "; ".join(
-            text for _, _, text in self.dots(self.bins)
+    return [
+        (
+            round(100 * each.confidence, 2),
+            round(100 * (1 - each.accuracy), 2),
+            f"{each.count:,} images: confidence {format_percent(each.confidence)} %, "
+            f"accuracy {format_percent(each.accuracy)} %",
         )
+        for each in bins
+        if each.count
+    ]
 
 
 def whisker(row: Row) -> tuple[float, float]:
@@ -251,23 +181,26 @@ def fit_axis(values: Iterable[float]) -> Axis:
 
 
 def create_plots(
-    panels: Mapping[str, Sequence[Line]], x_name: str, *, scale: Scale = "linear"
+    lines: Iterable[tuple[str, Line]], x_name: str, *, scale: Scale = "linear"
 ) -> list[LinePlot]:
     """Draw panels on one axis, which holds all their points and error bars.
 
     Args:
-        panels: Lines by the title of their panel.
+        lines: Each with the title of its panel; those without points are left out.
         x_name: What the abscissa is.
         scale: How the abscissa is spread.
     """
-    points = [point for lines in panels.values() for line in lines for point in line.points]
-    if not points:
+    panels: dict[str, list[Line]] = {}
+    for title, line in lines:
+        if line.points:
+            panels.setdefault(title, []).append(line)
+    if not panels:
         return []
+    points = [point for lines in panels.values() for line in lines for point in line.points]
     axis = fit_axis(point.mean + sign * point.std for point in points for sign in (-1, 1))
     return [
         LinePlot(title=title, x_name=x_name, lines=lines, axis=axis, scale=scale)
         for title, lines in panels.items()
-        if lines
     ]
 
 

@@ -1,10 +1,10 @@
 """How the figures of a leaderboard are written, in every file and on the terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from smallvit.core.console import format_duration
 from smallvit.leaderboard.part import Unit
-from smallvit.leaderboard.rows import Figure, Row, format_part
+from smallvit.leaderboard.rows import Figure, Row, format_part, name_labels, told_apart
 
 
 def format_percent(value: float) -> str:
@@ -37,7 +37,7 @@ def format_spread(row: Row) -> str:
     return "" if row.top1_std is None else f"\u00b1 {format_percent(row.top1_std)}"
 
 
-def spread_name(rows: Iterable[Row]) -> str:
+def spread_name(rows: Sequence[Row]) -> str:
     """Say what ``format_spread`` writes of these rows."""
     kinds = {row.top1_std is not None for row in rows}
     return "std or interval" if len(kinds) == 2 else "std" if True in kinds else "95 % interval"
@@ -95,14 +95,12 @@ def group_name(row: Row) -> str:
     return f"{row.dataset}, {row.model}{part}"
 
 
-def row_labels(rows: Iterable[Row]) -> list[str]:
+def row_labels(rows: Sequence[Row]) -> list[str]:
     """Name each row of a dataset by its arm and by what else tells it from the others."""
-    rows = list(rows)
-    several_models = len({row.model for row in rows}) > 1
-    several_parts = len({row.label_fraction for row in rows}) > 1
-    labels = []
-    for row in rows:
-        model = f", {row.model}" if several_models else ""
-        part = f", {format_part(row.label_fraction)}" if several_parts else ""
-        labels.append(f"{row.arm}{model}{part}")
-    return labels
+    apart = told_apart(rows, format_part)
+    return [", ".join((row.arm, *words)) for row, words in zip(rows, apart, strict=True)]
+
+
+def row_titles(rows: Sequence[Row]) -> list[str]:
+    """Say of each row what else than its arm tells it from the others, or nothing."""
+    return [", ".join(words) for words in told_apart(rows, name_labels)]

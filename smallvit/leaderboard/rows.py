@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import groupby
@@ -276,20 +276,25 @@ class Row:
         """Average what an attribute of its runs holds."""
         return fmean(getattr(entry, attribute) for entry in self.entries)
 
-    def std(self, attribute: str) -> float | None:
-        """Return its sample standard deviation over the runs; ``None`` with one seed."""
-        values = (getattr(entry, attribute) for entry in self.entries)
-        return stdev(values) if self.num_seeds > 1 else None
+    def figure(self, attribute: str) -> Figure:
+        """Return its mean and sample standard deviation over the runs."""
+        values = [getattr(entry, attribute) for entry in self.entries]
+        return Figure.of(values, several_seeds=self.num_seeds > 1)
 
     @cached_property
+    def top1(self) -> Figure:
+        """Accuracy, in [0, 1]."""
+        return self.figure("top1")
+
+    @property
     def top1_mean(self) -> float:
         """Mean accuracy, in [0, 1]."""
-        return self.mean("top1")
+        return self.top1.mean
 
-    @cached_property
+    @property
     def top1_std(self) -> float | None:
         """Its sample standard deviation over the runs; ``None`` with one seed."""
-        return self.std("top1")
+        return self.top1.std
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
@@ -360,7 +365,7 @@ class Row:
             "top1_low": low,
             "top1_high": high,
             "top5_mean": self.mean("top5"),
-            "top5_std": self.std("top5"),
+            "top5_std": self.figure("top5").std,
             **{name: self.mean(name) for name in MEANS},
         }
         return {
@@ -376,6 +381,20 @@ def format_part(fraction: float) -> str:
 def name_labels(fraction: float) -> str:
     """Say which part of the labels was used."""
     return f"{format_part(fraction)} of the labels"
+
+
+def told_apart(rows: Sequence[Row], name: Callable[[float], str] = name_labels) -> list[list[str]]:
+    """Return words for the model and labels of each row, where rows of a dataset differ in them.
+
+    Args:
+        rows: Of one dataset.
+        name: Writes a share of the labels.
+    """
+    several_models = len({row.model for row in rows}) > 1
+    several_shares = len({row.label_fraction for row in rows}) > 1
+    return [
+        [row.model] * several_models + [name(row.label_fraction)] * several_shares for row in rows
+    ]
 
 
 def separate(entries: Sequence[Entry]) -> list[Entry]:

@@ -16,12 +16,8 @@ from smallvit.evaluate.yardstick import measure_yardstick
 from smallvit.leaderboard.board import Leaderboard, sum_evidence
 from smallvit.leaderboard.protocol import BenchConfig
 from smallvit.leaderboard.published import published_references
-from smallvit.leaderboard.report import (
-    prepare_folder,
-    render_summary,
-    render_table,
-    write_leaderboard,
-)
+from smallvit.leaderboard.report import prepare_folder, render_table, write_leaderboard
+from smallvit.leaderboard.report_page import render_summary
 from smallvit.leaderboard.rows import Entry, build_rows, name_labels, separate
 from smallvit.leaderboard.scores import Scores, score_runs
 from smallvit.leaderboard.settings import chosen_on, settings_of

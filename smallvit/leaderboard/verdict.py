@@ -26,8 +26,8 @@ from smallvit.leaderboard.rows import (
     Entry,
     Row,
     distinct,
-    name_labels,
     row_groups,
+    told_apart,
 )
 
 ScoredT = TypeVar("ScoredT", Entry, Row)
@@ -49,10 +49,7 @@ def compare_rows(
     answers = {row.key: {entry.seed: correct[entry.run] for entry in row.entries} for row in rows}
     comparisons = []
     for dataset, of_dataset in _by_dataset(rows):
-        groups = [
-            list(group)
-            for _, group in groupby(of_dataset, key=lambda row: (row.model, row.label_fraction))
-        ]
+        groups = _compared(of_dataset)
         together = [*groups, [max(group, key=_merit) for group in groups]]
         pairs = []
         for group in together:
@@ -96,16 +93,10 @@ def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> list
     """
     sentences = []
     for dataset, of_dataset in _by_dataset(rows):
-        models = distinct(row.model for row in of_dataset)
-        fractions = {row.label_fraction for row in of_dataset}
-        for _, group in groupby(of_dataset, key=lambda row: (row.model, row.label_fraction)):
-            compared = list(group)
-            parts = [dataset]
-            if len(models) > 1:
-                parts.append(compared[0].model)
-            if len(fractions) > 1:
-                parts.append(name_labels(compared[0].label_fraction))
-            sentences.append(f"{', '.join(parts)}: {_compare(compared, comparisons)}.")
+        apart = dict(zip((row.key for row in of_dataset), told_apart(of_dataset), strict=True))
+        for compared in _compared(of_dataset):
+            words = apart[compared[0].key]
+            sentences.append(f"{', '.join([dataset, *words])}: {_compare(compared, comparisons)}.")
     return sentences
 
 
@@ -281,6 +272,12 @@ def _warnings_of_budgets(entries: Sequence[Entry]) -> Iterable[str]:
 def _by_dataset(items: Sequence[ScoredT]) -> list[tuple[str, list[ScoredT]]]:
     ordered = sorted(items, key=lambda item: item.dataset)
     return [(name, list(group)) for name, group in groupby(ordered, key=lambda i: i.dataset)]
+
+
+def _compared(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows of a dataset by what they must share to be compared: model and labels."""
+    groups = groupby(rows, key=lambda row: (row.model, row.label_fraction))
+    return [list(group) for _, group in groups]
 
 
 def _and(names: Iterable[str]) -> str:

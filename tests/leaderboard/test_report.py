@@ -11,12 +11,8 @@ from smallvit.evaluate.yardstick import measure_yardstick
 from smallvit.leaderboard.board import Bin, Evidence, Leaderboard
 from smallvit.leaderboard.comparison import Comparison
 from smallvit.leaderboard.published import published_references
-from smallvit.leaderboard.report import (
-    render_json,
-    render_markdown,
-    render_table,
-    write_leaderboard,
-)
+from smallvit.leaderboard.report import render_json, render_table, write_leaderboard
+from smallvit.leaderboard.report_page import render_markdown
 from smallvit.leaderboard.rows import Entry, Figure, build_rows
 
 HOSTILE = "<script>alert(1)</script>|x"

@@ -270,6 +270,20 @@ def test_attacks_are_said_to_meet_networks_that_were_not_trained_for_them(rich):
     assert "scratch, FGSM: 0: 80.50, 8: 10.00" in html
 
 
+def test_reliability_is_a_line_over_bars_of_how_many_images_there_are(rich):
+    html = render_html(rich)
+    diagram = html.split('aria-label="Reliability of scratch, 100 %: ')[1].split("</svg>")[0]
+    text = "20 images: confidence 40.00 %, accuracy 50.00 %"
+    assert diagram.startswith(f"{text}; 80 images")
+    assert diagram.count(f"<title>{text}</title>") == 2  # before and after temperature scaling
+    assert 'points="40,50 90,0"' in diagram
+    assert re.findall(r'<rect class="part"[^>]* height="([\d.]+)"', diagram) == ["5.0", "20.0"]
+
+
+def test_a_point_says_in_words_what_it_shows(rich):
+    assert "<title>scratch, PGD, 1: 40.00 %</title>" in render_html(rich)
+
+
 def test_few_labels_are_drawn_where_a_row_has_several_parts(rich, four_arms):
     assert "both: 10 %: 66.50, 100 %: 86.50" in render_html(rich)
     assert "training labels used" not in html_of(four_arms)

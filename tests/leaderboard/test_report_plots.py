@@ -6,9 +6,9 @@ from smallvit.leaderboard.report_plots import (
     Axis,
     Line,
     Point,
-    Reliability,
     create_plots,
     fit_axis,
+    reliability_dots,
     whisker,
 )
 from smallvit.leaderboard.rows import build_rows
@@ -42,35 +42,34 @@ def test_a_fitted_axis_has_a_width_without_any_spread():
 
 
 def test_a_plot_spans_its_points_from_left_to_right_and_from_bottom_to_top():
-    (plot,) = create_plots({"": [line((1, 0.2), (2, 0.4), (3, 0.6))]}, "severity")
-    first, middle, last = plot.place(plot.lines[0])
-    assert plot.left < first.x < middle.x < last.x < plot.width - plot.right
-    assert middle.x == pytest.approx((first.x + last.x) / 2)
-    assert first.y == plot.height - plot.bottom
-    assert last.y == plot.top
-    assert last.text == "both, 3: 60.00 %"
+    (plot,) = create_plots([("", line((1, 0.2), (2, 0.4), (3, 0.6)))], "severity")
+    first, middle, last = (plot.across(x) for x in (1, 2, 3))
+    assert plot.left < first < middle < last < plot.width - plot.right
+    assert middle == pytest.approx((first + last) / 2)
+    assert plot.down(0.2) == plot.height - plot.bottom
+    assert plot.down(0.6) == plot.top
 
 
 @pytest.mark.parametrize(
     ("scale", "values"), [("linear", (0, 2, 4)), ("log", (0.01, 0.1, 1.0)), ("root", (0, 4, 16))]
 )
 def test_the_scale_spreads_the_abscissa(scale, values):
-    (plot,) = create_plots({"": [line(*((x, 0.5) for x in values))]}, "x", scale=scale)
-    left, middle, right = (point.x for point in plot.place(plot.lines[0]))
+    (plot,) = create_plots([("", line(*((x, 0.5) for x in values)))], "x", scale=scale)
+    left, middle, right = (plot.across(x) for x in values)
     assert middle == pytest.approx((left + right) / 2, abs=0.02)
 
 
 def test_panels_share_an_axis_that_holds_their_error_bars():
-    panels = {"a": [line((1, 0.5), std=0.1)], "b": [line((1, 0.9), std=0.05)], "c": []}
-    first, second = create_plots(panels, "x")
+    lines = [("a", line((1, 0.5), std=0.1)), ("b", line((1, 0.9), std=0.05)), ("c", line())]
+    first, second = create_plots(lines, "x")
     assert first.axis == second.axis
     assert first.axis.low <= 0.4
     assert first.axis.high >= 0.95
-    assert create_plots({"c": []}, "x") == []
+    assert create_plots([("c", line())], "x") == []
 
 
 def test_ticks_that_would_touch_are_not_named():
-    (plot,) = create_plots({"": [line((0, 0.5), (0.1, 0.5), (8, 0.5))]}, "x")
+    (plot,) = create_plots([("", line((0, 0.5), (0.1, 0.5), (8, 0.5)))], "x")
     assert [name for _, name in plot.x_ticks] == ["0", "", "8"]
 
 
@@ -81,9 +80,7 @@ def test_reliability_draws_only_bins_with_images():
         Bin(count=10, confidence=0.4, accuracy=0.5),
         Bin(count=40, confidence=0.9, accuracy=0.8),
     )
-    diagram = Reliability(name="both", bins=bins, scaled=(empty,))
-    assert [(x, y) for x, y, _ in diagram.dots(bins)] == [(40, 50), (90, 20)]
-    assert diagram.line(bins) == "40,50 90,20"
-    assert diagram.shares() == [0, 0.25, 1]
-    assert diagram.line(diagram.scaled) == ""
-    assert "40 images: confidence 90.00 %, accuracy 80.00 %" in diagram.text
+    dots = reliability_dots(bins)
+    assert [(x, y) for x, y, _ in dots] == [(40, 50), (90, 20)]
+    assert dots[1][2] == "40 images: confidence 90.00 %, accuracy 80.00 %"
+    assert reliability_dots((empty,)) == []

@@ -22,7 +22,7 @@ def test_one_seed_has_an_interval_and_no_std(entry):
     (row,) = build_rows([entry(correct=90)])
     assert row.interval == wilson_interval(90, 100)
     assert row.top1_std is None
-    assert row.std("top5") is None
+    assert row.figure("top5").std is None
 
 
 def test_several_seeds_have_a_sample_std_and_no_interval(entry):
