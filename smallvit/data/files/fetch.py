@@ -14,13 +14,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from smallvit import __version__
-from smallvit.core.errors import DataError
+from smallvit.core.errors import DataError, explained, reason
+from smallvit.data.files.file_kinds import HTML
 from smallvit.data.files.registry import DatasetSpec, RemoteFile
 from smallvit.data.files.unpack import move_into_place, need_room, staging_folder, unpack
 
@@ -33,7 +36,6 @@ OR_UNPACKED = "give that one, or a folder of its unpacked content, which is not 
 _ENOUGH = 2**20  # bytes that make a connection worth another
 _CHUNK = 2**20
 _BUSY = {429, 500, 502, 503, 504}  # answers of a server that may serve the file a little later
-_HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)", re.IGNORECASE)
 
 logger = logging.getLogger("smallvit")
 
@@ -42,12 +44,16 @@ class _AddressError(Exception):
     """Why an address cannot be used; the next one is tried."""
 
 
-class _CutShortError(Exception):
-    """A connection that ended early, or a busy server; the same address is asked again."""
+class _AgainError(Exception):
+    """Why the same address is asked again: it was busy, or what arrived is not the whole."""
 
 
-class _StalePartError(Exception):
-    """What is there already is no beginning of what the address serves."""
+class _AnyAnswer(urllib.request.HTTPDefaultErrorHandler):
+    """Hand on what a server answers with an error, whose status says what to do."""
+
+    def http_error_default(self, req: Any, fp: Any, code: int, msg: str, hdrs: Any) -> Any:
+        """Return the answer."""
+        return fp
 
 
 def fetch_dataset(
@@ -82,7 +88,19 @@ def fetch_dataset(
             logger.info("nothing of %s is missing: %s was not used", spec.name, origin)
         return
     report = progress or (lambda what, done, total: None)
-    try:
+
+    def explain(error: OSError) -> str:
+        why = error.strerror or reason(error)
+        if origin is not None and _is_of(error, origin, data_dir):
+            return (
+                f"cannot read {error.filename} in --from {origin} ({why}): mend or remove it there"
+            )
+        return (
+            f"cannot bring {spec.name} to {data_dir} ({why}): set SMALLVIT_DATA_DIR to a folder "
+            "with room that can be written"
+        )
+
+    with explained(explain):
         data_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(data_dir / f".{spec.name}.lock"):
             # Another process may have done it while this one waited.
@@ -94,16 +112,6 @@ def fetch_dataset(
 
                 fetch_hub(spec.hub, data_dir / hub_folder(spec.hub), offline=offline)
             _fetch_files(spec, data_dir, report, offline=offline)
-    except OSError as error:
-        why = " ".join(str(error.strerror or error).split())
-        if origin is not None and _is_of(error, origin, data_dir):
-            raise DataError(
-                f"cannot read {error.filename} in --from {origin} ({why}): mend or remove it there"
-            ) from error
-        raise DataError(
-            f"cannot bring {spec.name} to {data_dir} ({why}): set SMALLVIT_DATA_DIR to a folder "
-            "with room that can be written"
-        ) from error
 
 
 def is_present(spec: DatasetSpec, data_dir: Path) -> bool:
@@ -354,33 +362,24 @@ def _md5(path: Path) -> str:
 
 def _download_from(url: str, file: RemoteFile, part: Path, report: FetchProgress) -> None:
     """Complete ``part`` from one address, verified."""
-    resumed = part.exists()
-    _receive_all(url, file, part, report)
-    problem = _problem(part, file)
-    if problem is not None and resumed:
-        # What was there before may be to blame: it came from another day or address.
-        part.unlink()
-        _receive_all(url, file, part, report)
-        problem = _problem(part, file)
-    if problem is not None:
-        part.unlink()
-        raise _AddressError(problem)
-
-
-def _receive_all(url: str, file: RemoteFile, part: Path, report: FetchProgress) -> None:
-    failures = 0
+    failures, leftover = 0, part.exists()
     while True:
         before = _length(part)
         try:
             _receive(url, file, part, report)
-            return
-        except _StalePartError:
-            part.unlink()  # the next request is for the whole, which cannot be stale
-        except _CutShortError as error:
+        except _AgainError as error:
             failures = 0 if _length(part) - before >= _ENOUGH else failures + 1
             if failures == MAX_FAILURES:
                 raise _AddressError(str(error)) from error
             time.sleep(BACK_OFF_S * failures)
+            continue
+        problem = _problem(part, file)
+        if problem is None:
+            return
+        part.unlink()
+        if not leftover:
+            raise _AddressError(problem)
+        leftover = False  # it was to blame, perhaps: it came from another day or address
 
 
 def _receive(url: str, file: RemoteFile, part: Path, report: FetchProgress) -> None:
@@ -388,53 +387,48 @@ def _receive(url: str, file: RemoteFile, part: Path, report: FetchProgress) -> N
 
     Raises:
         _AddressError: If the address does not serve the file.
-        _CutShortError: If the connection ended early or the server is busy.
-        _StalePartError: If what is there is no beginning of it.
+        _AgainError: If the connection ended early, the server is busy, or what was there was no
+            beginning of the file and is removed.
     """
     offset = _length(part)
-    if file.size is not None and offset >= file.size:
-        if offset > file.size:
-            raise _StalePartError
+    if offset == file.size:
         return
+    if file.size is not None and offset > file.size:
+        part.unlink()
+        offset = 0
     headers = {"User-Agent": f"smallvit/{__version__}"}
-    if offset:
-        headers["Range"] = f"bytes={offset}-"
-    try:
-        request = urllib.request.Request(url, headers=headers)
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        with error:
-            status = f"HTTP {error.code} {error.reason}"
-            if error.code in _BUSY:
-                raise _CutShortError(status) from error
-            if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not offset:
-                raise _AddressError(status) from error
-            if error.headers.get("Content-Range") == f"bytes */{offset}":
-                return  # nothing is missing
-            raise _StalePartError from error
-    except (urllib.error.URLError, TimeoutError) as error:
-        raise _AddressError(_one_line(getattr(error, "reason", error))) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _CutShortError(_one_line(error)) from error
+    headers |= {"Range": f"bytes={offset}-"} if offset else {}
+    request = urllib.request.Request(url, headers=headers)
+    unreachable = explained(
+        _why_unreachable, urllib.error.URLError, TimeoutError, into=_AddressError
+    )
+    with _connected(), unreachable:
+        response = urllib.request.build_opener(_AnyAnswer).open(request, timeout=TIMEOUT_S)
     with response:
-        _append(response, file, part, offset, report)
+        span = _span(response, offset)
+        if span is None:
+            part.unlink()
+            raise _AgainError(f"what was downloaded before is no beginning of {file.name}")
+        done, total = span
+        if offset == total:
+            return
+        if response.headers.get_content_type() == "text/html":
+            raise _AddressError("an HTML page, not the file")
+        if file.size is not None and total is not None and total != file.size:
+            raise _AddressError(f"{total:,} bytes, expected {file.size:,}")
+        _append(response, file, part, done, file.size if total is None else total, report)
 
 
 def _append(
     response: http.client.HTTPResponse,
     file: RemoteFile,
     part: Path,
-    offset: int,
+    done: int,
+    total: int | None,
     report: FetchProgress,
 ) -> None:
-    done, total = _span(response, offset)
-    if response.headers.get_content_type() == "text/html":
-        raise _AddressError("an HTML page, not the file")
-    if file.size is not None and total is not None and total != file.size:
-        raise _AddressError(f"{total:,} bytes, expected {file.size:,}")
-    total = file.size if total is None else total
     chunk = _read(response)
-    if done == 0 and _HTML.match(chunk):
+    if done == 0 and HTML.match(chunk):
         raise _AddressError("an HTML page, not the file")
     if total is not None:
         need_room(part.parent, total - done, f"downloading {file.name}")
@@ -443,39 +437,49 @@ def _append(
             out.write(chunk)
             done += len(chunk)
             report(f"downloading {file.name}", done, total)
-            if total is not None and done >= total:
-                break
-            chunk = _read(response)
+            chunk = b"" if total is not None and done >= total else _read(response)
     if total is not None and done < total:
-        raise _CutShortError(f"the connection ended after {done:,} of {total:,} bytes")
+        raise _AgainError(f"the connection ended after {done:,} of {total:,} bytes")
 
 
-def _span(response: http.client.HTTPResponse, offset: int) -> tuple[int, int | None]:
-    """Return where the body begins in the file, and the file's length where it is told."""
-    if response.status == http.HTTPStatus.OK:  # the whole, whatever was asked for
+def _span(response: http.client.HTTPResponse, offset: int) -> tuple[int, int | None] | None:
+    """Return where the body begins in the file, and the file's length where it is told.
+
+    ``None`` says that what is there, of ``offset`` bytes, is no beginning of the file.
+    """
+    code, status = response.status, f"HTTP {response.status} {response.reason}"
+    if code == http.HTTPStatus.OK:  # the whole, whatever was asked for
         length = response.headers.get("Content-Length", "")
         return 0, int(length) if length.isdecimal() else None
-    if response.status != http.HTTPStatus.PARTIAL_CONTENT or not offset:
-        raise _AddressError(f"HTTP {response.status} {response.reason}")
-    found = re.fullmatch(
-        r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip()
-    )
+    if code in _BUSY:
+        raise _AgainError(status)
+    span = response.headers.get("Content-Range", "").strip()
+    if code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:
+        return (offset, offset) if span == f"bytes */{offset}" else None  # nothing is missing
+    if code != http.HTTPStatus.PARTIAL_CONTENT or not offset:
+        raise _AddressError(status)
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", span)
     if found is None or int(found[1]) != offset:
-        raise _StalePartError
+        return None
     return offset, None if found[2] == "*" else int(found[2])
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
     """Read what has arrived, so that little is lost when the connection is cut."""
-    try:
+    with _connected():
         return response.read1(_CHUNK)
-    except (OSError, http.client.HTTPException) as error:
-        raise _CutShortError(_one_line(error)) from error
+
+
+def _connected() -> AbstractContextManager[None]:
+    """Ask again where a connection breaks."""
+    return explained(reason, OSError, http.client.HTTPException, into=_AgainError)
+
+
+def _why_unreachable(error: OSError) -> str:
+    if isinstance(error, urllib.error.HTTPError):  # of a redirect that is not followed
+        return f"HTTP {error.code} {error.reason}"
+    return reason(getattr(error, "reason", error))
 
 
 def _length(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from smallvit.core.errors import DataError
 
-_HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head)", re.IGNORECASE)
+HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head)", re.IGNORECASE)
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -22,7 +22,7 @@ def what_instead(content: bytes) -> str | None:
         )
     if content.lstrip()[:64].startswith(b"404:") or content.strip() in (b"404", b"Not Found"):
         return "a server's answer that the file is not there: download it again"
-    if _HTML.match(content[:512]):
+    if HTML.match(content[:512]):
         return "a web page, which a server sent in place of the file: download it again"
     return None
 

@@ -13,18 +13,18 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from smallvit.core.errors import DataError
+from smallvit.core.errors import DataError, explained, reason
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".gz")
 Progress = Callable[[int, int], None]  # (packed bytes read, packed bytes in all)
 
 _CHUNK = 2**20
 _BLOCK = 4096  # bytes that a file takes up at least
-_BROKEN = (
+_ERRORS = (  # of what is broken, and of the system
+    OSError,
     tarfile.TarError,  # what the data filter refuses, too
     zipfile.BadZipFile,
     zlib.error,
@@ -44,7 +44,7 @@ def unpack(archive: Path, target: Path, *, progress: Progress | None = None) -> 
     the archive's checksum, and sees to it that no other process unpacks to the same target.
 
     Args:
-        archive: File ending in one of ``SUFFIXES``.
+        archive: A file ``.zip`` or ``.gz``; a tar of any compression under every other name.
         target: Folder or file to make.
         progress: Called now and then.
 
@@ -52,37 +52,38 @@ def unpack(archive: Path, target: Path, *, progress: Progress | None = None) -> 
         DataError: If the archive is broken, a member of it would lie outside the target, or the
             disk has not enough room.
     """
-    name = archive.name.lower()
-    if not name.endswith(SUFFIXES):
-        raise DataError(f"{archive} is no archive known here: it must end in {', '.join(SUFFIXES)}")
-    size = archive.stat().st_size
+    name, size = archive.name.lower(), archive.stat().st_size
     tell = _rarely(progress or (lambda done, total: None), size)
-    try:
-        with staging_folder(target) as staging, archive.open("rb") as packed:
-            unpacked = staging / "unpacked"
-            if name.endswith(".zip"):
-                _unpack_zip(packed, unpacked, tell)
-            else:
-                # Compressed files take at least as much room when unpacked.
-                need_room(staging, size, f"unpacking {archive.name}")
-                is_tar = ".tar" in name or name.endswith((".tgz", ".tbz2", ".txz"))
-                (_unpack_tar if is_tar else _unpack_gzip)(packed, unpacked, tell)
-            tell(size)
-            inner = unpacked / target.name
-            move_into_place(inner if inner.exists() else unpacked, target, staging)
-    except _BROKEN as error:
-        raise _broken(archive, error) from error
-    except OSError as error:
-        if error.errno is None:  # gzip's and bz2's word for corrupt data
-            raise _broken(archive, error) from error
-        if error.errno == errno.ENOSPC:
-            raise DataError(
+
+    def explain(error: Exception) -> str:
+        number = getattr(error, "errno", None)
+        if number is None:  # gzip and bz2 raise an OSError without one for corrupt data
+            return f"{archive} is broken ({reason(error)}): remove it and fetch it again"
+        if number == errno.ENOSPC:
+            return (
                 f"the disk of {target.parent} became full while {archive} was unpacked: make room"
-            ) from error
-        raise DataError(
-            f"cannot unpack {archive} to {target} ({error.strerror}): make that folder writable, "
-            "or set SMALLVIT_DATA_DIR to another"
-        ) from error
+            )
+        return (
+            f"cannot unpack {archive} to {target} ({os.strerror(number)}): make that folder "
+            "writable, or set SMALLVIT_DATA_DIR to another"
+        )
+
+    with (
+        explained(explain, *_ERRORS),
+        staging_folder(target) as staging,
+        archive.open("rb") as packed,
+    ):
+        unpacked = staging / "unpacked"
+        if name.endswith(".zip"):
+            _unpack_zip(packed, unpacked, tell)
+        else:
+            # Compressed files take at least as much room when unpacked.
+            need_room(staging, size, f"unpacking {archive.name}")
+            alone = name.endswith(".gz") and not name.endswith(".tar.gz")
+            (_unpack_gzip if alone else _unpack_tar)(packed, unpacked, tell)
+        tell(size)
+        inner = unpacked / target.name
+        move_into_place(inner if inner.exists() else unpacked, target, staging)
 
 
 @contextmanager
@@ -103,15 +104,12 @@ def staging_folder(target: Path) -> Iterator[Path]:
 def move_into_place(path: Path, target: Path, staging: Path) -> None:
     """Rename ``path`` to ``target``; one that exists goes to ``staging``, to be removed there."""
     old = staging / "old"
-    existed = os.path.lexists(target)
-    if existed:
-        target.rename(old)
-    try:
+    with ExitStack() as undo:
+        if os.path.lexists(target):
+            target.rename(old)
+            undo.callback(old.rename, target)
         path.rename(target)
-    except BaseException:
-        if existed:
-            old.rename(target)
-        raise
+        undo.pop_all()
 
 
 def need_room(folder: Path, needed: int, purpose: str) -> None:
@@ -131,11 +129,6 @@ def need_room(folder: Path, needed: int, purpose: str) -> None:
             f"{purpose} needs {needed / 1e6:,.1f} MB in {folder}, {free / 1e6:,.1f} MB are free: "
             "make room or set SMALLVIT_DATA_DIR to another disk"
         )
-
-
-def _broken(archive: Path, error: Exception) -> DataError:
-    why = " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"{archive} is broken ({why}): remove it and fetch it again")
 
 
 def _rarely(progress: Progress, total: int) -> Callable[[int], None]:
