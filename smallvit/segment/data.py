@@ -31,9 +31,8 @@ from smallvit.data.files.splits import (
     StoredCut,
     cut_by_position,
     cut_splits,
-    load_cut,
     split_hash,
-    store_cut,
+    stored_cut,
 )
 from smallvit.data.files.store import cache_errors, content_order, file_stem, hash_images
 from smallvit.segment.config import SegmentDataConfig
@@ -115,8 +114,8 @@ def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentD
     with cache_errors(cache_dir):
         folder.mkdir(parents=True, exist_ok=True)
         keys = hashes if config.split_version == 1 else contents
-        stored = _cut(config, folder, images[:num_train], keys[:num_train], counts)
-    places = {"train": stored.cut.train, "val": stored.cut.val, "test": stored.cut.test}
+        cut = _cut(config, folder, images[:num_train], keys[:num_train], counts)
+    places = {"train": cut.train, "val": cut.val, "test": cut.test}
     first = num_train
     for part in ("val", "test"):
         if part in counts:
@@ -145,8 +144,8 @@ def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentD
             part: Split(images=packed, labels=labels, index=torch.from_numpy(index))
             for part, index in places.items()
         },
-        mean=stored.mean,
-        std=stored.std,
+        mean=cut.mean,
+        std=cut.std,
         hflip=config.hflip,
         fingerprint=fingerprint,
         split_hashes={part: split_hash(values) for part, values in known.items()},
@@ -416,25 +415,23 @@ def _cut(
     parts: tuple[float, ...] = (val_fraction, test_fraction, config.split_seed)
     if config.split_version > 1:
         parts = (config.split_version, *parts)
-    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-    stored = load_cut(folder, key)
-    if stored is not None:
-        return stored
-    cut = Cut(**dict.fromkeys(("train", "labelled", "val", "test"), np.arange(len(images))))
-    if val_fraction or test_fraction:
-        cut = (cut_by_position if config.split_version == 1 else cut_splits)(
-            np.zeros(len(images), dtype=np.int64),
-            keys,
-            class_names=("train",),
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            label_fraction=1.0,
-            seed=config.split_seed,
-        )
-    mean, std = _channel_stats(images, cut.train)
-    stored = StoredCut(cut=cut, mean=mean, std=std)
-    store_cut(stored, folder, key)
-    return stored
+
+    def make() -> StoredCut:
+        cut = Cut(**dict.fromkeys(("train", "labelled", "val", "test"), np.arange(len(images))))
+        if val_fraction or test_fraction:
+            cut = (cut_by_position if config.split_version == 1 else cut_splits)(
+                np.zeros(len(images), dtype=np.int64),
+                keys,
+                class_names=("train",),
+                val_fraction=val_fraction,
+                test_fraction=test_fraction,
+                label_fraction=1.0,
+                seed=config.split_seed,
+            )
+        mean, std = _channel_stats(images, cut.train)
+        return StoredCut(**vars(cut), mean=mean, std=std)
+
+    return stored_cut(folder, parts, make)
 
 
 def _channel_stats(

@@ -2,14 +2,15 @@
 
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from smallvit.core.errors import DataError, explained, reason
-from smallvit.data.files.class_lists import make_listing, number_labels, some
+from smallvit.data.files.class_lists import make_listing, some
 from smallvit.data.files.file_kinds import refuse_stand_in
 from smallvit.data.files.layout import Layout, refuse_classes
 from smallvit.data.files.sources import (
@@ -51,42 +52,36 @@ def open_arrays(path: Path, found: FoundFile, layout: Layout | None) -> Source:
     """
     refuse_classes(layout, f"{path} holds arrays")
     refuse_stand_in(path)
-    pairs = _find_pairs(path, _names(path), layout)
-    if layout is not None and layout.kind == "unlabelled":
-        pairs = {"train": (pairs["train"][0], None)}
-    texts = {
-        split: list(map(str, _read_labels(path, label)))
-        for split, (_, label) in pairs.items()
-        if label
-    }
-    class_names: tuple[str, ...] = ()
-    numbers: dict[str, np.ndarray] = {}
-    if "train" in texts:
-        class_names, numbers = number_labels(texts)
-    pairs = {split: pairs[split] for split in numbers or ("train",)}
+    with _opened(path) as file:
+        names = file.files
+    pairs = _find_pairs(path, names, layout)
+    images, label = pairs["train"]
+    if label is None or (layout is not None and layout.kind == "unlabelled"):
+        pairs = {"train": (images, None)}
+    else:
+        pairs = {split: pair for split, pair in pairs.items() if pair[1] is not None}
 
     def list_images() -> Listing:
-        splits = {}
+        splits, texts = {}, {}
         for split, (name, label) in pairs.items():
             images = _read_images(path, name)
-            labels = numbers.get(split, np.full(len(images), -1))
-            if len(labels) != len(images):
-                raise DataError(
-                    f"{path}: {name} has {len(images)} images and {label} {len(labels)} labels: "
-                    "save as many of one as of the other"
-                )
-            names = [f"{name}[{i}]" for i in range(len(images))]
-            splits[split] = array_split(names, images, labels)
-        return make_listing(str(path), class_names, splits)
+            splits[split] = array_split([f"{name}[{i}]" for i in range(len(images))], images)
+            if label is not None:
+                texts[split] = list(map(str, _read_labels(path, label)))
+                if len(texts[split]) != len(images):
+                    raise DataError(
+                        f"{path}: {name} has {len(images)} images and {label} "
+                        f"{len(texts[split])} labels: save as many of one as of the other"
+                    )
+        return make_listing(str(path), splits, texts)
 
     return own_source(path, "arrays", ("arrays", files_key([found])), list_images, layout=layout)
 
 
-def _names(path: Path) -> list[str]:
-    return _loading(path, lambda file: list(file.files))
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open the file; one that is broken, or holds more than arrays, is explained."""
 
-
-def _loading(path: Path, read: Any) -> Any:
     def explain(error: Exception) -> str:
         if "pickle" in str(error).lower():
             return (
@@ -100,7 +95,7 @@ def _loading(path: Path, read: Any) -> Any:
         path.open("rb") as raw,
         np.load(raw, allow_pickle=False) as file,
     ):
-        return read(file)
+        yield file
 
 
 def _find_pairs(
@@ -130,7 +125,8 @@ def _first(names: Sequence[str], forms: Sequence[str], begins: Sequence[str]) ->
 
 
 def _read_labels(path: Path, name: str) -> np.ndarray:
-    labels = _loading(path, lambda file: file[name])
+    with _opened(path) as file:
+        labels = file[name]
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
@@ -146,7 +142,8 @@ def _read_labels(path: Path, name: str) -> np.ndarray:
 
 
 def _read_images(path: Path, name: str) -> np.ndarray:
-    images = _loading(path, lambda file: file[name])
+    with _opened(path) as file:
+        images = file[name]
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[-1] not in (1, 3, 4):
         images = images.transpose(0, 2, 3, 1)
     if images.ndim == 4 and images.shape[-1] == 1:

@@ -40,59 +40,69 @@ def in_class_order(listing: Listing) -> Listing:
     return Listing(class_names=names, splits=splits)
 
 
-def number_labels(
-    labels: Mapping[str, Sequence[str]],
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Return the classes in the order of ``order_classes``, and each split's labels as indices."""
-    names = order_classes(set().union(*labels.values()))
-    number = {name: i for i, name in enumerate(names)}
-    return names, {
-        split: np.asarray([number[name] for name in texts], dtype=np.int64)
-        for split, texts in labels.items()
-    }
-
-
 def make_listing(
-    where: str, class_names: tuple[str, ...], splits: dict[str, SourceSplit]
+    where: str, splits: Mapping[str, SourceSplit], texts: Mapping[str, Sequence[str]]
 ) -> Listing:
     """List images, of which each split has some of every class.
 
     Args:
         where: Begins the message.
-        class_names: In the order of the labels; empty where images carry no labels.
-        splits: By name.
+        splits: By name, without labels.
+        texts: Label of each image, by split; empty where images carry no labels.
 
     Raises:
-        DataError: If there is one class alone, or a split lacks one.
+        DataError: As ``check_listing``.
     """
+    names = order_classes(set().union(*texts.values()))
+    number = {name: i for i, name in enumerate(names)}
+    labels = {
+        split: np.asarray([number[text] for text in part], dtype=np.int64)
+        for split, part in texts.items()
+    }
+    parts = {
+        name: replace(split, labels=labels.get(name, split.labels))
+        for name, split in splits.items()
+    }
+    return check_listing(where, Listing(class_names=names, splits=parts))
+
+
+def check_listing(where: str, listing: Listing) -> Listing:
+    """Return a listing whose splits have images, with labels that fit the classes.
+
+    Args:
+        where: Begins the message.
+        listing: What to check.
+
+    Raises:
+        DataError: If a split has no images or lacks a class, a label is out of range, or there is
+            one class alone.
+    """
+    class_names, splits = listing.class_names, listing.splits
+    assert "train" in splits
+    low, high = (0, len(class_names) - 1) if class_names else (-1, -1)
+    for name, split in splits.items():
+        assert len(split.names) == len(split.labels)
+        if len(split.names) == 0:
+            raise DataError(f"{where}: no images in {name}: add some or remove that split")
+        wrong = np.flatnonzero((split.labels < low) | (split.labels > high))
+        if len(wrong):
+            raise DataError(
+                f"{where}: {len(wrong)} labels of {name} are outside {low} to {high} "
+                f"({len(class_names)} classes), first: {split.names[wrong[0]]} has "
+                f"{split.labels[wrong[0]]}: mend the labels"
+            )
     if len(class_names) == 1:
         raise DataError(
             f"{where}: all images are of one class, {class_names[0]!r}: at least 2 are needed; add "
             "images of another, or train without labels, --data.layout unlabelled"
         )
-    check_every_class(where, class_names, {name: split.labels for name, split in splits.items()})
-    return Listing(class_names=class_names, splits=splits)
-
-
-def check_every_class(
-    where: str, class_names: tuple[str, ...], labels: Mapping[str, np.ndarray]
-) -> None:
-    """Check that every split has images of every class, where there are classes.
-
-    Args:
-        where: Begins the message.
-        class_names: In the order of the labels.
-        labels: Those of each split.
-
-    Raises:
-        DataError: If one has not.
-    """
     if class_names:
         present = {
-            split: {class_names[label] for label in np.unique(values)}
-            for split, values in labels.items()
+            name: [class_names[label] for label in np.unique(split.labels)]
+            for name, split in splits.items()
         }
         check_class_lists(where, class_names, present)
+    return listing
 
 
 def check_class_lists(

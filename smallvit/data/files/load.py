@@ -20,7 +20,7 @@ from torch import Tensor
 from smallvit.core.errors import ConfigError, DataError, reason
 from smallvit.data.dataset import Dataset, Split, class_counts
 from smallvit.data.files import fetch, hub, official, own, registry
-from smallvit.data.files.class_lists import check_every_class, in_class_order, some
+from smallvit.data.files.class_lists import in_class_order, some
 from smallvit.data.files.config import DataConfig
 from smallvit.data.files.grey import GreySetting
 from smallvit.data.files.sources import Listing, Source
@@ -30,15 +30,14 @@ from smallvit.data.files.splits import (
     cut_by_position,
     cut_splits,
     find_seed,
-    load_cut,
     split_hash,
-    store_cut,
+    stored_cut,
 )
 from smallvit.data.files.store import (
     Overlap,
     PackedStore,
     Progress,
-    cache_errors,
+    anew_if_broken,
     content_order,
     file_stem,
     open_store,
@@ -129,15 +128,13 @@ def find_image_size(source: Source, *, cache_dir: Path) -> int:
         return source.image_size
     key = hashlib.sha256(source.key.encode()).hexdigest()[:16]
     path = cache_dir / "packed" / f"{file_stem(source.name)}-{key}.size"
-    try:
-        size = int(path.read_text())
-    except (OSError, ValueError):
-        size = 0
-    if size not in USUAL_SIZES:
-        size = usual_size(source.list_images())
-        with stored_if_possible(f"the image size of {source.name}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(str(size))
+    with anew_if_broken(path):
+        if (size := int(path.read_text())) in USUAL_SIZES:
+            return size
+    size = usual_size(source.list_images())
+    with stored_if_possible(f"the image size of {source.name}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(size))
     return size
 
 
@@ -197,9 +194,7 @@ def prepare_dataset(
         grey_range=grey_setting(config),
         progress=progress,
     )
-    check_every_class(source.name, store.manifest.class_names, store.labels)
-    with cache_errors(cache_dir):
-        stored = _cut(config, store)
+    cut = _cut(config, store)
     packed = {
         name: (torch.from_numpy(store.images[name]), torch.from_numpy(store.labels[name]))
         for name in store.images
@@ -211,10 +206,9 @@ def prepare_dataset(
         keys = (each[array][index] for each in (store.contents, store.labels, store.hashes))
         return index[content_order(*keys)]
 
-    cut, labelled = stored.cut, bool(store.manifest.class_names)
     parts = {"train": ("train", cut.train), "labelled": ("train", cut.labelled)}
     for name, index in (("val", cut.val), ("test", cut.test)):
-        whole = name in packed and labelled
+        whole = name in packed
         parts[name] = (name, np.arange(len(store.labels[name]))) if whole else ("train", index)
     parts = {name: (array, in_order(array, index)) for name, (array, index) in parts.items()}
     splits = {}
@@ -231,8 +225,8 @@ def prepare_dataset(
         class_names=store.manifest.class_names,
         image_size=size,
         splits=splits,
-        mean=stored.mean,
-        std=stored.std,
+        mean=cut.mean,
+        std=cut.std,
         hflip=source.hflip if config.hflip is None else config.hflip,
         autoaugment=source.autoaugment,
         fingerprint=store.manifest.unordered if by_content else store.manifest.fingerprint,
@@ -323,29 +317,27 @@ def _cut(config: DataConfig, store: PackedStore) -> StoredCut:
     parts = (*parts, config.label_fraction, config.split_seed)
     if config.split_version > 1:
         parts = (config.split_version, *parts)
-    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-    stored = load_cut(store.path, key)
-    if stored is not None:
-        return stored
-    labels, class_names = store.labels["train"], store.manifest.class_names
-    if not class_names:
-        none = np.arange(0)
-        cut = Cut(train=np.arange(len(labels)), labelled=none, val=none, test=none)
-    else:
-        by_content = config.split_version > 1
-        cut = (cut_splits if by_content else cut_by_position)(
-            labels,
-            (store.contents if by_content else store.hashes)["train"],
-            class_names=class_names,
-            **fractions,
-            label_fraction=config.label_fraction,
-            seed=config.split_seed,
-        )
-    mean, std = _channel_stats(torch.from_numpy(store.images["train"]), torch.from_numpy(cut.train))
-    stored = StoredCut(cut=cut, mean=mean, std=std)
-    with stored_if_possible(f"the split of {store.manifest.name}"):
-        store_cut(stored, store.path, key)
-    return stored
+    images, labels = store.images["train"], store.labels["train"]
+    class_names = store.manifest.class_names
+    by_content = config.split_version > 1
+
+    def make() -> StoredCut:
+        if class_names:
+            cut = (cut_splits if by_content else cut_by_position)(
+                labels,
+                (store.contents if by_content else store.hashes)["train"],
+                class_names=class_names,
+                **fractions,
+                label_fraction=config.label_fraction,
+                seed=config.split_seed,
+            )
+        else:
+            none = np.arange(0)
+            cut = Cut(train=np.arange(len(labels)), labelled=none, val=none, test=none)
+        mean, std = _channel_stats(torch.from_numpy(images), torch.from_numpy(cut.train))
+        return StoredCut(**vars(cut), mean=mean, std=std)
+
+    return stored_cut(store.path, parts, make)
 
 
 def _channel_stats(

@@ -8,19 +8,21 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from smallvit.core.errors import ConfigError, DataError, explained
-from smallvit.data.files.class_lists import make_listing, number_labels, plural
+from smallvit.data.files.class_lists import check_listing, make_listing, plural
 from smallvit.data.files.file_kinds import refuse_stand_in
 from smallvit.data.files.images import open_image
 from smallvit.data.files.layout import Layout, rows_by_split
 from smallvit.data.files.sources import FoundFile, Listing, SourceSplit
 
 BATCH_BYTES = 2**24  # images of a parquet file decompressed at a time, about
+_TEXTS = ("string", "large_string", "string_view")
 LARGEST_HASH = 64  # bytes; columns of a fixed width up to this hold identifiers and no images
 ROWS_KEPT = 64  # rows before the newest batch that stay at hand: more than store.MAX_AHEAD
 
@@ -104,11 +106,11 @@ def list_parquet(
         DataError: If a file is broken or repeats a column in use, files differ in their columns, an
             image or label is missing, a label is out of range, or a class has no image.
     """
-    layouts = [_read_layout(file, image_column, label_column) for file in _flat(files)]
-    layout = layouts[0]
+    every = chain.from_iterable(files.values())
+    layouts = [_read_layout(file, image_column, label_column) for file in every]
     if named is not None and named.kind == "unlabelled":
         layouts = [replace(each, label=None, text=False, class_names=None) for each in layouts]
-        layout = layouts[0]
+    layout = layouts[0]
     for other in layouts:
         if other != replace(layout, path=other.path):
             raise DataError(
@@ -122,8 +124,8 @@ def list_parquet(
     tables = {
         split: [_read_table(file, layout) for file in paths] for split, paths in files.items()
     }
-    class_names, labels = _number_labels(where, layout, tables)
     splits: dict[str, SourceSplit] = {}
+    texts: dict[str, list[str]] = {}
     for split, parts in tables.items():
         names = [f"{table.path.name} row {i}" for table in parts for i in range(table.num_rows)]
         rows: dict[str, Sequence[int]] = {split: range(len(names))}
@@ -134,9 +136,13 @@ def list_parquet(
             if layout.label is None:
                 rows = {"train": rows["train"]}
         images = _ParquetImages([table.path for table in parts], layout.leaf)
+        labels = np.concatenate([table.labels for table in parts])
         for part, index in rows.items():
-            splits[part] = _table_split(images, names, labels[split], np.asarray(index))
-    return make_listing(where, class_names, splits)
+            splits[part] = images.split(names, labels, np.asarray(index, dtype=np.int64))
+            texts[part] = list(map(str, splits[part].labels))
+    if layout.class_names is not None:
+        return check_listing(where, Listing(class_names=layout.class_names, splits=splits))
+    return make_listing(where, splits, {} if layout.label is None else texts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,35 +182,31 @@ class _Table(NamedTuple):
     splits: Sequence[str | None]
 
 
-def _parquet_modules() -> tuple[Any, Any]:
-    try:
+def _pyarrow() -> Any:
+    missing = "reading parquet needs pyarrow: pip install 'smallvit[parquet]'"
+    with explained(lambda error: missing, ImportError, into=ConfigError):
         import pyarrow
         import pyarrow.parquet
-    except ImportError:
-        raise ConfigError(
-            "reading parquet needs pyarrow: pip install 'smallvit[parquet]'"
-        ) from None
-    return pyarrow, pyarrow.parquet
+    return pyarrow
 
 
 def _reading(path: Path) -> AbstractContextManager[None]:
     """Turn pyarrow's errors into one that names the file."""
-    pa, _ = _parquet_modules()
 
     def explain(error: Exception) -> str:
         first = str(error).partition("\n")[0]
         return f"{path} is not a whole parquet file ({first}): replace it"
 
-    return explained(explain, OSError, pa.ArrowException)
+    return explained(explain, OSError, _pyarrow().ArrowException)
 
 
 def _read_layout(path: Path, image_column: str | None, label_column: str | None) -> _Layout:
-    pa, pq = _parquet_modules()
+    pa = _pyarrow()
     refuse_stand_in(path)
     with _reading(path):
-        schema = pq.read_schema(path)
-    types = {field.name: _plain_type(pa, field.type) for field in schema}
-    fits = {name: _image_leaf(pa, kind, name) for name, kind in types.items()}
+        schema = pa.parquet.read_schema(path)
+    types = {field.name: _plain_type(field.type) for field in schema}
+    fits = {name: _image_leaf(kind, name) for name, kind in types.items()}
     fits = {name: leaf for name, leaf in fits.items() if leaf is not None}
     for name, option in ((image_column, "image-column"), (label_column, "label-column")):
         if name is not None and name not in types:
@@ -242,7 +244,7 @@ def _read_layout(path: Path, image_column: str | None, label_column: str | None)
             raise DataError(
                 f"{path} has {schema.names.count(name)} columns {name!r}: rename all but one"
             )
-    text = label is not None and (_is_text(pa, types[label]) or pa.types.is_boolean(types[label]))
+    text = label is not None and str(types[label]) in (*_TEXTS, "bool")
     if label is not None and not text and not pa.types.is_integer(types[label]):
         raise ConfigError(
             f"column {label!r} of {path} is {types[label]}, neither integers nor text: name the "
@@ -255,38 +257,21 @@ def _read_layout(path: Path, image_column: str | None, label_column: str | None)
         label=label,
         text=text,
         class_names=None if label is None or text else class_labels.get(label),
-        split="split" in types and _is_text(pa, types["split"]),
+        split=str(types.get("split")) in _TEXTS,
     )
 
 
-def _image_leaf(pa: Any, kind: Any, name: str) -> str | None:
+def _image_leaf(kind: Any, name: str) -> str | None:
     """Return where encoded images lie in a column of this type, if they can."""
-    if _is_binary(pa, kind):
-        return name
-    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
-        return None
-    inner = _plain_type(pa, kind.field("bytes").type)
-    return f"{name}.bytes" if _is_binary(pa, inner) else None
+    if str(kind).startswith("struct<") and kind.get_field_index("bytes") >= 0:
+        name, kind = f"{name}.bytes", _plain_type(kind.field("bytes").type)
+    if str(kind).startswith("fixed_size_binary"):
+        return name if kind.byte_width > LARGEST_HASH else None
+    return name if str(kind) in ("binary", "large_binary", "binary_view") else None
 
 
-def _plain_type(pa: Any, kind: Any) -> Any:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_binary(pa: Any, kind: Any) -> bool:
-    if pa.types.is_fixed_size_binary(kind):
-        return kind.byte_width > LARGEST_HASH
-    return any(
-        is_kind(kind)
-        for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-    )
-
-
-def _is_text(pa: Any, kind: Any) -> bool:
-    return any(
-        is_kind(kind)
-        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    )
+def _plain_type(kind: Any) -> Any:
+    return kind.value_type if str(kind).startswith("dictionary<") else kind
 
 
 def _hub_classes(schema: Any) -> dict[str, tuple[str, ...]]:
@@ -303,15 +288,15 @@ def _hub_classes(schema: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _read_table(path: Path, layout: _Layout) -> _Table:
-    """Read all of a file but its images; check that each row has an image and a label."""
-    pa, pq = _parquet_modules()
+    """Read all of a file but its images; check that each row has an image and a usable label."""
+    pa = _pyarrow()
     small = [layout.label] if layout.label is not None else []
     small += ["split"] if layout.split else []
-    with _reading(path), pq.ParquetFile(path, memory_map=True) as file:
+    with _reading(path), pa.parquet.ParquetFile(path, memory_map=True) as file:
         num_rows = file.metadata.num_rows
         table = file.read(columns=small)
         missing = {layout.image: _count_nulls(file, layout.leaf)}
-        labels, splits = np.empty(0, dtype=np.int64), []
+        labels, splits = np.full(num_rows, -1), []
         if layout.label is not None:
             column = table.column(layout.label)
             missing[layout.label] = column.null_count
@@ -329,7 +314,21 @@ def _read_table(path: Path, layout: _Layout) -> _Table:
                 f"{path}: {count} of {plural(num_rows, 'row')} have no {name}: remove them from "
                 "the file, or leave a split without labels out, as in --data.layout train=train"
             )
+    if layout.label is not None and not layout.text:
+        _check_range(path, layout, labels)
     return _Table(path, num_rows, labels, splits)
+
+
+def _check_range(path: Path, layout: _Layout, labels: np.ndarray) -> None:
+    end = np.inf if layout.class_names is None else len(layout.class_names)
+    odd = np.flatnonzero((labels < 0) | (labels >= end))
+    if len(odd):
+        allowed = "not negative" if layout.class_names is None else f"0 to {end - 1}"
+        raise DataError(
+            f"{path}: {len(odd)} of {plural(len(labels), 'row')} have a {layout.label} that is not "
+            f"a class (the first: row {odd[0]}, {labels[odd[0]]}; classes are {allowed}): remove "
+            "these rows, or leave a split without labels out, as in --data.layout train=train"
+        )
 
 
 def _count_nulls(file: Any, leaf: str) -> int:
@@ -352,7 +351,6 @@ def _leaf_metadata(file: Any, group: int, leaf: str) -> Any:
 
 def _iter_leaf(file: Any, group: int, leaf: str) -> Iterator[Any]:
     """Iterate over the byte strings of a row group, about ``BATCH_BYTES`` at a time."""
-    pa, _ = _parquet_modules()
     metadata = _leaf_metadata(file, group, leaf)
     row_bytes = max(1, metadata.total_uncompressed_size // max(1, metadata.num_values))
     for batch in file.iter_batches(
@@ -362,51 +360,7 @@ def _iter_leaf(file: Any, group: int, leaf: str) -> Iterator[Any]:
         use_threads=False,
     ):
         column = batch.column(0)
-        yield column.flatten()[0] if isinstance(column, pa.StructArray) else column
-
-
-def _number_labels(
-    where: str, layout: _Layout, tables: Mapping[str, Sequence[_Table]]
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Return the class names and each split's class indices."""
-    counts = {split: sum(table.num_rows for table in parts) for split, parts in tables.items()}
-    if not all(counts.values()):
-        empty = ", ".join(split for split, count in counts.items() if not count)
-        raise DataError(f"{where}: the parquet files of {empty} have no rows: remove or fill them")
-    if layout.label is None:
-        return (), {split: np.full(count, -1) for split, count in counts.items()}
-    values = {
-        split: np.concatenate([table.labels for table in parts]) for split, parts in tables.items()
-    }
-    if layout.text:
-        return number_labels({split: list(texts) for split, texts in values.items()})
-    names = layout.class_names
-    end = np.inf if names is None else len(names)
-    for table in _flat(tables):
-        odd = np.flatnonzero((table.labels < 0) | (table.labels >= end))
-        if len(odd):
-            allowed = "not negative" if names is None else f"0 to {end - 1}"
-            raise DataError(
-                f"{table.path}: {len(odd)} of {plural(table.num_rows, 'row')} have a "
-                f"{layout.label} that is not a class (the first: row {odd[0]}, "
-                f"{table.labels[odd[0]]}; classes are {allowed}): remove these rows, or leave a "
-                "split without labels out, as in --data.layout train=train"
-            )
-    if names is None:
-        numbers = np.unique(np.concatenate(list(values.values())))
-        names = tuple(str(number) for number in numbers)
-        values = {split: np.searchsorted(numbers, part) for split, part in values.items()}
-    return names, values
-
-
-def _table_split(
-    images: "_ParquetImages", names: Sequence[str], labels: np.ndarray, rows: np.ndarray
-) -> SourceSplit:
-    return SourceSplit(
-        names=[names[row] for row in map(int, rows)],
-        labels=labels[rows],
-        read=lambda i: open_image(images.read(int(rows[i]))),
-    )
+        yield column.flatten()[0] if isinstance(column, _pyarrow().StructArray) else column
 
 
 class _ParquetImages:
@@ -418,7 +372,7 @@ class _ParquetImages:
     """
 
     def __init__(self, paths: Sequence[Path], leaf: str) -> None:
-        _, self._parquet = _parquet_modules()
+        self._parquet = _pyarrow().parquet
         self._leaf = leaf
         self._groups: list[tuple[Path, int]] = []
         self._starts: list[int] = []
@@ -435,6 +389,14 @@ class _ParquetImages:
         self._file: tuple[Path, Any] | None = None
         self._batches: Iterator[Any] = iter(())
         self._next_row = sys.maxsize  # first row of the next of _batches
+
+    def split(self, names: Sequence[str], labels: np.ndarray, rows: np.ndarray) -> SourceSplit:
+        """List the images of some rows."""
+        return SourceSplit(
+            names=[names[row] for row in map(int, rows)],
+            labels=labels[rows],
+            read=lambda i: open_image(self.read(int(rows[i]))),
+        )
 
     def read(self, row: int) -> bytes:
         """Return the encoded image of a row."""
@@ -482,7 +444,3 @@ class _Batch(NamedTuple):
     start: int
     stop: int
     values: Any
-
-
-def _flat(lists: Mapping[str, Sequence[Any]]) -> list[Any]:
-    return [item for items in lists.values() for item in items]

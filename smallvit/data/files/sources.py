@@ -80,34 +80,40 @@ class Source:
     by_content: bool = False
 
 
-def file_split(root: Path, names: Sequence[str], labels: Sequence[int] | np.ndarray) -> SourceSplit:
+def file_split(
+    root: Path, names: Sequence[str], labels: Sequence[int] | np.ndarray | None = None
+) -> SourceSplit:
     """List image files by their paths below a folder; an absolute one stays as it is."""
     top = os.fspath(root)
     return SourceSplit(
         names=list(map(printable, names)),
-        labels=np.asarray(labels, dtype=np.int64),
+        labels=_as_labels(labels, len(names)),
         read=lambda i: open_image(os.path.join(top, names[i])),  # noqa: PTH118 (far faster)
     )
 
 
 def array_split(
-    names: Sequence[str], pixels: np.ndarray, labels: Sequence[int] | np.ndarray
+    names: Sequence[str], pixels: np.ndarray, labels: Sequence[int] | np.ndarray | None = None
 ) -> SourceSplit:
     """List the images of an array.
 
     Args:
         names: Name of each image.
         pixels: Grey values (N, H, W) of any number of bits, or bytes (N, H, W, 3).
-        labels: Class index of each image.
+        labels: Class index of each image; ``None`` where they carry none.
     """
     # PIL's modes for grey of more than 8 bits.
     wide = np.float32 if pixels.dtype.kind == "f" else np.int32
     kind = pixels.dtype if pixels.dtype in (np.uint8, np.uint16) else wide
     return SourceSplit(
         names=names,
-        labels=np.asarray(labels, dtype=np.int64),
+        labels=_as_labels(labels, len(names)),
         read=lambda i: Image.fromarray(np.ascontiguousarray(pixels[i]).astype(kind, copy=False)),
     )
+
+
+def _as_labels(labels: Sequence[int] | np.ndarray | None, num: int) -> np.ndarray:
+    return np.full(num, -1) if labels is None else np.asarray(labels, dtype=np.int64)
 
 
 def find_files(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[FoundFile]:

@@ -12,8 +12,7 @@ that number, so that the images of 5 % are among those of 10 %.
 
 import hashlib
 import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +22,9 @@ import torch
 from smallvit.core import rng
 from smallvit.core.errors import DataError
 from smallvit.core.whole_file import replacing
+from smallvit.data.files.store import anew_if_broken, stored_if_possible
 
-logger = logging.getLogger("smallvit")
+PARTS = ("train", "labelled", "val", "test")
 TEST, VAL, TRAIN = range(3)  # in the order in which they take their shares
 # Seeds that are tried for one that would do, and numbers that are drawn for that.
 MOST_SEEDS = 200
@@ -49,16 +49,14 @@ class Cut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredCut:
+class StoredCut(Cut):
     """A cut with what is computed from its training images.
 
     Attributes:
-        cut: The indices.
         mean: Per-channel mean of the training images, in [0, 1].
         std: Per-channel standard deviation of the training images, in [0, 1].
     """
 
-    cut: Cut
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -264,48 +262,35 @@ def cut_by_position(
     )
 
 
-def store_cut(stored: StoredCut, folder: Path, key: str) -> None:
-    """Store a cut as JSON beside the packed arrays, with the hash of its indices.
+def stored_cut(folder: Path, settings: object, make: Callable[[], StoredCut]) -> StoredCut:
+    """Return the cut that is stored beside packed arrays, or make it and store it if possible.
 
-    The file is replaced whole.
+    It is a function of its settings, so that a damaged one is made anew. It is kept as JSON, with
+    the hash of its indices.
 
-    Raises:
-        DataError: If it cannot be written.
+    Args:
+        folder: That of the arrays.
+        settings: What tells the cut from other cuts of them.
+        make: Makes it.
     """
-    indices = {name: index.tolist() for name, index in vars(stored.cut).items()}
-    plain = {
-        "mean": stored.mean,
-        "std": stored.std,
-        "split_hash": split_hash(*vars(stored.cut).values()),
-    }
-    path = _path(folder, key)
-    with replacing(path, "set SMALLVIT_CACHE_DIR to a folder with room", shared=True) as file:
-        file.write(json.dumps(plain | indices).encode())
-
-
-def load_cut(folder: Path, key: str) -> StoredCut | None:
-    """Load a stored cut; ``None`` where there is none, or one that was damaged.
-
-    A cut is a function of its settings, so that a damaged one is cut again, with a warning.
-    """
-    path = _path(folder, key)
-    if not path.exists():
-        return None
-    try:
+    path = folder / f"splits-{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}.json"
+    with anew_if_broken(path):
         plain = json.loads(path.read_text())
-        names = ("train", "labelled", "val", "test")
-        cut = Cut(**{name: np.asarray(plain[name], dtype=np.int64) for name in names})
-        if split_hash(*vars(cut).values()) != plain["split_hash"]:
+        indices = {name: np.asarray(plain[name], dtype=np.int64) for name in PARTS}
+        if split_hash(*indices.values()) != plain["split_hash"]:
             raise ValueError("the indices do not fit their hash")
         mean, std = ([float(value) for value in plain[name]] for name in ("mean", "std"))
-        return StoredCut(cut=cut, mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        logger.warning("the stored split %s is broken (%s): cutting it again", path, error)
-        return None
-
-
-def _path(folder: Path, key: str) -> Path:
-    return folder / f"splits-{key}.json"
+        return StoredCut(**indices, mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
+    cut = make()
+    indices = {name: getattr(cut, name) for name in PARTS}
+    plain = {"mean": cut.mean, "std": cut.std, "split_hash": split_hash(*indices.values())}
+    plain |= {name: index.tolist() for name, index in indices.items()}
+    with (
+        stored_if_possible(f"the split {path}"),
+        replacing(path, "set SMALLVIT_CACHE_DIR to a folder with room", shared=True) as file,
+    ):
+        file.write(json.dumps(plain).encode())
+    return cut
 
 
 def split_hash(*indices: np.ndarray | torch.Tensor) -> str:

@@ -25,7 +25,8 @@ from filelock import FileLock
 from joblib import cpu_count
 
 from smallvit.core.errors import DataError, explained, reason
-from smallvit.data.files.content import PackedImage, pack_image
+from smallvit.data.files.class_lists import check_listing
+from smallvit.data.files.content import pack_image
 from smallvit.data.files.grey import (
     GreyExtent,
     GreyScale,
@@ -48,7 +49,8 @@ PROGRESS_EVERY = 512
 NUM_SAMPLED = 256  # images of a split that are hashed again whenever a store is opened
 NUM_EXAMPLES = 3
 Progress = Callable[[int, int], None]  # (images done, images in all)
-_NOT_WHOLE = (OSError, EOFError, ValueError, TypeError, KeyError)  # what ``_read`` raises
+# What reading something stored raises where it is not whole.
+_NOT_WHOLE = (OSError, EOFError, ValueError, TypeError, LookupError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +153,10 @@ def open_store(
     with cache_errors(cache_dir):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f"{folder.name}.lock")):
-            store = _open_whole(folder)
-            if store is None:
-                progress = progress or (lambda done, total: None)
-                _pack(source, image_size, grey_range, folder, progress)
-                store = _read(folder)
-    return store
+            with anew_if_broken(folder):
+                return _read(folder)
+            _pack(source, image_size, grey_range, folder, progress or (lambda done, total: None))
+            return _read(folder)
 
 
 def file_stem(name: str) -> str:
@@ -185,6 +185,16 @@ def stored_if_possible(what: str) -> Iterator[None]:
         yield
     except (OSError, DataError) as error:
         logger.info("%s is not stored (%s)", what, getattr(error, "strerror", None) or error)
+
+
+@contextmanager
+def anew_if_broken(path: Path) -> Iterator[None]:
+    """Go on where what is stored at a path is broken, which is said, or where there is nothing."""
+    try:
+        yield
+    except _NOT_WHOLE as error:
+        if path.exists():
+            logger.warning("%s in the cache is broken (%s): making it anew", path, error)
 
 
 def hash_images(images: np.ndarray) -> np.ndarray:
@@ -269,27 +279,14 @@ def find_overlaps(
     return tuple(overlaps)
 
 
-def _open_whole(folder: Path) -> PackedStore | None:
-    if not folder.exists():
-        return None
-    try:
-        return _read(folder)
-    except _NOT_WHOLE as error:
-        logger.warning("the packed store %s is broken (%s): packing it anew", folder, error)
-        return None
-
-
 def _read(folder: Path) -> PackedStore:
     """Open a store; any error says that it is not whole."""
-    plain = json.loads((folder / "manifest.json").read_text())
-    plain |= {key: tuple(plain[key]) for key in ("class_names", "broken")}
-    plain["overlaps"] = tuple(
-        Overlap(**{**entry, "examples": tuple(tuple(pair) for pair in entry["examples"])})
-        for entry in plain["overlaps"]
-    )
+    text = (folder / "manifest.json").read_text()
+    plain = json.loads(text, object_hook=lambda entry: {k: _tupled(v) for k, v in entry.items()})
     if plain["version"] != STORE_VERSION:
         raise ValueError(f"version {plain['version']}, not {STORE_VERSION}")
-    plain["grey"] = _read_scale(plain["grey"])
+    plain["overlaps"] = tuple(Overlap(**entry) for entry in plain["overlaps"])
+    plain["grey"] = None if plain["grey"] is None else GreyScale(**plain["grey"])
     manifest = Manifest(**plain)
     side = manifest.image_size
     images, labels, hashes, contents = {}, {}, {}, {}
@@ -317,11 +314,8 @@ def _read(folder: Path) -> PackedStore:
     )
 
 
-def _read_scale(plain: dict[str, Any] | None) -> GreyScale | None:
-    if plain is None:
-        return None
-    scale = None if plain["range"] is None else (plain["range"][0], plain["range"][1])
-    return GreyScale(**{**plain, "range": scale, "notes": tuple(plain["notes"])})
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
 
 
 def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -377,7 +371,7 @@ def _pack(
         )
     ):
         listing = source.list_images()
-    _check_listing(source.name, listing)
+    check_listing(source.name, listing)
     total = sum(len(split.names) for split in listing.splits.values())
     # One packer at a time holds the lock, so a folder of this name is what a killed one left.
     partial = folder.with_name(f".packing-{folder.name}")
@@ -480,12 +474,12 @@ def _scale_grey(
         waiting = _select(listing.splits[name], split.kept[rows])
         with (folder / f"{name}.images.npy").open("r+b") as file:
             start = file.seek(0, os.SEEK_END) - len(split.kept) * 3 * image_size**2
-            for row, each in zip(rows, _decode(waiting, image_size, scale), strict=True):
-                if each.image is None:
-                    raise DataError(f"{dataset}: changed while it was packed: {each.fault}")
-                file.seek(start + row * each.image.pixels.nbytes)
-                file.write(each.image.pixels.data)
-                split.hashes[row] = each.pixel_hash
+            for row, image in zip(rows, _decode(waiting, image_size, scale), strict=True):
+                if isinstance(image, str):
+                    raise DataError(f"{dataset}: changed while it was packed: {image}")
+                file.seek(start + row * image.pixels.nbytes)
+                file.write(image.pixels.data)
+                split.hashes[row] = image.pixel_hash
                 done += 1
                 if done % CHUNK == 0 or done == len(files):
                     progress(done, len(files))
@@ -502,27 +496,6 @@ def _select(split: SourceSplit, index: np.ndarray) -> SourceSplit:
     )
 
 
-def _check_listing(name: str, listing: Listing) -> None:
-    if "train" not in listing.splits:
-        raise DataError(
-            f"{name}: no train split, only {', '.join(listing.splits) or 'nothing'}: name the "
-            "images to train on train"
-        )
-    num_classes = len(listing.class_names)
-    low, high = (0, num_classes - 1) if num_classes else (-1, -1)
-    for split_name, split in listing.splits.items():
-        assert len(split.names) == len(split.labels)
-        if len(split.names) == 0:
-            raise DataError(f"{name}: no images in {split_name}: add some or remove that split")
-        wrong = np.flatnonzero((split.labels < low) | (split.labels > high))
-        if len(wrong):
-            raise DataError(
-                f"{name}: {len(wrong)} labels of {split_name} are outside {low} to {high} "
-                f"({num_classes} classes), first: {split.names[wrong[0]]} has "
-                f"{split.labels[wrong[0]]}: mend the labels"
-            )
-
-
 @contextmanager
 def _synced(path: Path) -> Iterator[IO[bytes]]:
     """Open a file whose content is on the disk when it is closed."""
@@ -532,15 +505,6 @@ def _synced(path: Path) -> Iterator[IO[bytes]]:
         os.fsync(file.fileno())
 
 
-class _Decoded(NamedTuple):
-    """One image of a split; without ``image`` where it is broken, which ``fault`` explains."""
-
-    position: int
-    image: PackedImage | None
-    pixel_hash: int = 0
-    fault: str = ""
-
-
 class _Packed(NamedTuple):
     """What was packed of a split: indices kept, hashes of pixels and contents, names of broken."""
 
@@ -548,7 +512,7 @@ class _Packed(NamedTuple):
     hashes: np.ndarray
     contents: np.ndarray
     broken: list[str]
-    grey: dict[int, GreyExtent]  # by place in ``kept``
+    grey: dict[int, GreyExtent]  # by index in ``kept``
 
 
 def _pack_images(
@@ -572,16 +536,16 @@ def _pack_images(
     with _synced(path) as file:
         _write_header(file, (total, 3, image_size, image_size))
         start = file.tell()
-        for done, each in enumerate(_decode(split, image_size, grey_range), 1):
-            if each.image is None:
-                broken.append(each.fault)
+        for done, image in enumerate(_decode(split, image_size, grey_range), 1):
+            if isinstance(image, str):
+                broken.append(image)
             else:
-                if each.image.grey is not None:
-                    grey[len(kept)] = each.image.grey
-                file.write(each.image.pixels.data)
-                kept.append(each.position)
-                hashes.append(each.pixel_hash)
-                contents.append(each.image.content)
+                if image.grey is not None:
+                    grey[len(kept)] = image.grey
+                file.write(image.pixels.data)
+                kept.append(done - 1)
+                hashes.append(image.pixel_hash)
+                contents.append(image.content)
             if done == total or done % PROGRESS_EVERY == 0:
                 progress(done)
         if broken:
@@ -602,24 +566,37 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _decode(split: SourceSplit, image_size: int, grey_range: GreySetting) -> Iterator[_Decoded]:
-    """Decode in threads (PIL releases the GIL), a bounded number of images ahead."""
+class _Decoded(NamedTuple):
+    pixels: np.ndarray
+    pixel_hash: int
+    content: int
+    grey: GreyExtent | None
 
-    def decode(i: int) -> _Decoded:
+
+def _decode(
+    split: SourceSplit, image_size: int, grey_range: GreySetting
+) -> Iterator[_Decoded | str]:
+    """Decode in threads (PIL releases the GIL), a bounded number of images ahead.
+
+    Yields:
+        The images in order; of a broken one its name and what is wrong.
+    """
+
+    def decode(i: int) -> _Decoded | str:
         try:
             image = pack_image(lambda: split.read(i), image_size, grey_range)
         except Exception as error:  # PIL raises nearly anything on a broken file
-            return _Decoded(i, None, fault=f"{split.names[i]} ({reason(error)})")
-        image = image._replace(pixels=np.ascontiguousarray(image.pixels))
-        return _Decoded(i, image, int(hash_images(image.pixels[None])[0]))
+            return f"{split.names[i]} ({reason(error)})"
+        pixels = np.ascontiguousarray(image.pixels)
+        return _Decoded(pixels, int(hash_images(pixels[None])[0]), image.content, image.grey)
 
-    def decode_some(indices: range) -> list[_Decoded]:
-        return [decode(i) for i in indices]
+    def decode_some(indices: range) -> list[_Decoded | str]:
+        return list(map(decode, indices))
 
     threads = min(MAX_THREADS, cpu_count())
     most_waiting = 2 * threads + 1
     size = max(1, min(CHUNK, MAX_AHEAD // most_waiting))
-    waiting: deque[Future[list[_Decoded]]] = deque()
+    waiting: deque[Future[list[_Decoded | str]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(split.names), size):
             indices = range(start, min(start + size, len(split.names)))

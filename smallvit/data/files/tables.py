@@ -10,10 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from smallvit.core.errors import ConfigError, DataError, explained
-from smallvit.data.files.class_lists import make_listing, number_labels, plural, some
+from smallvit.data.files.class_lists import make_listing, plural, some
 from smallvit.data.files.file_kinds import refuse_stand_in
 from smallvit.data.files.images import IMAGE_SUFFIXES
 from smallvit.data.files.layout import Layout, refuse_classes, rows_by_split
@@ -73,19 +71,12 @@ def open_table(path: Path, columns: Columns, layout: Layout | None) -> Source:
         for split in ("train", "val", "test")
         if (part := [row for row in rows if row.split == split])
     }
-    class_names: tuple[str, ...] = ()
-    numbers: dict[str, np.ndarray] = {}
-    if labelled:
-        class_names, numbers = number_labels(
-            {split: [row.label for row in part] for split, part in by_split.items()}
-        )
     splits = {
-        split: file_split(
-            path.parent, [row.image for row in part], numbers.get(split, np.full(len(part), -1))
-        )
+        split: file_split(path.parent, [row.image for row in part])
         for split, part in by_split.items()
     }
-    listing = make_listing(str(path), class_names, splits)
+    texts = {split: [row.label for row in part] for split, part in by_split.items()}
+    listing = make_listing(str(path), splits, texts if labelled else {})
     return own_source(
         path,
         "table",
@@ -138,8 +129,13 @@ def _read(path: Path, content: bytes, columns: Columns) -> _Table:
                     f"its columns: {', '.join(header)}: {_name_columns(header, next(reader, []))}"
                 )
         for cells in reader:
-            if cells:
-                rows.append((reader.line_num, _named(path, reader.line_num, cells, header)))
+            if cells and len(cells) != len(header):
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {len(cells)} cells under {len(header)} "
+                    "columns: put cells with a separator in them in double quotes"
+                )
+            if cells:  # names in use are not repeated
+                rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
     if not rows:
         raise DataError(f"{path} has a header and no rows: add a row for each image")
     return _Table(header, rows, image, label)
@@ -196,15 +192,6 @@ def _why_unlabelled(table: _Table) -> str:
         )
     there = f" among {some(others)}, of which --data.label-column can name one" if others else ""
     return f"without labels: there is no column {table.label}{there}"
-
-
-def _named(path: Path, line: int, cells: Sequence[str], header: Sequence[str]) -> dict[str, str]:
-    if len(cells) != len(header):
-        raise DataError(
-            f"{path}, line {line}: {len(cells)} cells under {len(header)} columns: put cells with "
-            "a separator in them in double quotes"
-        )
-    return dict(zip(header, cells, strict=True))  # names in use are not repeated
 
 
 def _split_rows(path: Path, table: _Table, layout: Layout | None, notes: list[str]) -> list[_Row]:

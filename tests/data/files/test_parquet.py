@@ -291,7 +291,7 @@ def test_a_parquet_file_without_images_is_refused(tmp_path):
         ([0, 0], None, "all images are of one class, '0'"),
         ([0, None, 1], None, "1 of 3 rows have no label: remove them"),
         (["a", "", None], None, "2 of 3 rows have no label"),
-        ([], {"label": class_label("x", "y")}, "have no rows"),
+        ([], {"label": class_label("x", "y")}, "no images in train"),
     ],
 )
 def test_faulty_labels_of_a_parquet_file_are_refused_with_counts(

@@ -15,9 +15,8 @@ from smallvit.data.files.splits import (
     cut_by_position,
     cut_splits,
     find_seed,
-    load_cut,
     split_hash,
-    store_cut,
+    stored_cut,
 )
 
 CLASSES = 4
@@ -40,7 +39,11 @@ def sides(found: Cut, num: int = len(LABELS)) -> np.ndarray:
 
 
 def stored(**changes) -> StoredCut:
-    return StoredCut(cut=cut(**changes), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    return StoredCut(**vars(cut(**changes)), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+
+
+def fail() -> StoredCut:
+    raise AssertionError("cut anew")
 
 
 def test_the_cut_of_a_seed_never_changes():
@@ -227,43 +230,39 @@ def test_a_seed_that_gives_every_class_of_each_split_is_found():
         assert set(labels[index]) == set(range(CLASSES))
 
 
-def test_a_stored_cut_is_loaded_as_it_was(tmp_path):
+def test_a_stored_cut_is_loaded_as_it_was(tmp_path, caplog):
     found = stored(label_fraction=0.5, val_fraction=0.0)
-    store_cut(found, tmp_path, "key")
-    loaded = load_cut(tmp_path, "key")
-    assert loaded is not None
+    assert stored_cut(tmp_path, "settings", lambda: found) is found
+    loaded = stored_cut(tmp_path, "settings", fail)
     assert (loaded.mean, loaded.std) == (found.mean, found.std)
-    for name, index in vars(found.cut).items():
-        assert np.array_equal(vars(loaded.cut)[name], index)
-    assert [path.name for path in tmp_path.iterdir()] == ["splits-key.json"]
-
-
-def test_statistics_of_a_stored_cut_can_be_read(tmp_path):
-    store_cut(stored(), tmp_path, "key")
-    plain = json.loads((tmp_path / "splits-key.json").read_text())
-    assert (plain["mean"], plain["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-
-
-def test_a_cut_that_was_never_stored_is_none_without_a_warning(tmp_path, caplog):
-    assert load_cut(tmp_path, "key") is None
+    for name in ("train", "labelled", "val", "test"):
+        assert np.array_equal(getattr(loaded, name), getattr(found, name))
+    with pytest.raises(AssertionError, match="cut anew"):
+        stored_cut(tmp_path, "other settings", fail)
+    assert len(list(tmp_path.iterdir())) == 1
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("text", ["", '{"train": [0', "[]", '{"train": [0]}'])
-def test_a_broken_stored_cut_is_none_with_a_warning(tmp_path, caplog, text):
-    (tmp_path / "splits-key.json").write_text(text)
+def test_a_broken_stored_cut_is_made_anew_with_a_warning(tmp_path, caplog, text):
+    stored_cut(tmp_path, 0, stored)
+    (path,) = tmp_path.glob("splits-*.json")
+    whole = path.read_text()
+    path.write_text(text)
     with caplog.at_level(logging.WARNING, logger="smallvit"):
-        assert load_cut(tmp_path, "key") is None
-    assert "splits-key.json is broken" in caplog.text
+        stored_cut(tmp_path, 0, stored)
+    assert f"{path} in the cache is broken" in caplog.text
+    assert path.read_text() == whole
 
 
 def test_a_stored_cut_with_an_altered_index_is_not_used(tmp_path, caplog):
-    store_cut(stored(), tmp_path, "key")
-    path = tmp_path / "splits-key.json"
+    stored_cut(tmp_path, 0, stored)
+    (path,) = tmp_path.glob("splits-*.json")
     plain = json.loads(path.read_text())
     plain["test"][0] = plain["train"][0]
     path.write_text(json.dumps(plain))
-    assert load_cut(tmp_path, "key") is None
+    with pytest.raises(AssertionError, match="cut anew"):
+        stored_cut(tmp_path, 0, fail)
     assert "the indices do not fit their hash" in caplog.text
 
 
