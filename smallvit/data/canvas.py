@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from matplotlib import patheffects
 from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from smallvit.core.whole_file import writable
+from smallvit.data.geometry import Geometry
 
 DPI = 100
 MARGIN, GAP = 16, 10  # pixels, as all lengths below
@@ -26,6 +28,7 @@ SIZE = 8  # of text, in points
 LINE = 15  # height of a line of it
 EM = SIZE * DPI / 72
 BADGE = (16, 13)
+VIRIDIS: dict[str, Any] = {"cmap": "viridis", "vmin": 0, "vmax": 1}
 PALE = "#bbbbbb"  # around images, which may be as white as the paper
 
 
@@ -38,6 +41,15 @@ class Box:
     width: float
     height: float
     mirrored: bool
+
+
+def boxes_of(where: Geometry, width: int, height: int) -> list[Box]:
+    """Return where the crops of a batch lie in images of a size in pixels."""
+    edges = (where.left * width, where.top * height, where.width * width, where.height * height)
+    return [
+        Box(left=left, top=top, width=wide, height=high, mirrored=bool(mirrored))
+        for left, top, wide, high, mirrored in torch.stack([*edges, where.hflip], dim=1).tolist()
+    ]
 
 
 class Canvas:

@@ -21,10 +21,19 @@ from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from smallvit.core import rng
-from smallvit.data.canvas import BADGE, GAP, LINE, Box, Canvas, tile_side, to_pixels
+from smallvit.data.canvas import (
+    BADGE,
+    GAP,
+    LINE,
+    VIRIDIS,
+    Box,
+    Canvas,
+    boxes_of,
+    tile_side,
+    to_pixels,
+)
 from smallvit.data.config import AugmentConfig, ViewsConfig
 from smallvit.data.dataset import Dataset, Split, channel_tensors
-from smallvit.data.geometry import Geometry
 from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ScoreMapReader, ViewBatches
 
@@ -108,13 +117,13 @@ def sample_views(dataset: Dataset, config: ViewsConfig, *, num: int, seed: int) 
     split = dataset.splits["train"]
     order = Order(len(split), min(num, len(split)), seed, split.index.device)
     batches = ViewBatches(dataset, order, config, total_steps=1)
-    batch, position = batches(0), order.draw(0).position
+    batch, position, side = batches(0), order.draw(0).position, dataset.image_size
     views = [*batch.global_views, *(() if batch.local_views is None else batch.local_views)]
     return ViewSheet(
         images=split.take(position),
         names=_names(dataset, split, position),
         views=[_to_bytes(view, dataset) for view in views],
-        boxes=[_boxes(where, dataset.image_size) for where in batches.geometries(0)],
+        boxes=[boxes_of(where, side, side) for where in batches.geometries(0)],
     )
 
 
@@ -148,7 +157,7 @@ def sample_batch(
         names=_names(dataset, split, position),
         labels=batch.labels,
         augmented=_to_bytes(batch.images, dataset),
-        boxes=_boxes(batches.where(0), dataset.image_size),
+        boxes=boxes_of(batches.where(0), dataset.image_size, dataset.image_size),
         partner_share=torch.zeros(len(position)) if share is None else share,
         score_maps=batch.score_maps,
     )
@@ -164,7 +173,8 @@ def draw_images(path: Path, dataset: Dataset, *, num: int, seed: int) -> None:
         [[name] for name in _names(dataset, split, position)],
         title=f"{dataset.name}: training images",
         below=f"{len(position):,} of {len(split):,}, drawn with seed {seed}, "
-        f"{dataset.image_size} px{_classes(dataset)}",
+        f"{dataset.image_size} px, "
+        + (f"{dataset.num_classes} classes" if dataset.labelled else "without labels"),
     )
 
 
@@ -332,9 +342,7 @@ def draw_score_maps(
         named = name_classes(score_map, label)
         canvas.image(lefts[2], upper, tile, to_pixels(sheet.augmented[i], grey=True))
         canvas.image(lefts[2], upper, tile, colour_top_classes(score_map, named))
-        canvas.image(
-            lefts[3], upper, tile, score_map[label].numpy(), cmap="viridis", vmin=0, vmax=1
-        )
+        canvas.image(lefts[3], upper, tile, score_map[label].numpy(), **VIRIDIS)
         mean = score_map.mean(dim=(1, 2))
         lines = [
             (colour, f"{mean[number]:.2f} {dataset.class_names[number]}", number == label)
@@ -392,16 +400,6 @@ def _free_place(
     return left, top
 
 
-def _boxes(where: Geometry, side: int) -> list[Box]:
-    sides = torch.stack([where.left, where.top, where.width, where.height], dim=1) * side
-    return [
-        Box(left=left, top=top, width=width, height=height, mirrored=mirrored)
-        for (left, top, width, height), mirrored in zip(
-            sides.tolist(), where.hflip.tolist(), strict=True
-        )
-    ]
-
-
 def _overhang(box: Box, side: int) -> float:
     right, bottom = box.left + box.width - side, box.top + box.height - side
     return max(0.0, -box.left, -box.top, right, bottom)
@@ -418,10 +416,6 @@ def _names(dataset: Dataset, split: Split, position: Int[Tensor, " B"]) -> list[
     if not dataset.labelled:
         return [""] * len(position)
     return [dataset.class_names[label] for label in split.labels[split.index[position]].tolist()]
-
-
-def _classes(dataset: Dataset) -> str:
-    return f", {dataset.num_classes} classes" if dataset.labelled else ", without labels"
 
 
 def _count(number: int, what: str) -> str:

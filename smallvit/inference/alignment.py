@@ -17,7 +17,7 @@ from torch import Tensor
 from smallvit.core import rng
 from smallvit.data import geometry
 from smallvit.data.augment import to_float
-from smallvit.data.canvas import GAP, LINE, Box, Canvas, tile_side, to_pixels
+from smallvit.data.canvas import GAP, LINE, Canvas, boxes_of, tile_side, to_pixels
 
 TILES = (144, 192)  # in pixels, as in contact_sheet.py
 SCALE = (0.25, 0.5)  # area of a crop: small enough to move what is seen
@@ -81,39 +81,28 @@ def draw_alignment(
     heads = ("image, crop box", "map of its class", "crop", "map of its class", "map of top class")
     for left, head in zip(lefts, heads, strict=True):
         canvas.text(left, 0, head, tile, weight="bold")
-    sides = torch.stack([where.left * width, where.top * height], dim=1).tolist()
-    spans = torch.stack([where.width * width, where.height * height], dim=1).tolist()
-    for i, label in enumerate(labels.tolist()):
+    boxes = boxes_of(where, width, height)
+    for i, (label, image, crop, box) in enumerate(
+        zip(labels.tolist(), images, crops, boxes, strict=True)
+    ):
         top = LINE + i * row + LINE
-        box = Box(
-            left=sides[i][0],
-            top=sides[i][1],
-            width=spans[i][0],
-            height=spans[i][1],
-            mirrored=bool(where.hflip[i]),
-        )
-        image, crop = images[i], crops[i]
         mean = cut[i].mean(dim=(1, 2))
         likeliest = int(mean.argmax())
-        texts = [
-            class_names[label],
-            f"mean {score_maps[i, label].mean():.2f}",
-            "mirrored" if box.mirrored else "",
-            f"mean {mean[label]:.2f}",
-            "the same"
-            if likeliest == label
-            else f"{class_names[likeliest]}: {mean[likeliest]:.2f}",
+        tiles = [
+            (class_names[label], image, None),
+            (f"mean {score_maps[i, label].mean():.2f}", image, score_maps[i, label]),
+            ("mirrored" if box.mirrored else "", crop, None),
+            (f"mean {mean[label]:.2f}", crop, cut[i, label]),
+            (f"{class_names[likeliest]}: {mean[likeliest]:.2f}", crop, cut[i, likeliest]),
         ]
-        for left, text in zip(lefts, texts, strict=True):
+        if likeliest == label:
+            tiles.pop()
+            canvas.text(lefts[4], top - LINE, "the same", tile)
+        for left, (text, pixels, heat) in zip(lefts, tiles, strict=False):
             canvas.text(left, top - LINE, text, tile)
-        canvas.image(lefts[0], top, tile, to_pixels(image), height=high)
-        canvas.image(lefts[2], top, tile, to_pixels(crop), height=high)
-        heats = [(1, image, score_maps[i, label]), (3, crop, cut[i, label])]
-        if likeliest != label:
-            heats.append((4, crop, cut[i, likeliest]))
-        for column, under, heat in heats:
-            canvas.image(lefts[column], top, tile, to_pixels(under, grey=True), height=high)
-            canvas.image(lefts[column], top, tile, heat.numpy(), height=high, **HEAT)
+            canvas.image(left, top, tile, to_pixels(pixels, grey=heat is not None), height=high)
+            if heat is not None:
+                canvas.image(left, top, tile, heat.numpy(), height=high, **HEAT)
         for left in lefts[:2]:
             canvas.box(left, top, tile / width, box, CROP)
     canvas.save(path)

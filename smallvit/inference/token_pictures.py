@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from smallvit.core.errors import ConfigError
 from smallvit.data.augment import normalise, to_float
-from smallvit.data.canvas import GAP, LINE, Canvas, tile_side, to_pixels
+from smallvit.data.canvas import GAP, LINE, VIRIDIS, Canvas, tile_side, to_pixels
 from smallvit.models.swin import SwinBackbone
 from smallvit.models.timm_model import TimmBackbone
 from smallvit.models.tokens import AbstractBackbone, Tokens
@@ -47,7 +47,6 @@ TILES = (128, 192)  # in pixels, as in contact_sheet.py
 TAILS = 0.02  # part of the tokens at either end of a component that share its end colour
 MOST_HEADS = 16  # drawn one by one
 FINE = 16  # tokens a side
-COLOURS: dict[str, Any] = {"cmap": "viridis", "vmin": 0, "vmax": 1}
 EVEN = 2  # times an even spread of attention: the brightest colour unless there is more
 
 
@@ -267,23 +266,23 @@ def _draw_colors(
 ) -> None:
     """Draw a row of images, and a row of colours for each size."""
     width, height = _tile(images)
-    step = LINE + height + GAP
+    rows = [("images", [to_pixels(image) for image in images])]
+    for size, tokens, _ in looks:
+        colours, share = token_colors(tokens.patch)
+        grids = colours.unflatten(1, tokens.grid).numpy()
+        rows.append((f"{size}: {share:.0%} of the variance", [*grids]))
+    whole, step = len(images) * (width + GAP) - GAP, LINE + height + GAP
     canvas = Canvas(
-        len(images) * (width + GAP) - GAP,
-        (1 + len(looks)) * step - GAP,
+        whole,
+        len(rows) * step - GAP,
         title,
         "patch tokens coloured by their first three principal components over all images: what has "
         "one colour is alike to the network",
     )
-    whole = len(images) * (width + GAP) - GAP
-    canvas.text(0, 0, "images", whole)
-    for i, image in enumerate(images):
-        canvas.image(i * (width + GAP), LINE, width, to_pixels(image), height=height)
-    for row, (size, tokens, _) in enumerate(looks, start=1):
-        colours, part = token_colors(tokens.patch)
-        canvas.text(0, row * step, f"{size}: {part:.0%} of the variance", whole)
-        for i, grid in enumerate(colours.unflatten(1, tokens.grid).numpy()):
-            canvas.image(i * (width + GAP), row * step + LINE, width, grid, height=height)
+    for row, (text, pictures) in enumerate(rows):
+        canvas.text(0, row * step, text, whole)
+        for i, pixels in enumerate(pictures):
+            canvas.image(i * (width + GAP), row * step + LINE, width, pixels, height=height)
     canvas.save(path)
 
 
@@ -334,12 +333,12 @@ def _draw_attention(
             shade[..., 3] = 0.8 * (1 - values / max(values.max(), 1e-9))
             canvas.image(lefts[0], top, width, to_pixels(image), height=height)
             canvas.image(lefts[0], top, width, shade, height=height)
-            canvas.image(lefts[1], top, width, values, height=height, **COLOURS)
+            canvas.image(lefts[1], top, width, values, height=height, **VIRIDIS)
             for head in range(num_heads if apart else 0):
                 left = lefts[2] + head % across * (small[0] + half)
                 upper = top + head // across * (small[1] + half)
                 values, _ = _brightness(heads[head], attention.kind)
-                canvas.image(left, upper, small[0], values, height=small[1], **COLOURS)
+                canvas.image(left, upper, small[0], values, height=small[1], **VIRIDIS)
     canvas.save(path)
 
 
