@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smallvit.core.errors import ConfigError
 from smallvit.evaluate.corruptions import blur, digital, noise, spatter, weather
-from smallvit.evaluate.corruptions.draws import Draws
+from smallvit.evaluate.corruptions.draws import Bytes, Draws, Levels
 from smallvit.evaluate.corruptions.parameters import ALL_CORRUPTIONS, Strength, get_strength
 
 # Version of the generated corruptions, for results: raise it when the same call gives other pixels.
@@ -23,7 +23,7 @@ SMALLEST_SIDE = 8
 # Pixels worked on at a time: on the CPU what its caches hold, on a GPU what fills it.
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**23}
 
-Corruption = Callable[[Tensor, Strength, Draws], Tensor]
+Corruption = Callable[[Bytes, Strength, Draws], Bytes | Levels]
 _FUNCTIONS: dict[str, Corruption] = {
     name: getattr(module, name)
     for module in (blur, digital, noise, spatter, weather)

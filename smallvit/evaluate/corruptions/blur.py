@@ -14,10 +14,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int
 from torch import Tensor
 
-from smallvit.evaluate.corruptions.draws import Draws
+from smallvit.evaluate.corruptions.draws import Bytes, Draws, Levels
 from smallvit.evaluate.corruptions.filters import blur_along_line, correlate, smooth, zoom
 from smallvit.evaluate.corruptions.parameters import Strength
 
@@ -25,19 +25,13 @@ from smallvit.evaluate.corruptions.parameters import Strength
 ROUNDING = 1e-6
 
 
-def gaussian_blur(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def gaussian_blur(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Blur with a Gaussian of that standard deviation in pixels."""
-    del draws
     return smooth(images.double(), strength[0])
 
 
-def defocus_blur(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def defocus_blur(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Blur with a disk of that radius whose rim is softened by that standard deviation."""
-    del draws
     return correlate(images.double(), disk(*strength))
 
 
@@ -62,9 +56,7 @@ def disk(radius: float, softness: float) -> np.ndarray:
     return soft[side - kept : side + kept + 1, side - kept : side + kept + 1]
 
 
-def motion_blur(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def motion_blur(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Blur along a line within 45 degrees of horizontal; radius and standard deviation in pixels.
 
     The published files were blurred by ImageMagick, which rounds where NumPy truncates.
@@ -75,11 +67,8 @@ def motion_blur(
     return (blurred + 0.5).floor()
 
 
-def zoom_blur(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def zoom_blur(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Average the image and its enlargements by 1, 1 + step and so on, below the first number."""
-    del draws
     levels = images.double().permute(2, 3, 0, 1).contiguous()
     # The end of arange is decided by rounding: 1.06 itself is among the factors.
     factors = np.arange(1, *strength).tolist()
@@ -89,9 +78,7 @@ def zoom_blur(
     return (total / (len(factors) + 1)).permute(2, 3, 0, 1)
 
 
-def glass_blur(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def glass_blur(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Blur, replace pixels by near ones, blur again.
 
     The strength is standard deviation, reach and rounds.

@@ -17,33 +17,27 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from smallvit.evaluate.corruptions.draws import Draws
+from smallvit.evaluate.corruptions.draws import Bytes, Draws, Levels
 from smallvit.evaluate.corruptions.filters import sample, smooth
 from smallvit.evaluate.corruptions.parameters import Strength
 
 PIL_BITS = 22  # of the fixed-point weights with which PIL resizes bytes
 
 
-def contrast(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def contrast(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Pull each channel towards its mean, to that part of its distance."""
-    del draws
     levels = images.double()
     # Sums of whole numbers are exact: the mean does not depend on the order of addition.
     mean = levels.sum(dim=(2, 3), keepdim=True) / levels[0, 0].numel()
     return torch.lerp(mean, levels, strength[0])
 
 
-def saturate(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def saturate(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Scale and shift the saturation in HSV space, hue and value kept.
 
     Each channel lies below the value in proportion to the saturation. Grey has no hue: it is
     taken as red, as in scikit-image, which matters where the saturation is shifted.
     """
-    del draws
     factor, shift = strength
     levels = images.double()
     value = levels.amax(dim=1, keepdim=True)
@@ -55,15 +49,12 @@ def saturate(
     return value - below * wanted
 
 
-def jpeg_compression(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> UInt8[Tensor, "B 3 H W"]:
+def jpeg_compression(images: Bytes, strength: Strength, draws: Draws) -> Bytes:
     """Encode as JPEG of that quality and decode, on the host, image by image.
 
     Threads do not speed PIL up on small images. torchvision's codec gives the same bytes in half
     the time, but is deprecated from 0.29 on.
     """
-    del draws
     pixels = images.permute(0, 2, 3, 1).cpu().numpy()
     out = np.empty_like(pixels, order="C")
     for i, image in enumerate(pixels):
@@ -73,11 +64,8 @@ def jpeg_compression(
     return torch.from_numpy(out).permute(0, 3, 1, 2).to(images.device)
 
 
-def pixelate(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> UInt8[Tensor, "B 3 H W"]:
+def pixelate(images: Bytes, strength: Strength, draws: Draws) -> Bytes:
     """Shrink to that part of the side and enlarge again, both by boxes of whole pixels."""
-    del draws
     height, width = images.shape[2:]
     small = (max(1, int(height * strength[0])), max(1, int(width * strength[0])))
     return resize_box(resize_box(images, small), (height, width))
@@ -122,9 +110,7 @@ def _box_weights(size: int, new: int, device: torch.device) -> Float[Tensor, "ne
     return weights.to(device)
 
 
-def elastic_transform(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def elastic_transform(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Shear the image at random, then displace its pixels by a smooth random field.
 
     The strength is height and standard deviation of the displacement and reach of the shear, as

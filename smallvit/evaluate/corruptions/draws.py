@@ -1,22 +1,26 @@
-"""The random numbers of a corruption, a function of (seed, corruption, severity, image).
+"""What a corruption takes and returns, and the random numbers that it draws.
 
 Shapes in this file:
     B    images
+    H W  image in pixels
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from smallvit.core import rng
 
+Bytes = UInt8[Tensor, "B 3 H W"]
+Levels = Float[Tensor, "B 3 H W"]  # from 0 to 255, not yet clipped
+
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """Numbers for some images; what they are for tells one set from another.
+    """Random numbers for some images, a function of (seed, corruption, severity, image, what for).
 
     Attributes:
         seed: Seed of the corruption.

@@ -16,29 +16,23 @@ from jaxtyping import Float, UInt8
 from scipy.special import pdtr
 from torch import Tensor
 
-from smallvit.evaluate.corruptions.draws import Draws
+from smallvit.evaluate.corruptions.draws import Bytes, Draws, Levels
 from smallvit.evaluate.corruptions.parameters import Strength
 
 
-def gaussian_noise(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def gaussian_noise(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Add normal noise to each channel; the strength is its standard deviation, of 1."""
     (scale,) = strength
     return images + (255 * scale) * draws.normal("noise", *images.shape[1:])
 
 
-def speckle_noise(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def speckle_noise(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Add normal noise in proportion to the value, of that standard deviation."""
     (scale,) = strength
     return images * (1 + scale * draws.normal("noise", *images.shape[1:]))
 
 
-def shot_noise(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def shot_noise(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Count photons: a Poisson number whose mean is the value times the strength."""
     (photons,) = strength
     counts = poisson(images, draws.uniform("counts", *images.shape[1:]), int(photons))
@@ -68,9 +62,7 @@ def _poisson_keys(photons: int, device: torch.device) -> Float[Tensor, " keys"]:
     return torch.from_numpy(keys.flatten()).to(device)
 
 
-def impulse_noise(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def impulse_noise(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Set that part of the values to black or white, half of them each, channel by channel."""
     (amount,) = strength
     uniform = draws.uniform("noise", *images.shape[1:])

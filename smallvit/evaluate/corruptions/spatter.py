@@ -10,11 +10,11 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from smallvit.data.augment import constant
-from smallvit.evaluate.corruptions.draws import Draws
+from smallvit.evaluate.corruptions.draws import Bytes, Draws, Levels
 from smallvit.evaluate.corruptions.filters import correlate, fold, smooth
 from smallvit.evaluate.corruptions.parameters import Strength
 
@@ -29,9 +29,7 @@ SOBEL = np.array([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
 BOX = np.ones((3, 3))
 
 
-def spatter(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def spatter(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Lay water (severities 1 to 3) or mud (4 and 5) over the image.
 
     The strength is mean, standard deviation, blur in pixels and threshold of the noise that drops

@@ -12,11 +12,11 @@ Shapes in this file:
 import math
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from smallvit.data.augment import each
-from smallvit.evaluate.corruptions.draws import Draws
+from smallvit.evaluate.corruptions.draws import Bytes, Draws, Levels
 from smallvit.evaluate.corruptions.filters import blur_along_line, zoom
 from smallvit.evaluate.corruptions.frost import draw_frost
 from smallvit.evaluate.corruptions.parameters import Strength
@@ -24,9 +24,7 @@ from smallvit.evaluate.corruptions.parameters import Strength
 LUMINANCE = (0.299, 0.587, 0.114)
 
 
-def snow(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def snow(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Pale the image and let flakes fall over it, from one side and from the opposite one.
 
     The strength is mean and standard deviation of the noise that flakes are cut from, its
@@ -56,9 +54,7 @@ def draw_flakes(
     return (blurred + 0.5).floor()
 
 
-def frost(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def frost(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Lay frost over the image; the texture is made, where the published code cuts photographs.
 
     The strength is the weight of the image, that of the texture, and the texture's scale.
@@ -69,19 +65,12 @@ def frost(
     return blend_frost(images, texture, image_weight, frost_weight)
 
 
-def blend_frost(
-    images: UInt8[Tensor, "B 3 H W"],
-    texture: Float[Tensor, "B 3 H W"],
-    image_weight: float,
-    frost_weight: float,
-) -> Float[Tensor, "B 3 H W"]:
+def blend_frost(images: Bytes, texture: Levels, image_weight: float, frost_weight: float) -> Levels:
     """Add image and texture with the published weights, whose sum is above 1."""
     return image_weight * images.double() + frost_weight * texture
 
 
-def fog(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def fog(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Add a cloudy map and darken to the image's own largest value.
 
     The strength is the weight of the map and how fast its finer octaves fade.
@@ -133,11 +122,8 @@ def plasma(uniform: Float[Tensor, "B draws"], decay: float) -> Float[Tensor, "B 
     return (maps - low[:, None, None]) / (high - low)[:, None, None]
 
 
-def brightness(
-    images: UInt8[Tensor, "B 3 H W"], strength: Strength, draws: Draws
-) -> Float[Tensor, "B 3 H W"]:
+def brightness(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     """Raise the value in HSV space, hue and saturation kept: all channels grow by one factor."""
-    del draws
     levels = images.double()
     value = levels.amax(dim=1, keepdim=True)
     raised = (value + 255 * strength[0]).clamp_(max=255)
