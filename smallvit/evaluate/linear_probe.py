@@ -6,12 +6,10 @@ Shapes in this file:
     D    embed dim
 """
 
-import warnings
-
 from jaxtyping import Float, Int
 from torch import Tensor
 
-MAX_ITERATIONS = 1000
+from smallvit.teachers.adopt import MAX_ITERATIONS, fit_regression
 
 
 def linear_top1(
@@ -35,13 +33,6 @@ def linear_top1(
     Returns:
         The fraction that is right.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=max_iterations))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        probe.fit(bank.cpu().numpy(), bank_labels.cpu().numpy())
-    return float(probe.score(features.cpu().numpy(), labels.cpu().numpy()))
+    scaler, regression = fit_regression(bank, bank_labels, max_iterations=max_iterations)
+    rows = scaler.transform(features.cpu().numpy())
+    return float(regression.score(rows, labels.cpu().numpy()))

@@ -87,10 +87,39 @@ def read_features(
     return patch.reshape(len(images), -1, classifier.in_features).mean(dim=1), pooled
 
 
+def fit_regression(
+    features: Float[Tensor, "N D"],
+    labels: Int[Tensor, " N"],
+    *,
+    max_iterations: int = MAX_ITERATIONS,
+) -> tuple[Any, Any]:
+    """Fit scikit-learn's logistic regression (C = 1) on standardised features.
+
+    Args:
+        features: What the classifier is to read.
+        labels: Their classes.
+        max_iterations: Most steps of the solver; where they do not do, the classifier is the one
+            that they came to.
+
+    Returns:
+        The scaler and the regression, fitted.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler, regression = StandardScaler(), LogisticRegression(max_iter=max_iterations)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        rows = scaler.fit_transform(features.cpu().numpy())
+        regression.fit(rows, labels.cpu().numpy())
+    return scaler, regression
+
+
 def fit_classifier(
     features: Float[Tensor, "N D"], labels: Int[Tensor, " N"], *, num_classes: int
 ) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"]]:
-    """Fit scikit-learn's logistic regression (C = 1) on standardised features.
+    """Fit a logistic regression as ``fit_regression`` does, in float64, and make it a linear layer.
 
     Args:
         features: What the classifier is to read.
@@ -101,15 +130,7 @@ def fit_classifier(
         Weight and bias of a linear layer for features as they are: the standardisation is folded
         in.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    scaler, regression = StandardScaler(), LogisticRegression(max_iter=MAX_ITERATIONS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        rows = scaler.fit_transform(features.double().cpu().numpy())
-        regression.fit(rows, labels.cpu().numpy())
+    scaler, regression = fit_regression(features.double(), labels)
     assert len(regression.classes_) == num_classes, "a class has no image to fit on"
     weight = torch.from_numpy(regression.coef_)
     bias = torch.from_numpy(regression.intercept_)
