@@ -16,10 +16,9 @@ from torch import Tensor
 from smallvit.evaluate.config import Readout
 from smallvit.evaluate.readout import read_logits
 from smallvit.evaluate.sharing import Batches, collect
-from smallvit.models.tokens import AbstractBackbone
+from smallvit.models.tokens import AbstractBackbone, Tokens
 
 
-@torch.no_grad()
 def predict_logits(
     backbone: AbstractBackbone,
     batches: Batches,
@@ -37,16 +36,13 @@ def predict_logits(
         readout: What to make the logits of; ``None`` is what the network itself returns.
         alone: Whether this process does all of it and the others do other things.
     """
-    backbone.eval()
 
-    def forward(images: Tensor) -> Tensor:
-        with autocast():
-            tokens = backbone(images)
-            if readout is None:
-                return backbone.logits(tokens).float()
-            return read_logits(backbone, tokens, readout).float()
+    def read(tokens: Tokens) -> Tensor:
+        return (
+            backbone.logits(tokens) if readout is None else read_logits(backbone, tokens, readout)
+        )
 
-    return collect(forward, batches, alone=alone)
+    return collect(backbone, batches, read, autocast=autocast, alone=alone)
 
 
 def classification_metrics(

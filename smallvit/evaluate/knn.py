@@ -19,7 +19,6 @@ from smallvit.evaluate.sharing import Batches, collect
 from smallvit.models.tokens import AbstractBackbone, Features
 
 
-@torch.no_grad()
 def extract_features(
     backbone: AbstractBackbone,
     batches: Batches,
@@ -35,13 +34,7 @@ def extract_features(
         autocast: Context of each forward pass.
         kind: What the classifier reads, or the mean of the patch tokens.
     """
-    backbone.eval()
-
-    def forward(images: Tensor) -> Tensor:
-        with autocast():
-            return backbone(images).features(kind).float()
-
-    return collect(forward, batches)
+    return collect(backbone, batches, lambda tokens: tokens.features(kind), autocast=autocast)
 
 
 def knn_top1(

@@ -13,15 +13,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from smallvit.models.tokens import AbstractBackbone, Tokens
 from smallvit.parallel import processes
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
+@torch.no_grad()
 def collect(
-    forward: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B D"]],
+    backbone: AbstractBackbone,
     batches: Batches,
+    read: Callable[[Tokens], Float[Tensor, "B D"]],
     *,
+    autocast: Callable[[], torch.autocast],
     alone: bool = False,
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
     """Return what a network says of all images, in order, and their labels.
@@ -30,14 +34,18 @@ def collect(
     the last bit; no image is counted twice.
 
     Args:
-        forward: Called with the images of each batch.
+        backbone: The network, which is put in evaluation mode.
         batches: Images and labels; in several processes a sequence, each batch but the last of the
             same size.
+        read: Makes numbers of the tokens of each batch.
+        autocast: Precision of the forward pass.
         alone: Whether this process does all of it and the others do other things.
     """
+    backbone.eval()
     outputs, labels = [], []
     for images, batch_labels in batches if alone else processes.deal(batches):
-        outputs.append(forward(images))
+        with autocast():
+            outputs.append(read(backbone(images)).float())
         labels.append(batch_labels)
     if alone or processes.count() == 1:
         return torch.cat(outputs), torch.cat(labels)
