@@ -16,23 +16,24 @@ from torch import Tensor
 from smallvit.data.config import ErasingAspect
 from smallvit.data.geometry import products, within
 
+Images = Float[Tensor, "B 3 H W"]  # colours, or normalised
 LEVELS = 255
 QUANTILES = 1 << 16
 LUMINANCE = (0.2989, 0.587, 0.114)  # of red, green and blue, ITU-R 601
 
 
-def to_float(images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+def to_float(images: UInt8[Tensor, "B 3 H W"]) -> Images:
     """Scale bytes to [0, 1]."""
     return images.float().div_(255)
 
 
 def normalise(
-    images: Float[Tensor, "B 3 H W"],
+    images: Images,
     mean: Float[Tensor, "3"],
     std: Float[Tensor, "3"],
     *,
-    out: Float[Tensor, "B 3 H W"] | None = None,
-) -> Float[Tensor, "B 3 H W"]:
+    out: Images | None = None,
+) -> Images:
     """Subtract the mean and divide by the standard deviation of each channel.
 
     Args:
@@ -45,11 +46,11 @@ def normalise(
 
 
 def change_chosen_(
-    images: Float[Tensor, "B 3 H W"],
+    images: Images,
     chosen: Bool[Tensor, " B"],
     change: Callable[..., Tensor],
     *parameters: Tensor,
-) -> Float[Tensor, "B 3 H W"]:
+) -> Images:
     """Change some images of a batch in place.
 
     On the CPU only the chosen ones are computed. On a GPU all are, and the others are thrown
@@ -75,28 +76,24 @@ def change_chosen_(
     return images.index_copy_(0, index, change(images.index_select(0, index), *part))
 
 
-def grey(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
+def grey(images: Images) -> Float[Tensor, "B 1 H W"]:
     """Luminance by the weights of ITU-R 601, as in PIL and torchvision."""
     red, green, blue = images.split(1, dim=1)
     return (red * LUMINANCE[0]).add_(green, alpha=LUMINANCE[1]).add_(blue, alpha=LUMINANCE[2])
 
 
-def adjust_brightness_(
-    images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
-) -> Float[Tensor, "B 3 H W"]:
+def adjust_brightness_(images: Images, factor: Float[Tensor, " B"]) -> Images:
     """Blend with black, in place: 0 is black, 1 the image, more is brighter."""
     return images.mul_(each(factor)).clamp_(0, 1)
 
 
-def adjust_contrast_(
-    images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
-) -> Float[Tensor, "B 3 H W"]:
+def adjust_contrast_(images: Images, factor: Float[Tensor, " B"]) -> Images:
     """Blend with the mean luminance, in place: 0 is an even grey, 1 the image."""
     centre = _mean_luminance(images)
     return images.mul_(each(factor)).add_(each(centre * (1 - factor))).clamp_(0, 1)
 
 
-def _mean_luminance(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
+def _mean_luminance(images: Images) -> Float[Tensor, " B"]:
     """Return the mean luminance of each image, the same to the last bit in any batch and layout.
 
     A sum of floats depends on the order that a processor adds in. Colours in [0, 1] are rounded to
@@ -107,17 +104,13 @@ def _mean_luminance(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
     return (red * LUMINANCE[0] + green * LUMINANCE[1] + blue * LUMINANCE[2]).float()
 
 
-def adjust_saturation_(
-    images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
-) -> Float[Tensor, "B 3 H W"]:
+def adjust_saturation_(images: Images, factor: Float[Tensor, " B"]) -> Images:
     """Blend with the luminance, in place: 0 is grey, 1 the image."""
     luminance = grey(images).mul_(each(1 - factor))
     return images.mul_(each(factor)).add_(luminance).clamp_(0, 1)
 
 
-def turn_hue(
-    images: Float[Tensor, "B 3 H W"], turn: Float[Tensor, " B"], *, limit: float = 0.5
-) -> Float[Tensor, "B 3 H W"]:
+def turn_hue(images: Images, turn: Float[Tensor, " B"], *, limit: float = 0.5) -> Images:
     """Turn the hue by a fraction of the colour circle, in HSV space.
 
     With chroma C (largest less smallest channel), hue times C is a difference of channels, and
@@ -153,12 +146,12 @@ def turn_hue(
 
 
 def jitter_color_(
-    images: Float[Tensor, "B 3 H W"],
+    images: Images,
     draws: Float[Tensor, "B 5"],
     *,
     strength: tuple[float, float, float, float],
     prob: float,
-) -> Float[Tensor, "B 3 H W"]:
+) -> Images:
     """Change brightness, contrast, saturation and hue of some images, in place.
 
     The order is fixed; torchvision shuffles it for each image. With the same factors each of the
@@ -189,25 +182,19 @@ def jitter_color_(
     return change_chosen_(images, draws[:, 4] < prob, jitter, change)
 
 
-def drop_color_(
-    images: Float[Tensor, "B 3 H W"], chosen: Bool[Tensor, " B"]
-) -> Float[Tensor, "B 3 H W"]:
+def drop_color_(images: Images, chosen: Bool[Tensor, " B"]) -> Images:
     """Replace the chosen images by their grey version, in place."""
     return change_chosen_(images, chosen, lambda part: grey(part).expand_as(part))
 
 
-def solarize_(
-    images: Float[Tensor, "B 3 H W"], chosen: Bool[Tensor, " B"], threshold: float = 0.5
-) -> Float[Tensor, "B 3 H W"]:
+def solarize_(images: Images, chosen: Bool[Tensor, " B"], threshold: float = 0.5) -> Images:
     """Invert the pixels at or above the threshold in the chosen images, in place."""
     return change_chosen_(
         images, chosen, lambda part: torch.where(part >= threshold, 1 - part, part)
     )
 
 
-def adjust_sharpness(
-    images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
-) -> Float[Tensor, "B 3 H W"]:
+def adjust_sharpness(images: Images, factor: Float[Tensor, " B"]) -> Images:
     """Blend with a smoothed version: 0 is smooth, 1 the image; the border stays as it is."""
     if min(images.shape[2:]) < 3:
         return images
@@ -220,25 +207,21 @@ def adjust_sharpness(
     return out.clamp_(0, 1)
 
 
-def posterize_(
-    images: Float[Tensor, "B 3 H W"], bits: Float[Tensor, " B"]
-) -> Float[Tensor, "B 3 H W"]:
+def posterize_(images: Images, bits: Float[Tensor, " B"]) -> Images:
     """Keep the upper bits of each of 256 levels, whole numbers from 0 to 8, in place."""
     powers = constant(tuple(float(1 << n) for n in range(9)), images.device)
     step = each(powers[8 - bits.long()])
     return images.mul_(LEVELS).round_().div_(step).floor_().mul_(step).div_(LEVELS)
 
 
-def solarize_above_(
-    images: Float[Tensor, "B 3 H W"], level: Float[Tensor, " B"]
-) -> Float[Tensor, "B 3 H W"]:
+def solarize_above_(images: Images, level: Float[Tensor, " B"]) -> Images:
     """Invert the pixels at or above a level in [0, 255], in place."""
     # Half a level lower: a level of exactly the threshold must not depend on rounding.
     threshold = each((level.ceil() - 0.5).div_(LEVELS))
     return images.sub_(images.clone().ge_(threshold)).abs_()  # |x - 1| where inverted
 
 
-def autocontrast_(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+def autocontrast_(images: Images) -> Images:
     """Stretch each channel to the whole range, in place; an even channel stays as it is."""
     low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
     even = high <= low
@@ -246,7 +229,7 @@ def autocontrast_(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
     return images.sub_(low).div_(spread).clamp_(0, 1)
 
 
-def equalize(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+def equalize(images: Images) -> Images:
     """Flatten each channel's histogram by PIL's integer rule; one or two levels may stay."""
     pixels = images.shape[2] * images.shape[3]
     levels = (images * LEVELS).round_().flatten(2).long()  # (B, 3, H W)
@@ -262,7 +245,7 @@ def equalize(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
     return table.gather(2, levels).reshape(images.shape)
 
 
-def blur(images: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
+def blur(images: Images, sigma: Float[Tensor, " B"]) -> Images:
     """Blur each image with a Gaussian of its own width, mirrored at the border.
 
     Args:
@@ -324,12 +307,12 @@ def _equal(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float[Tens
 
 
 def erase_(
-    images: Float[Tensor, "B 3 H W"],
+    images: Images,
     draws: Float[Tensor, "B 5"],
     *,
     prob: float,
     aspect: ErasingAspect = "log-uniform",
-) -> Float[Tensor, "B 3 H W"]:
+) -> Images:
     """Set a random rectangle of some normalised images to 0, the mean colour, in place.
 
     Area 2 to 40 % of the image and aspect ratio 0.3 to 3.3, as in the paper; the published code of

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.data import augment, geometry
+from smallvit.data.augment import Images
 from smallvit.data.config import AutoAugmentPolicy, AutoAugmentRules, Policy
 
 GREY = 128 / 255  # what moves in, by DeepVoltaire's rules
@@ -134,9 +135,7 @@ def sample_operations(
     return Operations(code=code, magnitude=value, possible=possible, rules=rules)
 
 
-def apply_operations(
-    images: Float[Tensor, "B 3 H W"], operations: Operations
-) -> Float[Tensor, "B 3 H W"]:
+def apply_operations(images: Images, operations: Operations) -> Images:
     """Put each image through its operations.
 
     Args:
@@ -159,7 +158,7 @@ def apply_operations(
 
 
 def _apply_to_sorted_(
-    images: Float[Tensor, "B 3 H W"],
+    images: Images,
     code: Int[Tensor, " B"],
     value: Float[Tensor, " B"],
     rules: AutoAugmentRules,
@@ -176,7 +175,7 @@ def _apply_to_sorted_(
 
 
 def apply_to_all_(
-    images: Float[Tensor, "B 3 H W"],
+    images: Images,
     code: Int[Tensor, " B"],
     value: Float[Tensor, " B"],
     possible: tuple[str, ...],
@@ -191,11 +190,11 @@ def apply_to_all_(
 
 
 def _move(
-    images: Float[Tensor, "B 3 H W"],
+    images: Images,
     code: Int[Tensor, " B"],
     value: Float[Tensor, " B"],
     rules: AutoAugmentRules,
-) -> Float[Tensor, "B 3 H W"]:
+) -> Images:
     """Do the geometric operation of each image, where it has one."""
     affine = affine_of(code, value)
     if rules == "torchvision":
