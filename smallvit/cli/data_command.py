@@ -314,7 +314,7 @@ def _config(name: str, given: Given, *, here: bool = True) -> tuple[DataConfig, 
 
 
 def _status(spec: DatasetSpec) -> str:
-    if not spec.files and spec.hub is None:
+    if not fetch.targets(spec):
         return "built in"
     return "here" if fetch.is_present(spec, places.data_dir()) else "absent"
 
@@ -322,7 +322,7 @@ def _status(spec: DatasetSpec) -> str:
 def _origin(spec: DatasetSpec, was_here: bool) -> str:
     """Say where a dataset lies and what was verified."""
     folder = places.data_dir()
-    if not spec.files and spec.hub is None:
+    if not fetch.targets(spec):
         return "comes with scikit-learn; nothing to fetch"
     if was_here:
         return f"was in {folder} already; `smallvit data check {spec.name}` verifies it"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from smallvit.core import places
 from smallvit.core.console import console, open_bars
-from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.errors import ConfigError
 from smallvit.core.once import say_once
 from smallvit.core.run_folder import Run
 from smallvit.data.dataset import Dataset
-from smallvit.data.files import fetch, load, official
+from smallvit.data.files import load, official
 from smallvit.data.files.class_lists import some
 from smallvit.data.files.config import DataConfig
 from smallvit.data.files.fetch import FetchProgress
@@ -107,21 +107,10 @@ def open_here(config: DataConfig) -> Source:
     Raises:
         DataError: If they are not here; the message says what fetches them.
     """
-    if config.dataset is None:
-        return load.open_source(config, data_dir=places.data_dir(), offline=True)
-    absent = DataError(
-        f"{config.dataset} is not in {places.data_dir()}: `smallvit data get {config.dataset}` "
-        "fetches it"
-    )
-    spec = DATASETS.get(config.dataset)
-    if spec is not None and not fetch.is_present(spec, places.data_dir()):
-        raise absent
+    spec = DATASETS.get(config.dataset or "")
     if spec is not None:
         return official.open_named(spec, data_dir=places.data_dir())
-    try:
-        return load.open_source(config, data_dir=places.data_dir(), offline=True)
-    except DataError as error:
-        raise absent from error
+    return load.open_source(config, data_dir=places.data_dir(), offline=True)
 
 
 def pack(source: Source, config: DataConfig) -> Dataset:

@@ -36,16 +36,12 @@ def check_dataset(config: DataConfig) -> Iterator[Finding]:
 
     Args:
         config: Which images and how they are split.
-
-    Raises:
-        DataError: If a known dataset is not on this machine.
     """
     spec = DATASETS.get(config.dataset or "")
-    source = open_here(config) if spec is not None else None
     if spec is not None:
         yield from _check_archives(spec)
     try:
-        source = source or open_here(config)
+        source = open_here(config)
         dataset = pack(source, config)
     except DataError as error:
         yield Finding("wrong", str(error))
@@ -137,10 +133,6 @@ def packed_counts(dataset: Dataset) -> dict[str, int]:
 
 def start_again(spec: DatasetSpec) -> str:
     """Say how to fetch a dataset anew."""
-    targets = ", ".join(str(places.data_dir() / name) for name in _parts(spec))
-    return f"remove {targets} and run `smallvit data get {spec.name}`"
-
-
-def _parts(spec: DatasetSpec) -> list[str]:
-    names = [name for file in spec.files for name in dict.fromkeys((file.name, file.target))]
-    return [*names, fetch.hub_folder(spec.hub)] if spec.hub else names
+    names = dict.fromkeys([*(file.name for file in spec.files), *fetch.targets(spec)])
+    paths = ", ".join(str(places.data_dir() / name) for name in names)
+    return f"remove {paths} and run `smallvit data get {spec.name}`"

@@ -14,7 +14,7 @@ import numpy as np
 
 from smallvit.core import places
 from smallvit.core.config import Layer, resolve
-from smallvit.core.errors import DataError, SmallViTError
+from smallvit.core.errors import SmallViTError, explained
 from smallvit.core.run_folder import Run
 from smallvit.core.whole_file import replacing
 from smallvit.data.dataset import Dataset
@@ -170,29 +170,29 @@ def read_record(folder: Path) -> Record:
         DataError: If the file is missing or broken.
     """
     path = folder / FILE
-    try:
+    with explained(
+        lambda error: (
+            f"{path} is missing or broken ({type(error).__name__}): put it back, or remove it to "
+            "have the run's data asked instead, if that is as it was"
+        ),
+        *(OSError, ValueError, LookupError, EOFError, BadZipFile),
+    ):
         with np.load(path, allow_pickle=False) as file:
-            kept = dict(file)
-        if int(kept["version"]) != FORMAT_VERSION:
-            raise ValueError(f"format {kept['version']}")
+            arrays = dict(file)
+        if int(arrays["version"]) != FORMAT_VERSION:
+            raise ValueError(f"format {arrays['version']}")
         splits = {
-            name: KeptSplit(contents=kept[f"{name}.contents"], labels=kept[f"{name}.labels"])
+            name: KeptSplit(contents=arrays[f"{name}.contents"], labels=arrays[f"{name}.labels"])
             for name in SPLITS
         }
-        train, labelled = splits["train"], kept["labelled"]
+        train, labelled = splits["train"], arrays["labelled"]
         splits["labelled"] = KeptSplit(
             contents=train.contents[labelled], labels=train.labels[labelled]
         )
         earlier = Learned(
-            labelled=kept["earlier.labelled"],
-            unlabelled=kept["earlier.unlabelled"],
+            labelled=arrays["earlier.labelled"], unlabelled=arrays["earlier.unlabelled"]
         )
-        return Record(own=_own(splits, str(kept["learns"])), earlier=earlier, splits=splits)
-    except (OSError, ValueError, LookupError, EOFError, BadZipFile) as error:
-        raise DataError(
-            f"{path} is missing or broken ({type(error).__name__}): put it back, or remove it to "
-            "have the run's data asked instead, if that is as it was"
-        ) from error
+        return Record(own=_own(splits, str(arrays["learns"])), earlier=earlier, splits=splits)
 
 
 def is_same_data(run: Run, dataset: Dataset, *, but: Sequence[str] = ()) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from smallvit.core import places, rng
 from smallvit.core.errors import ConfigError, UnknownNameError
 from smallvit.data.dataset import Dataset
+from smallvit.data.files.class_lists import some
 from smallvit.data.files.config import DataConfig
 from smallvit.data.files.load import open_source
 from smallvit.data.files.own import open_path
@@ -76,9 +77,7 @@ def open_foreign(
         num_images = min(most, len(dataset.splits["test"]))
         return [_open_noise(kind, num_images, dataset, seed) for kind in NOISES]
     config = _config(name)
-    shared = _shared_name(name, dataset.name)
-    if shared:
-        raise ConfigError(f"--ood {name}: {shared}, so its images are not foreign: take another")
+    _refuse(name, _shared_name(name, dataset.name))
     with show_progress() as (progress, fetch_progress):
         if config.path is not None:
             # Which folders are classes and which are splits matters little here.
@@ -98,9 +97,8 @@ def open_foreign(
             grey_range=dataset.grey_range or "auto",
             progress=progress,
         )
-    shared = _shared_name(store.manifest.name, dataset.name) or _shared_classes(store, dataset)
-    if shared:
-        raise ConfigError(f"--ood {name}: {shared}, so its images are not foreign: take another")
+    _refuse(name, _shared_name(store.manifest.name, dataset.name))
+    _refuse(name, _shared_classes(store, dataset))
     split = next(part for part in ("test", "val", "train") if part in store.images)
     foreign = _not_shared(name, store, split, dataset)
     if len(foreign) > most:
@@ -139,6 +137,11 @@ def _config(name: str) -> DataConfig:
     raise UnknownNameError("set of foreign images", name, [NOISE, *DATASETS])
 
 
+def _refuse(name: str, shared: str | None) -> None:
+    if shared:
+        raise ConfigError(f"--ood {name}: {shared}, so its images are not foreign: take another")
+
+
 def _shared_name(name: str, own: str) -> str | None:
     """Say what two data sets share, as far as their names tell."""
     if Path(name).name == own:
@@ -154,8 +157,7 @@ def _shared_classes(store: PackedStore, dataset: Dataset) -> str | None:
     shared = [name for name in store.manifest.class_names if name.casefold() in known]
     if not shared:
         return None
-    listed = ", ".join(shared[:5]) + (" ..." if len(shared) > 5 else "")
-    return f"{len(shared)} of its classes are of {dataset.name} too ({listed})"
+    return f"{len(shared)} of its classes are of {dataset.name} too ({some(shared)})"
 
 
 def _not_shared(name: str, store: PackedStore, split: str, dataset: Dataset) -> Tensor:
@@ -169,10 +171,7 @@ def _not_shared(name: str, store: PackedStore, split: str, dataset: Dataset) -> 
         shared |= np.isin(store.hashes[split], contents_of(dataset.image_hashes))
     count, total = int(shared.sum()), len(shared)
     if count > MOST_SHARED * total:
-        raise ConfigError(
-            f"--ood {name}: {count:,} of its {total:,} images are in {dataset.name} too, so they "
-            "are not foreign: take another"
-        )
+        _refuse(name, f"{count:,} of its {total:,} images are in {dataset.name} too")
     if count:
         logger.warning(
             "%d of the %d images of %s are in %s too: left out", count, total, name, dataset.name

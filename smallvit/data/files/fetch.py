@@ -116,7 +116,13 @@ def fetch_dataset(
 
 def is_present(spec: DatasetSpec, data_dir: Path) -> bool:
     """Tell whether all that the reader of a dataset needs is below the data folder."""
-    return all(_is_there(data_dir / target) for target in _targets(spec))
+    return all(_is_there(data_dir / target) for target in targets(spec))
+
+
+def targets(spec: DatasetSpec) -> list[str]:
+    """Return what the reader of a dataset needs, as paths below the data folder."""
+    from_hub = [] if spec.hub is None else [hub_folder(spec.hub)]
+    return [file.target for file in spec.files] + from_hub
 
 
 def hub_folder(reference: str) -> str:
@@ -192,11 +198,6 @@ def download(file: RemoteFile, folder: Path, progress: FetchProgress | None = No
         f"cannot download {file.name} ({'; '.join(failures)}): run again later, or "
         f"{_manual_step(file, path)} and run again"
     )
-
-
-def _targets(spec: DatasetSpec) -> list[str]:
-    from_hub = [] if spec.hub is None else [hub_folder(spec.hub)]
-    return [file.target for file in spec.files] + from_hub
 
 
 def _is_there(path: Path) -> bool:

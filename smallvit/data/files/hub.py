@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -161,7 +162,10 @@ def open_hub(
         )
     ):
         if not folder.is_dir() and offline:
-            raise DataError(_unreachable(parsed, folder, "offline"))
+            raise DataError(
+                f"{parsed} is not in {data_dir}: `smallvit data get {parsed}` fetches it; by hand: "
+                f"{_by_hand(parsed, folder)}"
+            )
         if not folder.is_dir():
             folder.parent.parent.mkdir(parents=True, exist_ok=True)
             mark_folder(folder.parent.parent)  # it may lie below a folder of the user's images
@@ -248,23 +252,23 @@ def _parquet_names(reference: HubReference, names: Iterable[str]) -> list[str]:
 
 def _commit_of(repo: str, revision: str) -> str | None:
     """Ask which commit a branch or tag is at; ``None`` where the Hub does not say."""
-    try:
+    with suppress(Exception):  # an answer would make a message better; none is no failure
         from huggingface_hub import HfApi
 
-        info = HfApi(endpoint=_endpoint()).dataset_info(
-            repo, revision=revision, timeout=HINT_TIMEOUT_S
-        )
-    except Exception:  # an answer would make the message better; none is no failure
-        return None
-    return info.sha
+        api = HfApi(endpoint=_endpoint())
+        return api.dataset_info(repo, revision=revision, timeout=HINT_TIMEOUT_S).sha
+    return None
 
 
 def _unreachable(reference: HubReference, folder: Path, why: str) -> str:
+    return f"{reference} could not be fetched ({why}): {_by_hand(reference, folder)}"
+
+
+def _by_hand(reference: HubReference, folder: Path) -> str:
     below = "" if reference.config is None else f"/{reference.config}"
     return (
-        f"{reference} could not be fetched ({why}): download the parquet files of "
-        f"{_page(reference.repo)}/tree/{reference.revision}{below} and put them, with the folders "
-        f"they lie in, into {folder}"
+        f"download the parquet files of {_page(reference.repo)}/tree/{reference.revision}{below} "
+        f"and put them, with the folders they lie in, into {folder}"
     )
 
 

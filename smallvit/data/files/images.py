@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
+from smallvit.core.errors import explained
 from smallvit.data.files.file_kinds import kind_of, what_instead
 from smallvit.data.files.grey import GreyExtent, GreyRange, grey_extent, grey_values, to_levels
 
@@ -73,14 +74,16 @@ def open_image(file: Path | str | bytes) -> Image.Image:
     content = file if isinstance(file, bytes) else Path(file).read_bytes()
     if not content:
         raise ValueError("the file is empty")
-    try:
-        image = Image.open(BytesIO(content), formats=tuple(_FORMATS))
-    except UnidentifiedImageError:
-        instead = what_instead(content)
+
+    def explain(error: Exception) -> str:
+        if not isinstance(error, UnidentifiedImageError):
+            return _too_large()
         what = f"{kind_of(content)} that is not read: convert it to PNG or JPEG"
-        raise ValueError(instead or what) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(_too_large()) from None
+        return what_instead(content) or what
+
+    unread = (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+    with explained(explain, *unread, into=ValueError):
+        image = Image.open(BytesIO(content), formats=tuple(_FORMATS))
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(_too_large())
     return image

@@ -79,8 +79,7 @@ def open_source(
         source = hub.open_hub(config.dataset, data_dir=data_dir, offline=offline, **named)
         return _canonical(source, config)
     spec = registry.get_dataset_spec(config.dataset)
-    if not fetch.is_present(spec, data_dir):
-        fetch.fetch_dataset(spec, data_dir, offline=offline, progress=progress)
+    fetch.fetch_dataset(spec, data_dir, offline=offline, progress=progress)
     return official.open_named(spec, data_dir=data_dir)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 
 from smallvit.core.errors import DataError, explained, reason
+from smallvit.data.files.fetch import is_present, manual_steps, targets
+from smallvit.data.files.parquet import list_parquet
 from smallvit.data.files.registry import DatasetSpec
 from smallvit.data.files.sources import (
     FoundFile,
@@ -54,15 +56,13 @@ class OfficialLayout(NamedTuple):
     """How a dataset lies in the data folder.
 
     Attributes:
-        parts: Files and folders whose change is a change of the dataset, below the data folder.
+        parts: Files and folders whose change is a change of the dataset, below the data folder;
+            ``None`` stands for what its official files become.
         list_images: Reads the annotations.
-        roots: What is there when the dataset is, below the data folder, where the registry names
-            no files.
     """
 
-    parts: Callable[[Path], Iterable[str]]
+    parts: Callable[[Path], Iterable[str]] | None
     list_images: Callable[[Path], Listing]
-    roots: tuple[str, ...] = ()
 
 
 class BrokenLayoutError(Exception):
@@ -87,24 +87,32 @@ def open_named(spec: DatasetSpec, *, data_dir: Path) -> Source:
     Raises:
         DataError: If the dataset is not there, or a file that the key is formed of is missing.
     """
-    layout = LAYOUTS[spec.name]
-    roots = tuple(file.target for file in spec.files) or layout.roots
-    if not all((data_dir / root).exists() for root in roots):
-        from smallvit.data.files.fetch import manual_steps
-
+    layout, made = LAYOUTS[spec.name], targets(spec)
+    if not is_present(spec, data_dir):
         raise DataError(
             f"{spec.name} is not in {data_dir}: `smallvit data get {spec.name}` fetches it; by "
             f"hand: {manual_steps(spec, data_dir)}"
         )
+    what = str(data_dir / made[0]) if len(made) == 1 else "it"
+    in_one_line = partial(
+        explained,
+        lambda error: (
+            f"{spec.name}: {_problem(error)}: mend it, or remove {what} and run `smallvit data get "
+            f"{spec.name}`"
+        ),
+        OSError,
+        BrokenLayoutError,
+    )
 
     def list_images() -> Listing:
-        with _one_line(spec.name, data_dir, roots):
+        with in_one_line():
             listing = layout.list_images(data_dir)
             _check_counts(spec, listing)
         return listing
 
-    with _one_line(spec.name, data_dir, roots):
-        files = files_key(_stat(data_dir, layout.parts(data_dir)))
+    with in_one_line():
+        parts = made if layout.parts is None else layout.parts(data_dir)
+        files = files_key(_stat(data_dir, parts))
     return Source(
         name=spec.name,
         key=hashlib.sha256(f"{spec.name}/{READER_VERSION}/{files}".encode()).hexdigest(),
@@ -112,14 +120,6 @@ def open_named(spec: DatasetSpec, *, data_dir: Path) -> Source:
         autoaugment=spec.autoaugment,
         image_size=spec.image_size,
         list_images=list_images,
-    )
-
-
-def _one_line(name: str, data_dir: Path, roots: Sequence[str]) -> AbstractContextManager[None]:
-    what = str(data_dir / roots[0]) if len(roots) == 1 else "it"
-    remedy = f"mend it, or remove {what} and run `smallvit data get {name}`"
-    return explained(
-        lambda error: f"{name}: {_problem(error)}: {remedy}", OSError, BrokenLayoutError
     )
 
 
@@ -190,11 +190,15 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _check_present(folder: Path, names: Iterable[str]) -> None:
-    present = {path.name for path in folder.iterdir()}
+def _listed_files(
+    root: Path, folder: str, names: Sequence[str], labels: Sequence[int]
+) -> SourceSplit:
+    """List the images of a folder that annotations name."""
+    present = {path.name for path in (root / folder).iterdir()}
     for name in names:
         if name not in present:
-            raise BrokenLayoutError(f"{folder / name} is missing")
+            raise BrokenLayoutError(f"{root / folder / name} is missing")
+    return file_split(root, [f"{folder}/{name}" for name in names], labels)
 
 
 def _list_digits(data_dir: Path) -> Listing:
@@ -281,14 +285,14 @@ def _annotated_val(root: Path, wnids: Sequence[str]) -> SourceSplit:
     unknown = sorted(set(annotated.values()) - set(labels))
     if unknown:
         raise BrokenLayoutError(f"{path} has the class {unknown[0]}, which is not in wnids.txt")
-    _check_present(folder, annotated)
+    ordered = sorted((labels[wnid], name) for name, wnid in annotated.items())
+    split = _listed_files(
+        root, "val/images", [name for _, name in ordered], [label for label, _ in ordered]
+    )
     for file in find_files(folder):
         if file.name not in annotated:
             raise BrokenLayoutError(f"{folder / file.name} is not in {path.name}")
-    ordered = sorted((labels[wnid], name) for name, wnid in annotated.items())
-    return file_split(
-        root, [f"val/images/{name}" for _, name in ordered], [label for label, _ in ordered]
-    )
+    return split
 
 
 def _words(path: Path, wnids: Sequence[str]) -> tuple[str, ...]:
@@ -331,11 +335,9 @@ def _list_aircraft(data_dir: Path) -> Listing:
         path = root / f"images_variant_{split}.txt"
         with _reading(path):  # names of variants have spaces
             pairs = [tuple(line.split(" ", maxsplit=1)) for line in _lines(path)]
-            found = [(f"{number}.jpg", labels[variant]) for number, variant in pairs]
-        _check_present(root / "images", (name for name, _ in found))
-        splits[split] = _without_banner(
-            file_split(root, [f"images/{name}" for name, _ in found], [label for _, label in found])
-        )
+            found = [labels[variant] for _, variant in pairs]
+        names = [f"{number}.jpg" for number, _ in pairs]
+        splits[split] = _without_banner(_listed_files(root, "images", names, found))
     return Listing(class_names=tuple(variants), splits=splits)
 
 
@@ -367,8 +369,7 @@ def _list_cars(data_dir: Path) -> Listing:
         records = np.atleast_1d(_read_mat(root / annotations, "annotations"))
         names = [str(record["fname"]) for record in records]
         labels = [int(record["class"]) - 1 for record in records]  # MATLAB counts from 1
-        _check_present(root / folder, names)
-        splits[split] = file_split(root, [f"{folder}/{name}" for name in names], labels)
+        splits[split] = _listed_files(root, folder, names, labels)
     classes = _read_mat(root / "devkit" / "cars_meta.mat", "class_names")
     return Listing(class_names=tuple(str(name) for name in classes), splits=splits)
 
@@ -381,8 +382,6 @@ def _read_mat(path: Path, variable: str) -> Any:
 
 
 def _list_cars_parquet(root: Path) -> Listing:
-    from smallvit.data.files.parquet import list_parquet
-
     found = [root / file.name for file in find_files(root, {".parquet"})]
     # Copies on the Hub name the files (train-00000-of-00002.parquet) or their folder after the
     # split; files of other splits (corrupted images) are passed over.
@@ -399,13 +398,7 @@ def _list_cars_parquet(root: Path) -> Listing:
 LAYOUTS = {
     "digits": OfficialLayout(lambda _: (), _list_digits),
     "fashion-mnist": OfficialLayout(
-        _parts(
-            "FashionMNIST/raw",
-            "train-images-idx3-ubyte",
-            "train-labels-idx1-ubyte",
-            "t10k-images-idx3-ubyte",
-            "t10k-labels-idx1-ubyte",
-        ),
+        None,
         partial(_list_torchvision, "FashionMNIST", "FashionMNIST/raw"),
     ),
     "cifar10": OfficialLayout(
@@ -442,5 +435,5 @@ LAYOUTS = {
         ),
         _list_aircraft,
     ),
-    "cars": OfficialLayout(_cars_parts, _list_cars, roots=(CARS,)),
+    "cars": OfficialLayout(_cars_parts, _list_cars),
 }

@@ -4,7 +4,6 @@ import json
 import sys
 import threading
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -385,7 +384,7 @@ class _ParquetImages:
                     self._starts.append(start)
                     start += metadata.row_group(group).num_rows
         self._lock = threading.Lock()
-        self._kept: deque[_Batch] = deque()  # in the order of reading
+        self._rows: dict[int, bytes] = {}
         self._file: tuple[Path, Any] | None = None
         self._batches: Iterator[Any] = iter(())
         self._next_row = sys.maxsize  # first row of the next of _batches
@@ -401,32 +400,25 @@ class _ParquetImages:
     def read(self, row: int) -> bytes:
         """Return the encoded image of a row."""
         with self._lock:
-            batch = next((each for each in self._kept if each.start <= row < each.stop), None)
-            if batch is None:
+            if row not in self._rows:
                 try:
-                    batch = self._advance(row)
+                    self._advance(row)
                 except Exception:  # a broken page, perhaps before the row: start at its row group
                     self._next_row = sys.maxsize
-                    batch = self._advance(row)
-        return batch.values[row - batch.start].as_py()
+                    self._advance(row)
+            return self._rows[row]
 
-    def _advance(self, row: int) -> "_Batch":
+    def _advance(self, row: int) -> None:
         """Read on to the batch of a row; where that is not near, start at its row group."""
         group = self._group_of(row)
         ahead = row - self._next_row
         if ahead < 0 or (ahead >= ROWS_KEPT and group != self._group_of(self._next_row)):
             self._batches, self._next_row = self._iter_batches(group), self._starts[group]
-        for values in self._batches:
-            batch = _Batch(self._next_row, self._next_row + len(values), values)
-            self._next_row = batch.stop
-            self._kept.append(batch)
-            before = sum(each.stop - each.start for each in self._kept) - len(values)
-            while before - (self._kept[0].stop - self._kept[0].start) >= ROWS_KEPT:
-                dropped = self._kept.popleft()
-                before -= dropped.stop - dropped.start
-            if row < batch.stop:
-                return batch
-        raise AssertionError(f"row {row} lies behind the last row group")
+        while self._next_row <= row:
+            start, values = self._next_row, next(self._batches).to_pylist()
+            self._rows = {old: self._rows[old] for old in self._rows if old >= start - ROWS_KEPT}
+            self._rows |= enumerate(values, start)
+            self._next_row += len(values)
 
     def _group_of(self, row: int) -> int:
         return bisect_right(self._starts, row) - 1
@@ -438,9 +430,3 @@ class _ParquetImages:
                 file = self._parquet.ParquetFile(path, memory_map=True, pre_buffer=False)
                 self._file = (path, file)
             yield from _iter_leaf(self._file[1], group, self._leaf)
-
-
-class _Batch(NamedTuple):
-    start: int
-    stop: int
-    values: Any

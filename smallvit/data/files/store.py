@@ -472,19 +472,14 @@ def _scale_grey(
     for name, split in packed.items():
         rows = sorted(split.grey)
         waiting = _select(listing.splits[name], split.kept[rows])
-        with (folder / f"{name}.images.npy").open("r+b") as file:
-            start = file.seek(0, os.SEEK_END) - len(split.kept) * 3 * image_size**2
-            for row, image in zip(rows, _decode(waiting, image_size, scale), strict=True):
-                if isinstance(image, str):
-                    raise DataError(f"{dataset}: changed while it was packed: {image}")
-                file.seek(start + row * image.pixels.nbytes)
-                file.write(image.pixels.data)
-                split.hashes[row] = image.pixel_hash
-                done += 1
-                if done % CHUNK == 0 or done == len(files):
-                    progress(done, len(files))
-            file.flush()
-            os.fsync(file.fileno())
+        array = np.lib.format.open_memmap(folder / f"{name}.images.npy", mode="r+")
+        for row, image in zip(rows, _decode(waiting, image_size, scale), strict=True):
+            if isinstance(image, str):
+                raise DataError(f"{dataset}: changed while it was packed: {image}")
+            array[row], split.hashes[row] = image.pixels, image.pixel_hash
+            done += 1
+            progress(done, len(files))
+        array.flush()
     return describe_scale(files, scale, given=False)
 
 

@@ -227,7 +227,7 @@ def test_a_config_put_there_by_hand_is_read_with_or_without_its_folder(tmp_path,
 
 def test_offline_an_absent_dataset_says_what_to_put_where(tmp_path):
     expected = (
-        rf"fetched \(offline\): download the parquet files of https://.*/datasets/owner/Name-1\.0/"
+        rf"fetches it; by hand: download the parquet files of https://.*/datasets/owner/Name-1\.0/"
         rf"tree/{COMMIT}/full and put them, .*, into .*/hub/owner--Name-1\.0/{COMMIT}-full"
     )
     with pytest.raises(DataError, match=expected):

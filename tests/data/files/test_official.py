@@ -590,8 +590,14 @@ def test_a_parquet_copy_without_test_files_is_refused(tmp_path):
         source.list_images()
 
 
-def test_an_empty_folder_of_cars_names_the_first_file_that_is_missing(tmp_path):
+def test_an_empty_folder_of_cars_is_no_dataset(tmp_path):
     (tmp_path / "stanford_cars").mkdir()
+    with pytest.raises(DataError, match=r"cars is not in .* fetches it; by hand: put the parquet"):
+        open_in(tmp_path, "cars")
+
+
+def test_a_folder_of_cars_without_annotations_names_the_first_file_that_is_missing(tmp_path):
+    (tmp_path / "stanford_cars" / "cars_train").mkdir(parents=True)
     with pytest.raises(DataError, match=r"devkit/cars_meta\.mat is missing: mend it, or remove"):
         open_in(tmp_path, "cars")
 
