@@ -14,7 +14,7 @@ from smallvit.cli.tables import print_rows, print_text
 from smallvit.core import places
 from smallvit.core.config import Layer, merge, resolve
 from smallvit.core.console import say
-from smallvit.core.errors import ConfigError, DataError, UnknownNameError
+from smallvit.core.errors import ConfigError, DataError, UnknownNameError, explained
 from smallvit.data.files import fetch
 from smallvit.data.files.config import DataConfig
 from smallvit.data.files.registry import DATASETS, DatasetSpec
@@ -109,11 +109,11 @@ def info(
         "fingerprint": dataset.fingerprint[:16],
         "packed in": str(dataset.store_path),
     }
-    yours = {"cite": "your own images", "licence": "yours"} if config.path else {}
     if dataset.kind:
         facts = {"read as": dataset.kind} | facts
-    known = {} if spec is None else _source_facts(spec)
-    console.print(_facts(dataset.name, facts | known | yours))
+    if config.path is not None:
+        facts |= {"cite": "your own images", "licence": "yours"}
+    console.print(_facts(dataset.name, facts if spec is None else _registry_facts(spec) | facts))
     if spec is not None:
         _print_files(spec)
     _print_counts(console, dataset, len(dataset.class_names) if all_classes else MOST_CLASSES)
@@ -257,7 +257,12 @@ def show(
 
     run = {"num": num, "seed": resolved.seed, "recipe": recipe_name}
     stage_1, stage_2 = resolved.pretrain.method.views, resolved.finetune.augment
-    try:
+    with explained(
+        lambda error: (
+            f"cannot write {error.filename or folder} ({error.strerror}): give another --out"
+        ),
+        into=ConfigError,
+    ):
         for taken in filter(Path.exists, (folder / f"{stem}.png" for stem in SHEETS)):
             if not is_drawn(taken):
                 raise ConfigError(f"{taken} is no contact sheet: give another --out")
@@ -268,10 +273,6 @@ def show(
             contact_sheet.draw_batch(path("batch"), dataset, stage_2, **run)
         if reader is not None:
             contact_sheet.draw_score_maps(path("score_maps"), dataset, stage_2, **reader, **run)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {error.filename or folder} ({error.strerror}): give another --out"
-        ) from error
     if not dataset.labelled:
         print_text("no labels: a batch of stage 2 cannot be drawn")
     for written in paths:
@@ -280,13 +281,13 @@ def show(
 
 def _which(name: str) -> dict[str, str]:
     """Return the setting that a name or path on the command line stands for."""
-    by_path = name not in DATASETS and not name.startswith("hf:")
-    # A word that is neither is most likely a name with a slip in it.
-    by_path = by_path and (Path(name).exists() or "/" in name or Path(name).suffix != "")
-    if not by_path and name not in DATASETS and not name.startswith("hf:"):
-        unknown = UnknownNameError("dataset", name, DATASETS)
-        raise ConfigError(f"{unknown}; no file or folder here is called {name} either")
-    return {"path": str(places.absolute(name))} if by_path else {"dataset": name}
+    if name in DATASETS or name.startswith("hf:"):
+        return {"dataset": name}
+    # A word that is no path is most likely a name with a slip in it.
+    if Path(name).exists() or "/" in name or Path(name).suffix:
+        return {"path": str(places.absolute(name))}
+    unknown = UnknownNameError("dataset", name, DATASETS)
+    raise ConfigError(f"{unknown}; no file or folder here is called {name} either")
 
 
 def _config(name: str, given: Given, *, here: bool = True) -> tuple[DataConfig, str]:
@@ -362,13 +363,11 @@ def _registry_facts(spec: DatasetSpec) -> dict[str, str]:
         "images": ", ".join(f"{num:,} {split}" for split, num in counts.items() if num),
         "image size": f"{spec.image_size} px",
         "horizontal flip": "on" if spec.hflip else "off",
-        **_source_facts(spec),
+        "cite": spec.citation,
+        "licence": spec.license,
+        "page": spec.page,
+        **({"hub": f"hf:{spec.hub}"} if spec.hub else {}),
     }
-
-
-def _source_facts(spec: DatasetSpec) -> dict[str, str]:
-    facts = {"cite": spec.citation, "licence": spec.license, "page": spec.page}
-    return facts | ({"hub": f"hf:{spec.hub}"} if spec.hub else {})
 
 
 def _facts(title: str, facts: dict[str, str]) -> Table:

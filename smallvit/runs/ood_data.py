@@ -166,9 +166,9 @@ def _not_shared(name: str, store: PackedStore, split: str, dataset: Dataset) -> 
     Raises:
         ConfigError: If many of them are the dataset's.
     """
-    shared = np.isin(store.contents[split], contents_of(dataset.content_hashes))
+    shared = np.isin(store.facts[split].contents, contents_of(dataset.content_hashes))
     if dataset.image_hashes:  # the same pictures in another resolution, too
-        shared |= np.isin(store.hashes[split], contents_of(dataset.image_hashes))
+        shared |= np.isin(store.facts[split].hashes, contents_of(dataset.image_hashes))
     count, total = int(shared.sum()), len(shared)
     if count > MOST_SHARED * total:
         _refuse(name, f"{count:,} of its {total:,} images are in {dataset.name} too")

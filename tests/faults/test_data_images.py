@@ -74,7 +74,7 @@ def test_broken_files_are_counted_and_named_and_no_neighbour_takes_their_place(p
     labels = np.load(manifest.with_name("train.labels.npy"))
     left_out = [0, 1, 151]  # in the order of classes, then names
     np.testing.assert_array_equal(kept, np.delete(whole.images["train"], left_out, axis=0))
-    np.testing.assert_array_equal(labels, np.delete(whole.labels["train"], left_out))
+    np.testing.assert_array_equal(labels, np.delete(whole.facts["train"].labels, left_out))
 
 
 def test_more_broken_files_than_one_in_a_hundred_end_with_their_number(photos, capsys):

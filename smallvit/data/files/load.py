@@ -195,26 +195,26 @@ def prepare_dataset(
     )
     cut = _cut(config, store)
     packed = {
-        name: (torch.from_numpy(store.images[name]), torch.from_numpy(store.labels[name]))
-        for name in store.images
+        name: (torch.from_numpy(store.images[name]), torch.from_numpy(facts.labels))
+        for name, facts in store.facts.items()
     }
 
     def in_order(array: str, index: np.ndarray) -> np.ndarray:
         if not source.by_content:
             return index
-        keys = (each[array][index] for each in (store.contents, store.labels, store.hashes))
-        return index[content_order(*keys)]
+        labels, hashes, contents = (each[index] for each in store.facts[array])
+        return index[content_order(contents, labels, hashes)]
 
     parts = {"train": ("train", cut.train), "labelled": ("train", cut.labelled)}
     for name, index in (("val", cut.val), ("test", cut.test)):
         whole = name in packed
-        parts[name] = (name, np.arange(len(store.labels[name]))) if whole else ("train", index)
+        parts[name] = (name, np.arange(len(packed[name][1]))) if whole else ("train", index)
     parts = {name: (array, in_order(array, index)) for name, (array, index) in parts.items()}
     splits = {}
     for name, (array, index) in parts.items():
         images, labels = packed[array]
         splits[name] = Split(images=images, labels=labels, index=torch.from_numpy(index))
-    contents = {name: store.contents[array][index] for name, (array, index) in parts.items()}
+    contents = {name: store.facts[array].contents[index] for name, (array, index) in parts.items()}
     grey, by_content = store.manifest.grey, config.split_version > 1
     known = {name: index for name, (_, index) in parts.items()}
     if by_content:
@@ -232,7 +232,9 @@ def prepare_dataset(
         split_hashes={name: split_hash(values) for name, values in known.items()},
         broken=store.manifest.broken,
         content_hashes=contents,
-        image_hashes={name: store.hashes[array][index] for name, (array, index) in parts.items()},
+        image_hashes={
+            name: store.facts[array].hashes[index] for name, (array, index) in parts.items()
+        },
         grey="" if grey is None else str(grey),
         grey_range=None if grey is None or not grey.count else grey.range or "file",
         store_path=store.path,
@@ -252,7 +254,7 @@ def _notes(config: DataConfig, store: PackedStore, splits: dict[str, Split]) -> 
     for overlap in manifest.overlaps:
         # Repeats within a split and a class mislead nobody.
         if overlap.split != overlap.other or overlap.conflicting:
-            yield _describe(overlap, len(store.labels[overlap.split]))
+            yield _describe(overlap, manifest.counts[overlap.split])
     if config.split_version > 1:
         yield from _note_gaps(config, store, splits)
 
@@ -288,7 +290,7 @@ def _note_gaps(config: DataConfig, store: PackedStore, splits: dict[str, Split])
         if absent:
             gaps.append(f"no {name} image of {some(absent)}")
     if gaps:
-        labels, contents = store.labels["train"], store.contents["train"]
+        labels, _, contents = store.facts["train"]
         seed = find_seed(labels, contents, class_names=class_names, **fractions)
         other = "" if seed is None else f", or cut with data.split_seed {seed}"
         yield (
@@ -305,8 +307,8 @@ class _Fractions(TypedDict):
 def _fractions(config: DataConfig, store: PackedStore) -> _Fractions:
     """Return the parts to cut; none of a split that the dataset brings."""
     return {
-        "val_fraction": 0.0 if "val" in store.labels else config.val_fraction,
-        "test_fraction": 0.0 if "test" in store.labels else config.test_fraction,
+        "val_fraction": 0.0 if "val" in store.facts else config.val_fraction,
+        "test_fraction": 0.0 if "test" in store.facts else config.test_fraction,
     }
 
 
@@ -316,7 +318,7 @@ def _cut(config: DataConfig, store: PackedStore) -> StoredCut:
     parts = (*parts, config.label_fraction, config.split_seed)
     if config.split_version > 1:
         parts = (config.split_version, *parts)
-    images, labels = store.images["train"], store.labels["train"]
+    images, (labels, hashes, contents) = store.images["train"], store.facts["train"]
     class_names = store.manifest.class_names
     by_content = config.split_version > 1
 
@@ -324,7 +326,7 @@ def _cut(config: DataConfig, store: PackedStore) -> StoredCut:
         if class_names:
             cut = (cut_splits if by_content else cut_by_position)(
                 labels,
-                (store.contents if by_content else store.hashes)["train"],
+                contents if by_content else hashes,
                 class_names=class_names,
                 **fractions,
                 label_fraction=config.label_fraction,

@@ -48,6 +48,8 @@ MAX_THREADS = 16
 PROGRESS_EVERY = 512
 NUM_SAMPLED = 256  # images of a split that are hashed again whenever a store is opened
 NUM_EXAMPLES = 3
+# Arrays beside the images: names of their files, and types.
+_FACTS = {"labels": "int64", "hashes": "uint64", "content": "uint64"}
 Progress = Callable[[int, int], None]  # (images done, images in all)
 # What reading something stored raises where it is not whole.
 _NOT_WHOLE = (OSError, EOFError, ValueError, TypeError, LookupError)
@@ -103,6 +105,20 @@ class Manifest:
     grey: GreyScale | None
 
 
+class ImageFacts(NamedTuple):
+    """What is known of the images of a split, in their order.
+
+    Attributes:
+        labels: int64 (N,), all -1 where images carry no labels.
+        hashes: uint64 (N,), a hash of each image's packed pixels.
+        contents: uint64 (N,), the content hash of each image.
+    """
+
+    labels: np.ndarray
+    hashes: np.ndarray
+    contents: np.ndarray
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackedStore:
     """An opened store; the images are memory-mapped.
@@ -111,17 +127,13 @@ class PackedStore:
         path: Its folder.
         manifest: What it holds.
         images: uint8 (N, 3, H, W) by split.
-        labels: int64 (N,) by split; all -1 where images carry no labels.
-        hashes: uint64 (N,) by split, a hash of each image's packed pixels.
-        contents: uint64 (N,) by split, the content hash of each image.
+        facts: Of these images, by split.
     """
 
     path: Path
     manifest: Manifest
     images: dict[str, np.ndarray]
-    labels: dict[str, np.ndarray]
-    hashes: dict[str, np.ndarray]
-    contents: dict[str, np.ndarray]
+    facts: dict[str, ImageFacts]
 
 
 def open_store(
@@ -219,7 +231,7 @@ def verify_store(store: PackedStore, progress: Progress | None = None) -> list[s
         wrong: list[int] = []
         for start in range(0, len(images), PROGRESS_EVERY):
             found = hash_images(images[start : start + PROGRESS_EVERY])
-            wanted = store.hashes[name][start : start + PROGRESS_EVERY]
+            wanted = store.facts[name].hashes[start : start + PROGRESS_EVERY]
             wrong += (start + np.flatnonzero(found != wanted)).tolist()
             done += len(found)
             if progress is not None:
@@ -229,41 +241,39 @@ def verify_store(store: PackedStore, progress: Progress | None = None) -> list[s
                 f"{store.path / f'{name}.images.npy'}: {len(wrong)} of {len(images)} images differ "
                 f"from their hashes, first: image {wrong[0]}"
             )
-    if not _fits(store.manifest, store.labels, store.hashes, store.contents):
+    if not _fits(store.manifest, store.facts):
         problems.append(f"{store.path}: labels or hashes do not fit the manifest's fingerprint")
     return problems
 
 
 def find_overlaps(
-    hashes: Mapping[str, np.ndarray],
-    labels: Mapping[str, np.ndarray],
-    names: Mapping[str, Sequence[str]],
+    facts: Mapping[str, ImageFacts], names: Mapping[str, Sequence[str]]
 ) -> tuple[Overlap, ...]:
     """Find images that occur more than once, within each split and across each pair of splits.
 
     Args:
-        hashes: Image hashes by split.
-        labels: Class indices by split.
+        facts: Of the images, by split.
         names: Image names by split, for the examples.
 
     Returns:
         One entry for each pair of splits that has any, the later split compared with the earlier
         in the order train, val, test.
     """
-    splits = [name for name in ("train", "val", "test") if name in hashes]
+    splits = [name for name in ("train", "val", "test") if name in facts]
     overlaps = []
     for number, split in enumerate(splits):
         for other in splits[: number + 1]:
-            values, first = np.unique(hashes[other], return_index=True)
-            nearest = np.minimum(np.searchsorted(values, hashes[split]), len(values) - 1)
+            hashes = facts[split].hashes
+            values, first = np.unique(facts[other].hashes, return_index=True)
+            nearest = np.minimum(np.searchsorted(values, hashes), len(values) - 1)
             twin = first[nearest]
-            same = values[nearest] == hashes[split]
+            same = values[nearest] == hashes
             if split == other:
                 same &= twin != np.arange(len(twin))
             found = np.flatnonzero(same)
             if len(found) == 0:
                 continue
-            conflicting = labels[split][found] != labels[other][twin[found]]
+            conflicting = facts[split].labels[found] != facts[other].labels[twin[found]]
             shown = found[np.argsort(~conflicting, kind="stable")][:NUM_EXAMPLES]
             overlaps.append(
                 Overlap(
@@ -289,29 +299,25 @@ def _read(folder: Path) -> PackedStore:
     plain["grey"] = None if plain["grey"] is None else GreyScale(**plain["grey"])
     manifest = Manifest(**plain)
     side = manifest.image_size
-    images, labels, hashes, contents = {}, {}, {}, {}
+    images, facts = {}, {}
     for split, count in manifest.counts.items():
         # A copy-on-write map: torch wants writable memory, and nothing here writes.
         images[split] = _map(folder / f"{split}.images.npy", "uint8", (count, 3, side, side))
-        labels[split] = np.array(_map(folder / f"{split}.labels.npy", "int64", (count,)))
-        hashes[split] = np.array(_map(folder / f"{split}.hashes.npy", "uint64", (count,)))
-        contents[split] = np.array(_map(folder / f"{split}.content.npy", "uint64", (count,)))
+        facts[split] = ImageFacts(
+            *(
+                np.array(_map(folder / f"{split}.{kind}.npy", dtype, (count,)))
+                for kind, dtype in _FACTS.items()
+            )
+        )
         sampled = np.linspace(0, count - 1, num=min(NUM_SAMPLED, count)).astype(int)
-        differ = hash_images(images[split][sampled]) != hashes[split][sampled]
+        differ = hash_images(images[split][sampled]) != facts[split].hashes[sampled]
         if differ.any():
             raise ValueError(
                 f"{differ.sum()} of {len(sampled)} {split} images differ from their hashes"
             )
-    if not _fits(manifest, labels, hashes, contents):
+    if not _fits(manifest, facts):
         raise ValueError("labels or hashes do not fit the manifest's fingerprint")
-    return PackedStore(
-        path=folder,
-        manifest=manifest,
-        images=images,
-        labels=labels,
-        hashes=hashes,
-        contents=contents,
-    )
+    return PackedStore(path=folder, manifest=manifest, images=images, facts=facts)
 
 
 def _tupled(value: Any) -> Any:
@@ -334,31 +340,26 @@ def content_order(contents: np.ndarray, labels: np.ndarray, hashes: np.ndarray) 
     return np.lexsort((hashes, labels, contents))
 
 
-def _fingerprints(
-    class_names: Sequence[str],
-    labels: Mapping[str, np.ndarray],
-    hashes: Mapping[str, np.ndarray],
-    contents: Mapping[str, np.ndarray],
-) -> tuple[str, str]:
+def _fingerprints(class_names: Sequence[str], facts: Mapping[str, ImageFacts]) -> tuple[str, str]:
     """Return the hash of the images of each split as they are listed, and in whatever order."""
     listed = hashlib.sha256(json.dumps(list(class_names)).encode())
     unordered = listed.copy()
-    for split in labels:
-        listed.update(f"{split}/{len(labels[split])}/".encode())
+    for split, (labels, hashes, _) in facts.items():
+        listed.update(f"{split}/{len(labels)}/".encode())
         for array in (labels, hashes):
-            listed.update(array[split].data)
-    for split in sorted(labels):
-        order = content_order(contents[split], labels[split], hashes[split])
+            listed.update(array.data)
+    for split, (labels, hashes, contents) in sorted(facts.items()):
+        order = content_order(contents, labels, hashes)
         unordered.update(f"{split}/{len(order)}/".encode())
         for array in (contents, labels, hashes):
-            unordered.update(array[split][order].data)
+            unordered.update(array[order].data)
     return listed.hexdigest(), unordered.hexdigest()
 
 
-def _fits(manifest: Manifest, *arrays: Mapping[str, np.ndarray]) -> bool:
+def _fits(manifest: Manifest, facts: Mapping[str, ImageFacts]) -> bool:
     """Tell whether labels, hashes and content hashes are those of a manifest."""
     known = manifest.fingerprint, manifest.unordered
-    return _fingerprints(manifest.class_names, *arrays) == known
+    return _fingerprints(manifest.class_names, facts) == known
 
 
 def _pack(
@@ -391,24 +392,24 @@ def _pack(
             done += len(split.names)
             _check_broken(source.name, listing, packed, total)
         grey = _scale_grey(listing, packed, image_size, grey_range, partial, source.name, progress)
-        labels, hashes, contents, names = {}, {}, {}, {}
+        facts, names = {}, {}
         for name, split in listing.splits.items():
-            kept, hashes[name], contents[name], *_ = packed[name]
-            labels[name] = np.asarray(split.labels, dtype=np.int64)[kept]
+            kept = packed[name].kept
+            labels = np.asarray(split.labels, dtype=np.int64)[kept]
+            facts[name] = ImageFacts(labels, packed[name].hashes, packed[name].contents)
             names[name] = [split.names[i] for i in kept]
-            arrays = {"labels": labels, "hashes": hashes, "content": contents}
-            for kind, array in ((kind, each[name]) for kind, each in arrays.items()):
+            for kind, array in zip(_FACTS, facts[name], strict=True):
                 with _synced(partial / f"{name}.{kind}.npy") as file:
                     np.save(file, array)
-        fingerprint, unordered = _fingerprints(listing.class_names, labels, hashes, contents)
+        fingerprint, unordered = _fingerprints(listing.class_names, facts)
         manifest = Manifest(
             version=STORE_VERSION,
             name=source.name,
             class_names=listing.class_names,
             image_size=image_size,
-            counts={name: len(values) for name, values in labels.items()},
+            counts={name: len(split.kept) for name, split in packed.items()},
             broken=tuple(name for split in packed.values() for name in split.broken),
-            overlaps=find_overlaps(hashes, labels, names),
+            overlaps=find_overlaps(facts, names),
             fingerprint=fingerprint,
             unordered=unordered,
             grey=grey,

@@ -19,6 +19,7 @@ from PIL import Image
 from smallvit.core.errors import DataError
 from smallvit.data.files.sources import Listing, Source, SourceSplit
 from smallvit.data.files.store import (
+    ImageFacts,
     PackedStore,
     find_overlaps,
     hash_images,
@@ -97,7 +98,7 @@ def test_packed_pixels_and_labels_are_those_of_the_source(tmp_path):
     pixels = noise(6)
     store = pack(tmp_path, make_source(train=make_split(pixels, [0, 0, 0, 1, 1, 1])))
     assert np.array_equal(store.images["train"], pixels.transpose(0, 3, 1, 2))
-    assert store.labels["train"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert store.facts["train"].labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert store.manifest.counts == {"train": 6}
 
 
@@ -121,7 +122,7 @@ def test_images_are_listed_only_to_be_packed(tmp_path):
         raise AssertionError
 
     source = Source(name="data", key="k", hflip=True, image_size=8, list_images=fail)
-    assert len(pack(tmp_path, source).labels["train"]) == 6
+    assert len(pack(tmp_path, source).facts["train"].labels) == 6
 
 
 def test_fingerprint_is_the_same_wherever_and_whenever_it_is_packed(tmp_path):
@@ -183,7 +184,7 @@ def test_hashes_are_those_of_the_pixels(tmp_path):
     pixels = noise(6)
     pixels[4] = pixels[1]
     store = pack(tmp_path, make_source(train=make_split(pixels)))
-    hashes = store.hashes["train"]
+    hashes = store.facts["train"].hashes
     assert np.array_equal(hashes, hash_images(store.images["train"]))
     assert hashes[4] == hashes[1]
     assert len(set(hashes.tolist())) == 5
@@ -195,7 +196,7 @@ def test_broken_images_are_named_and_leave_no_row(tmp_path):
     kept = np.delete(np.arange(400), broken)
     assert store.manifest.broken == tuple(f"{i:03}.png (cut short)" for i in broken)
     assert np.array_equal(store.images["train"], pixels[kept].transpose(0, 3, 1, 2))
-    assert store.labels["train"].tolist() == (kept % 2).tolist()
+    assert store.facts["train"].labels.tolist() == (kept % 2).tolist()
     assert verify_store(store) == []
 
 
@@ -234,7 +235,7 @@ def test_images_in_work_are_near_each_other_however_many_threads_there_are(
     tmp_path, monkeypatch, threads
 ):
     # Readers of tables rely on it: they keep the last 64 rows or more.
-    monkeypatch.setattr("smallvit.data.files.store.cores", lambda: threads)
+    monkeypatch.setattr("smallvit.data.files.store.cpu_count", lambda: threads)
     lock, newest, furthest = threading.Lock(), 0, 0
 
     def read(i: int) -> Image.Image:
@@ -268,7 +269,7 @@ def test_a_label_out_of_range_is_refused_before_decoding(tmp_path, labels, class
 def test_images_without_labels_are_packed(tmp_path):
     store = pack(tmp_path, make_source(train=make_split(noise(6), [-1] * 6), classes=()))
     assert store.manifest.class_names == ()
-    assert store.labels["train"].tolist() == [-1] * 6
+    assert store.facts["train"].labels.tolist() == [-1] * 6
 
 
 @pytest.mark.parametrize(
@@ -377,7 +378,7 @@ def test_verifying_finds_damage_that_opening_does_not_sample(tmp_path):
 
 def test_verifying_finds_altered_labels(tmp_path):
     store = pack(tmp_path)
-    store.labels["train"][0] = 1
+    store.facts["train"].labels[0] = 1
     assert [problem.split(": ")[1] for problem in verify_store(store)] == [
         "labels or hashes do not fit the manifest's fingerprint"
     ]
@@ -436,14 +437,18 @@ def test_a_full_disk_is_explained(tmp_path, monkeypatch):
     assert [path for path in (tmp_path / "packed").iterdir() if path.is_dir()] == []
 
 
+def alike(labels: list[int], hashes: list[int]) -> ImageFacts:
+    each = np.asarray(hashes, dtype=np.uint64)
+    return ImageFacts(labels=np.asarray(labels), hashes=each, contents=each)
+
+
 def test_repeats_are_found_within_and_across_splits():
-    hashes = {
-        "train": np.asarray([5, 7, 5, 9, 5], dtype=np.uint64),
-        "test": np.asarray([9, 1, 5, 99], dtype=np.uint64),
+    facts = {
+        "train": alike([0, 0, 0, 1, 1], [5, 7, 5, 9, 5]),
+        "test": alike([1, 0, 1, 0], [9, 1, 5, 99]),
     }
-    labels = {"train": np.asarray([0, 0, 0, 1, 1]), "test": np.asarray([1, 0, 1, 0])}
     names = {"train": [f"train/{i}" for i in range(5)], "test": [f"test/{i}" for i in range(4)]}
-    within, across = find_overlaps(hashes, labels, names)
+    within, across = find_overlaps(facts, names)
     assert (within.split, within.other, within.count, within.conflicting) == (
         "train",
         "train",
@@ -461,11 +466,8 @@ def test_repeats_are_found_within_and_across_splits():
 
 
 def test_splits_without_repeats_have_no_overlap():
-    hashes = {
-        name: np.asarray([i, 10 + i], dtype=np.uint64) for i, name in enumerate(("train", "val"))
-    }
-    labels = {name: np.zeros(2, dtype=int) for name in hashes}
-    assert find_overlaps(hashes, labels, {name: ["x", "y"] for name in hashes}) == ()
+    facts = {name: alike([0, 0], [i, 10 + i]) for i, name in enumerate(("train", "val"))}
+    assert find_overlaps(facts, {name: ["x", "y"] for name in facts}) == ()
 
 
 def test_the_manifest_keeps_three_examples_of_whole_images(tmp_path):
@@ -480,5 +482,5 @@ def test_the_manifest_keeps_three_examples_of_whole_images(tmp_path):
 
 def test_a_removed_store_is_packed_again_without_a_warning(tmp_path, caplog):
     shutil.rmtree(pack(tmp_path).path)
-    assert len(pack(tmp_path).labels["train"]) == 6
+    assert len(pack(tmp_path).facts["train"].labels) == 6
     assert caplog.records == []
