@@ -36,7 +36,7 @@ Better = Literal["higher", "lower"]
 Measured = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FigureKind:
     """What a group of figures is.
 

@@ -26,6 +26,7 @@ from smallvit.leaderboard.part import subset_of
 from smallvit.leaderboard.parts import accuracy, attacks, corruptions, cost, probes
 from smallvit.leaderboard.protocol import BenchConfig
 from smallvit.leaderboard.scores import score_runs
+from smallvit.models.measure import measure
 from smallvit.runs.score import evaluate_run, open_scored
 
 ALL = BenchConfig(
@@ -132,7 +133,7 @@ def test_a_second_call_measures_nothing(runs, scored, monkeypatch):
         (attacks, "robust_correct"),
         (corruptions, "corrupt"),
         (probes, "linear_top1"),
-        (cost, "measure_cost"),
+        (cost, "time_passes"),
         (accuracy, "fit_temperature"),
     ):
         monkeypatch.setattr(module, name, fail)
@@ -403,8 +404,8 @@ def test_the_time_of_a_network_is_measured_once_for_all_its_runs(runs, home, mon
     copies = [copy_of(run, home / f"timed-{run.path.name}") for run in runs]
     for run in copies:
         shutil.rmtree(run.path / "bench", ignore_errors=True)
-    calls, real = [], cost.measure_cost
-    monkeypatch.setattr(cost, "measure_cost", lambda *a: calls.append(1) or real(*a))
+    calls, real = [], cost.time_passes
+    monkeypatch.setattr(cost, "time_passes", lambda *a: calls.append(1) or real(*a))
     found, *_ = score_runs(copies[:1], BenchConfig())
     both, *_ = score_runs(copies, BenchConfig())
     score_runs(copies[1:], BenchConfig())
@@ -414,6 +415,15 @@ def test_the_time_of_a_network_is_measured_once_for_all_its_runs(runs, home, mon
     assert costs[0]["cost/images_per_s"] == found[0].figures["cost/images_per_s"]
     (kept,) = (copies[1].path / "bench").glob("cost-*.json")
     assert json.loads(kept.read_text())["key"]["version"] == cost.VERSION
+
+
+def test_a_cost_says_what_it_was_measured_with(runs):
+    runtime = open_runtime(RuntimeConfig())
+    (found,), *_ = score_runs(runs[:1], BenchConfig(), runtime_config=RuntimeConfig())
+    backbone, dataset = open_scored(runs[0], runtime, ("test",))
+    assert found.figures["cost/macs"] == measure(backbone, dataset.image_size).macs
+    what = f"{runtime.device.type}, {runtime.precision}, {torch.get_num_threads()} threads"
+    assert what in found.protocol["Cost"]
 
 
 def test_a_time_that_a_busy_machine_spoiled_is_a_dash_with_its_reason_and_is_not_kept(
@@ -438,8 +448,8 @@ def test_a_time_that_is_not_kept_is_measured_once_for_all_runs_too(runs, home, m
         shutil.rmtree(run.path / "bench", ignore_errors=True)
     monkeypatch.setattr(cost, "MOST_APART", -1.0)
     monkeypatch.setattr(cost, "BUDGET_S", 0.0)
-    calls, real = [], cost.measure_cost
-    monkeypatch.setattr(cost, "measure_cost", lambda *a: calls.append(1) or real(*a))
+    calls, real = [], cost.time_passes
+    monkeypatch.setattr(cost, "time_passes", lambda *a: calls.append(1) or real(*a))
     found, *_ = score_runs(copies, BenchConfig())
     assert len(calls) == 1
     assert all("cost/images_per_s" in each.missing for each in found)

@@ -76,22 +76,12 @@ ACCURACY = Part(
     measure=measure_accuracy,
     is_required=True,
     figures={
-        "accuracy/mean_per_class": FigureKind(
-            group="Accuracy", label="mean per class", better="higher"
-        ),
-        "accuracy/nll": FigureKind(group="Calibration", label="NLL", unit="nats", better="lower"),
-        "accuracy/brier": FigureKind(
-            group="Calibration", label="Brier", unit="ratio", better="lower"
-        ),
-        "calibration/ece": FigureKind(group="Calibration", label="ECE", better="lower"),
-        "calibration/ece_scaled": FigureKind(
-            group="Calibration", label="ECE, scaled", better="lower"
-        ),
-        "calibration/nll_scaled": FigureKind(
-            group="Calibration", label="NLL, scaled", unit="nats", better="lower"
-        ),
-        "calibration/temperature": FigureKind(
-            group="Calibration", label="temperature", unit="ratio"
-        ),
+        "accuracy/mean_per_class": FigureKind("Accuracy", "mean per class", better="higher"),
+        "accuracy/nll": FigureKind("Calibration", "NLL", "nats", "lower"),
+        "accuracy/brier": FigureKind("Calibration", "Brier", "ratio", "lower"),
+        "calibration/ece": FigureKind("Calibration", "ECE", better="lower"),
+        "calibration/ece_scaled": FigureKind("Calibration", "ECE, scaled", better="lower"),
+        "calibration/nll_scaled": FigureKind("Calibration", "NLL, scaled", "nats", "lower"),
+        "calibration/temperature": FigureKind("Calibration", "temperature", "ratio"),
     },
 )

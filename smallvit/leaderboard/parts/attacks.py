@@ -104,7 +104,7 @@ ATTACKS = Part(
     measure=measure_attack,
     tasks=lambda config: config.attacks,
     figures={
-        f"attack/{attack}/": FigureKind(group="Attacks", label=f"{name} {{}}/255", better="higher")
+        f"attack/{attack}/": FigureKind("Attacks", f"{name} {{}}/255", better="higher")
         for attack, name in (("fgsm", "FGSM"), ("pgd", "PGD"), ("autoattack", "AutoAttack"))
     },
 )

@@ -200,7 +200,7 @@ def _check(dataset: Dataset, task: str, config: BenchConfig) -> OfficialCorrupti
 
 
 def _kind(label: str, *, column: bool = True) -> FigureKind:
-    return FigureKind(group="Corruptions", label=label, better="higher", column=column)
+    return FigureKind("Corruptions", label, better="higher", column=column)
 
 
 CORRUPTED = Part(

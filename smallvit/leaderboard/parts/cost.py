@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
@@ -27,7 +28,6 @@ from smallvit.models.architecture import sides
 from smallvit.models.measure import frozen, measure
 from smallvit.models.tokens import AbstractBackbone
 
-BATCH_SIZES = (1, 256)
 VERSION = 2  # of how time is measured
 RESTLESS = "rounds differ"  # how the reason begins where the machine was at fault
 ROUNDS = 5
@@ -35,7 +35,8 @@ ROUND_S = 0.05  # passes are repeated until a round lasts as long: a clock tick 
 MOST_APART = 0.2  # longest minus shortest of the rounds, over their median
 BUDGET_S = 4.0  # of rounds at each batch size, until five in a row agree
 MAX_EXPECTED_S = 10.0  # of one batch by the time of one image, which is more than it takes
-# Figures of a batch size, and the spread of the rounds that they are the median of.
+# Figures of each batch size, from small to large, and the spread of the rounds that they are the
+# median of.
 TIMES = {1: ("cost/latency_ms",), 256: ("cost/latency_ms_256", "cost/images_per_s")}
 ROUNDS_OF = {name: f"cost/spread/{size}" for size, names in TIMES.items() for name in names}
 logger = logging.getLogger("smallvit")
@@ -50,7 +51,8 @@ class Timing:
         spread: Longest minus shortest of those rounds, over their median.
         about_s: That median, also where it is no figure to give.
         reason: Why there is no figure.
-        peak_bytes: Memory that it holds at most, where that is counted.
+        peak_bytes: The weights, the images and all that the pass holds beside them at once, as
+            CUDA's allocator counts it; ``None`` on a CPU, where nothing counts it.
     """
 
     latency_s: float | None = None
@@ -60,34 +62,12 @@ class Timing:
     peak_bytes: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What a network costs.
-
-    Attributes:
-        macs: Multiply-adds of one image.
-        timings: Of a forward pass, by its number of images: 1 and 256.
-        peak_memory_mib: The weights, 256 images and all that the forward pass holds beside them at
-            once, as CUDA's allocator counts it; ``None`` on a CPU, where nothing counts it.
-        device: Device that it was measured on.
-        precision: Arithmetic that it was measured in.
-        threads: Threads of a CPU.
-    """
-
-    macs: int
-    timings: dict[int, Timing]
-    peak_memory_mib: float | None
-    device: str
-    precision: str
-    threads: int
-
-
-def measure_cost(
+def time_passes(
     backbone: AbstractBackbone, image_size: int | tuple[int, int], runtime: Runtime
-) -> Cost:
-    """Count what a network needs and time it from images to logits, on black images.
+) -> dict[int, Timing]:
+    """Time a network from images to logits, on 1 and on 256 black images.
 
-    Images lie on the device; reading and normalising them is not timed. A time is the median of
+    Images lie on the device; reading and normalizing them is not timed. A time is the median of
     five rounds in a row, after a warm-up. Rounds go on until five in a row differ by 20 % at most;
     where none do in about 4 s, another program keeps the machine busy and there is no figure. Nor
     is there one of a batch of 256 that would take more than 10 s by the time of one image, or that
@@ -97,33 +77,23 @@ def measure_cost(
         backbone: Network with a classifier, on the device of ``runtime``; left as it is.
         image_size: Side, or height and width, in pixels.
         runtime: Device and precision.
+
+    Returns:
+        How long a forward pass takes, by its number of images.
     """
     shape = (3, *sides(image_size))
-    timings: dict[int, Timing] = {}
+    timings = dict.fromkeys(TIMES, Timing(reason="does not fit in memory"))
     image_s = 0.0
-    with frozen(backbone), torch.no_grad():
-        for batch_size in BATCH_SIZES:
+    # Where a batch does not fit, the larger ones do not either.
+    with frozen(backbone), torch.no_grad(), suppress(torch.OutOfMemoryError):
+        for batch_size in TIMES:
             if image_s * batch_size > MAX_EXPECTED_S:
                 reason = f"would take more than {MAX_EXPECTED_S:g} s"
                 timings[batch_size] = Timing(reason=reason)
-                continue
-            try:
+            else:
                 timings[batch_size] = _time(backbone, (batch_size, *shape), runtime)
                 image_s = timings[batch_size].about_s / batch_size
-            except torch.OutOfMemoryError:
-                timings[batch_size] = Timing(reason="does not fit in memory")
-                break
-    for batch_size in BATCH_SIZES:  # a larger batch fits even less
-        timings.setdefault(batch_size, Timing(reason="does not fit in memory"))
-    peak_bytes = timings[BATCH_SIZES[-1]].peak_bytes
-    return Cost(
-        macs=measure(backbone, image_size).macs,
-        timings=timings,
-        peak_memory_mib=None if peak_bytes is None else peak_bytes / 2**20,
-        device=device_name(runtime),
-        precision=runtime.precision,
-        threads=torch.get_num_threads(),
-    )
+    return timings
 
 
 def device_name(runtime: Runtime) -> str:
@@ -174,17 +144,11 @@ def _round(
 ) -> float:
     start = time.perf_counter()
     for _ in range(passes):
-        _forward(backbone, images, runtime)
+        with runtime.autocast():
+            backbone.logits(backbone(images))
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize(runtime.device)
     return time.perf_counter() - start
-
-
-def _forward(
-    backbone: AbstractBackbone, images: Float[Tensor, "B 3 H W"], runtime: Runtime
-) -> None:
-    with runtime.autocast():
-        backbone.logits(backbone(images))
-    if runtime.device.type == "cuda":
-        torch.cuda.synchronize(runtime.device)
 
 
 def measure_group_cost(
@@ -216,13 +180,14 @@ def measure_group_cost(
 
 
 def _measure(opened: OpenedRun, runtime: Runtime) -> Measured:
-    cost = measure_cost(opened.backbone, opened.dataset.image_size, runtime)
-    figures: dict[str, float] = {"cost/macs": cost.macs}
+    backbone, image_size = opened.backbone, opened.dataset.image_size
+    timings = time_passes(backbone, image_size, runtime)
+    figures: dict[str, float] = {"cost/macs": measure(backbone, image_size).macs}
     missing: dict[str, str] = {}
-    if cost.peak_memory_mib is not None:
-        figures["cost/peak_memory"] = cost.peak_memory_mib
     for batch_size, names in TIMES.items():
-        timing = cost.timings[batch_size]
+        timing = timings[batch_size]
+        if timing.peak_bytes is not None and batch_size == max(TIMES):
+            figures["cost/peak_memory"] = timing.peak_bytes / 2**20
         if timing.latency_s is None or timing.spread is None:
             missing |= dict.fromkeys(names, timing.reason)
             continue
@@ -231,10 +196,10 @@ def _measure(opened: OpenedRun, runtime: Runtime) -> Measured:
             speed = name == "cost/images_per_s"
             figures[name] = batch_size / timing.latency_s if speed else 1000 * timing.latency_s
     protocol = {
-        "Cost": f"Forward pass on {machine()}, {cost.device}, {cost.precision}, "
-        f"{cost.threads} threads; measured once for all rows of one network, as the median of "
-        f"{ROUNDS} rounds in a row after a warm-up, +- half of what the longest is above the "
-        "shortest. A dash where rounds differ by more than 20 %: something else was at work."
+        "Cost": f"Forward pass on {machine()}, {device_name(runtime)}, {runtime.precision}, "
+        f"{torch.get_num_threads()} threads; measured once for all rows of one network, as the "
+        f"median of {ROUNDS} rounds in a row after a warm-up, +- half of what the longest is above "
+        "the shortest. A dash where rounds differ by more than 20 %: something else was at work."
     }
     return {"figures": figures, "protocol": protocol, "missing": missing}
 
@@ -252,19 +217,11 @@ COST = Part(
     tasks=lambda config: ("cost",) if config.cost else (),
     together=_architecture,
     figures={
-        "cost/macs": FigureKind(group="Cost", label="multiply-adds", unit="count", better="lower"),
-        "cost/images_per_s": FigureKind(
-            group="Cost", label="images/s, batch 256", unit="images/s", better="higher"
-        ),
-        "cost/latency_ms": FigureKind(
-            group="Cost", label="latency, batch 1", unit="ms", better="lower"
-        ),
-        "cost/latency_ms_256": FigureKind(
-            group="Cost", label="latency, batch 256", unit="ms", better="lower"
-        ),
-        "cost/spread/": FigureKind(group="Cost", label="spread of rounds, batch {}", column=False),
-        "cost/peak_memory": FigureKind(
-            group="Cost", label="peak memory, batch 256", unit="MiB", better="lower"
-        ),
+        "cost/macs": FigureKind("Cost", "multiply-adds", "count", "lower"),
+        "cost/images_per_s": FigureKind("Cost", "images/s, batch 256", "images/s", "higher"),
+        "cost/latency_ms": FigureKind("Cost", "latency, batch 1", "ms", "lower"),
+        "cost/latency_ms_256": FigureKind("Cost", "latency, batch 256", "ms", "lower"),
+        "cost/spread/": FigureKind("Cost", "spread of rounds, batch {}", column=False),
+        "cost/peak_memory": FigureKind("Cost", "peak memory, batch 256", "MiB", "lower"),
     },
 )

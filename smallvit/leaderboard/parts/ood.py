@@ -1,7 +1,7 @@
 """Whether a classifier is less sure of foreign images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 from torch import Tensor
@@ -56,29 +56,18 @@ def open_sets(dataset: Dataset, task: str, config: BenchConfig) -> list[ForeignI
     return open_foreign(task, dataset, seed=config.seed, most=len(dataset.splits["test"]))
 
 
+def _kinds() -> Iterator[tuple[str, FigureKind]]:
+    for score, label in SCORES.items():
+        shown = score == "msp"
+        auroc = FigureKind("OOD", f"{{}} AUROC, {label}", better="higher", column=shown)
+        yield f"ood/auroc/{score}/", auroc
+        fpr95 = FigureKind("OOD", f"{{}} FPR@95, {label}", better="lower", column=False)
+        yield f"ood/fpr95/{score}/", fpr95
+
+
 OOD = Part(
     measure=measure_ood,
     tasks=lambda config: config.ood,
     check=open_sets,
-    figures={
-        path: kind
-        for score, label in SCORES.items()
-        for path, kind in (
-            (
-                f"ood/auroc/{score}/",
-                FigureKind(
-                    group="OOD",
-                    label=f"{{}} AUROC, {label}",
-                    better="higher",
-                    column=score == "msp",
-                ),
-            ),
-            (
-                f"ood/fpr95/{score}/",
-                FigureKind(
-                    group="OOD", label=f"{{}} FPR@95, {label}", better="lower", column=False
-                ),
-            ),
-        )
-    },
+    figures=dict(_kinds()),
 )

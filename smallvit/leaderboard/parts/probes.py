@@ -45,7 +45,7 @@ PROBES = Part(
     measure=measure_probes,
     tasks=lambda config: ("probes",) if config.probes else (),
     figures={
-        "features/knn": FigureKind(group="Backbone", label="k-NN", better="higher"),
-        "features/linear": FigureKind(group="Backbone", label="linear probe", better="higher"),
+        "features/knn": FigureKind("Backbone", "k-NN", better="higher"),
+        "features/linear": FigureKind("Backbone", "linear probe", better="higher"),
     },
 )
