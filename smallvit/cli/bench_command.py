@@ -165,7 +165,7 @@ def _bench_suite(
 ) -> None:
     """Make what is missing of a suite, and its leaderboard of what there is."""
     from smallvit.engine.config import RuntimeConfig
-    from smallvit.leaderboard.launcher import open_launcher
+    from smallvit.leaderboard.launcher import LocalLauncher, RayLauncher
     from smallvit.leaderboard.runner import bench_runs
     from smallvit.leaderboard.suite import plan_suite, read_suite
     from smallvit.leaderboard.suite_progress import print_plan
@@ -182,11 +182,10 @@ def _bench_suite(
     if options.dry_run:
         print_plan(plan)
         return
-    launcher = open_launcher(
-        options.launcher,
-        jobs=options.jobs,
-        num_cpus=options.node_cpus,
-        num_gpus=options.node_gpus,
+    launcher = (
+        RayLauncher(options.node_cpus, options.node_gpus)
+        if options.launcher == "ray"
+        else LocalLauncher(options.jobs)
     )
     made = run_suite(plan, launcher, argv=given.argv)
     if made.runs:

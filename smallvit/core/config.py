@@ -141,6 +141,15 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield every setting by its dotted name: ``optim.lr`` of ``{"optim": {"lr": 1.0}}``."""
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def paths(cls: type) -> Iterable[str]:
     """Yield the dotted name of every setting of a config."""
     for key, hint in get_type_hints(cls, include_extras=True).items():

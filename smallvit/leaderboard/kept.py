@@ -9,11 +9,11 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from smallvit.core.errors import DataError
-from smallvit.core.run_folder import write_json
 from smallvit.core.whole_file import replacing
 
 FORMAT_VERSION = 1
@@ -45,24 +45,19 @@ class KeptFile:
 
     def read(self) -> dict[str, Any] | None:
         """Return what was measured; ``None`` where nothing was, or its file is broken."""
-        try:
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+            if not self.path.is_file():
+                return None
             measured = json.loads(self.path.read_text())
             if measured["key"] == self.key and _is_sound(measured) and self.is_whole(measured):
                 return measured
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            pass
         logger.warning("%s is broken: measured anew", self.path)
         return None
 
     def write(self, measured: dict[str, Any]) -> dict[str, Any]:
         """Keep what was measured, and return it."""
-        try:
-            self.path.parent.mkdir(exist_ok=True)
-            write_json(self.path, {**measured, "key": self.key})
-        except (OSError, DataError) as error:  # a read-only run can still be scored
-            logger.warning("%s is not kept: %s", self.path, error)
+        text = json.dumps({**measured, "key": self.key}, indent=2)
+        _keep(self.path, f"{text}\n".encode())
         return measured
 
     def read_or(self, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -76,13 +71,18 @@ def keep_picture(run: Path, name: str, key: Mapping[str, Any], draw: Callable[[]
     if path.is_file() and (picture := path.read_bytes()).startswith(PNG):
         return picture
     picture = draw()
+    _keep(path, picture)
+    return picture
+
+
+def _keep(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
-        with replacing(path, "make the run's folder writable") as file:
-            file.write(picture)
-    except (OSError, DataError) as error:
-        logger.warning("the picture is not kept: %s", error)
-    return picture
+        # Shared: two processes may score one run.
+        with replacing(path, "make the run's folder writable", shared=True) as file:
+            file.write(content)
+    except (OSError, DataError) as error:  # a read-only run can still be scored
+        logger.warning("%s is not kept: %s", path, error)
 
 
 def _digest(text: str) -> str:

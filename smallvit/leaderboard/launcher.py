@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 from joblib import cpu_count
 
-from smallvit.core.errors import ConfigError
+from smallvit.core.errors import ConfigError, explained, reason
 from smallvit.leaderboard.node import Job, Outcome
 
-LauncherName = Literal["local", "ray"]
 LOOK_S = 0.05  # between two looks at whether a process has ended
 
 
@@ -32,9 +31,9 @@ class AbstractLauncher(ABC):
     started: Literal["running", "queued"]
 
     @property
-    @abstractmethod
     def has_room(self) -> bool:
         """Whether another run may be started."""
+        return True
 
     @abstractmethod
     def start(self, job: Job) -> None:
@@ -59,8 +58,6 @@ class LocalLauncher(AbstractLauncher):
     started = "running"
 
     def __init__(self, jobs: int = 1) -> None:
-        if jobs < 1:
-            raise ConfigError(f"--jobs must be at least 1, got {jobs}")
         self.jobs = jobs
         self.running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
 
@@ -111,15 +108,15 @@ class RayLauncher(AbstractLauncher):
         ConfigError: If Ray is not installed, or no run fits on the cluster.
     """
 
-    started = "queued"  # Ray starts it once there is room
+    started = "queued"  # Ray lets it wait until there is room
 
     def __init__(self, num_cpus: float = 1, num_gpus: float | None = None) -> None:
-        try:
+        with explained(
+            lambda error: f"--launcher ray needs Ray ({error}): pip install 'smallvit[cluster]'",
+            ImportError,
+            into=ConfigError,
+        ):
             self.ray: Any = importlib.import_module("ray")
-        except ImportError as error:
-            raise ConfigError(
-                f"--launcher ray needs Ray ({error}): pip install 'smallvit[cluster]'"
-            ) from error
         if not self.ray.is_initialized():
             self.ray.init(log_to_driver=False)
         there = self.ray.cluster_resources()
@@ -133,11 +130,6 @@ class RayLauncher(AbstractLauncher):
                 )
         self.make = self.ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(run_job)
         self.running: dict[Any, Job] = {}
-
-    @property
-    def has_room(self) -> bool:
-        """Whether another run may be started: Ray lets it wait until there is room."""
-        return True
 
     def start(self, job: Job) -> None:
         """Submit a task."""
@@ -163,33 +155,10 @@ class RayLauncher(AbstractLauncher):
     def _outcome(self, task: Any) -> Outcome:
         try:
             return self.ray.get(task)
-        except self.ray.exceptions.TaskCancelledError:
-            return Outcome(exit_code=128 + signal.SIGTERM)
         except self.ray.exceptions.RayError as error:
-            line = " ".join(str(error).split())
-            return Outcome(exit_code=1, error=f"its Ray task was lost: {line[:200]}")
-
-
-def open_launcher(
-    name: LauncherName,
-    *,
-    jobs: int = 1,
-    num_cpus: float = 1,
-    num_gpus: float | None = None,
-) -> AbstractLauncher:
-    """Return a launcher by name.
-
-    Args:
-        name: ``local`` or ``ray``.
-        jobs: Runs at a time of ``local``.
-        num_cpus: Cores of a run of ``ray``.
-        num_gpus: GPUs of a run of ``ray``; ``None`` is one where the cluster has any.
-    """
-    match name:
-        case "local":
-            return LocalLauncher(jobs)
-        case "ray":
-            return RayLauncher(num_cpus, num_gpus)
+            if isinstance(error, self.ray.exceptions.TaskCancelledError):
+                return Outcome(exit_code=128 + signal.SIGTERM)
+            return Outcome(exit_code=1, error=f"its Ray task was lost: {reason(error)[:200]}")
 
 
 def run_job(job: Job) -> Outcome:
@@ -198,10 +167,9 @@ def run_job(job: Job) -> Outcome:
     try:
         while process.poll() is None:  # ray.cancel does not reach a thread that waits in the system
             time.sleep(LOOK_S)
-    except BaseException:
-        process.terminate()
+    finally:
+        process.terminate()  # where it has not ended
         process.wait()
-        raise
     return end_process(job, process)
 
 
@@ -234,16 +202,11 @@ def start_process(job: Job, environ: dict[str, str]) -> subprocess.Popen[bytes]:
 
 def end_process(job: Job, process: subprocess.Popen[bytes]) -> Outcome:
     """Return the outcome of a process that has ended."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    told = process.stdout.read()
-    process.stdout.close()
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
-    try:
+    told, _ = process.communicate()
+    if told.endswith(b"\n"):
         return Outcome(**json.loads(told))
-    except ValueError:  # it was ended before it could say why
-        return Outcome(exit_code=process.returncode, error=_describe(process.returncode, job.log))
+    # It was ended before it could say why.
+    return Outcome(exit_code=process.returncode, error=_describe(process.returncode, job.log))
 
 
 def _describe(returncode: int, log: str) -> str:

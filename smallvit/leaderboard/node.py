@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from smallvit.core.config import Layer, resolve
 from smallvit.core.console import start_logging
-from smallvit.core.errors import SmallViTError
+from smallvit.core.errors import SmallViTError, reason
 
 OUT_OF_MEMORY = (
     "out of memory: set runtime.micro_batch under settings of the suite, which leaves the steps as "
@@ -106,16 +106,20 @@ def make_run(job: Job) -> Outcome:
             recipe = resolve(Recipe, [Layer(source=job.name, values=job.recipe)])
             complete_stage(recipe, cast(Stage, job.stage), Path(job.folder), job.argv)
             return Outcome(exit_code=0)
-    except Timeout:
-        return Outcome(exit_code=BUSY)
-    except SmallViTError as error:
-        return Outcome(exit_code=error.exit_code, error=str(error))
     except Exception as error:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            return Outcome(exit_code=1, error=OUT_OF_MEMORY)
-        traceback.print_exc()
-        fault = " ".join(f"{type(error).__name__}: {error}".split())
-        return Outcome(exit_code=1, error=f"a fault in smallvit ({fault}): see {job.log}")
+        return _outcome_of(error, job.log)
+
+
+def _outcome_of(error: Exception, log: str) -> Outcome:
+    if isinstance(error, Timeout):
+        return Outcome(exit_code=BUSY)
+    if isinstance(error, SmallViTError):
+        return Outcome(exit_code=error.exit_code, error=str(error))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Outcome(exit_code=1, error=OUT_OF_MEMORY)
+    traceback.print_exception(error)
+    fault = f"{type(error).__name__}: {reason(error)}"
+    return Outcome(exit_code=1, error=f"a fault in smallvit ({fault}): see {log}")
 
 
 def main() -> int:
@@ -133,8 +137,7 @@ def main() -> int:
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     start_logging()
     outcome = make_run(Job(**job))
-    json.dump(asdict(outcome), told)
-    told.flush()
+    print(json.dumps(asdict(outcome)), file=told, flush=True)
     return outcome.exit_code
 
 

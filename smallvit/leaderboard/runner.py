@@ -1,6 +1,5 @@
 """From finished runs to a leaderboard: score each on its test split, compare, write and show."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from rich.console import Console
 
 from smallvit.core import places
 from smallvit.core.alone import alone
-from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.errors import ConfigError, DataError, explained
 from smallvit.core.run_folder import Run, find_runs
 from smallvit.engine.config import RuntimeConfig
 from smallvit.evaluate.yardstick import measure_yardstick
@@ -30,7 +29,6 @@ SCORED_BY = {
     "pretrain": " ('smallvit eval {run} --knn --split test' scores it)",
 }
 TABLE_WIDTH = 100  # columns that the table needs
-logger = logging.getLogger("smallvit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +60,9 @@ class BenchResult:
             DataError: If it cannot be written.
         """
         target = Path(path).expanduser()
-        try:
+        with explained(lambda e: f"cannot write {target} ({e.strerror}): choose another path"):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(self.files["html"].read_bytes())
-        except OSError as error:
-            raise DataError(
-                f"cannot write {target} ({error.strerror}): choose another path"
-            ) from error
         return target
 
 

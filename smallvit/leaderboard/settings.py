@@ -1,9 +1,9 @@
 """What tells the rows of a leaderboard apart, as the runs themselves say it."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from smallvit.core.config import flatten
 from smallvit.core.run_folder import Run
 from smallvit.runs.recipe import run_values
 from smallvit.runs.start import pretrain_method
@@ -29,8 +29,8 @@ def settings_of(run: Run) -> dict[str, Any]:
     """
     plain = run_values(run, "finetune")
     flat = {
-        name: value
-        for name, value in _flatten({key: plain[key] for key in ("data", "model", "finetune")})
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in flatten({key: plain[key] for key in ("data", "model", "finetune")})
         if name not in NOT_SETTINGS
     }
     if not plain["finetune"]["token_label"]["enabled"]:
@@ -48,14 +48,6 @@ def settings_of(run: Run) -> dict[str, Any]:
     for stage, cost in run.result["upstream"].items():
         flat[f"{stage}.{stage} samples"] = cost["samples_seen"]
     return flat
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", tuple(value) if isinstance(value, list) else value
 
 
 def chosen_on(run: Run) -> str:

@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
 from smallvit.core import places
-from smallvit.core.config import Range, merge, nest, resolve, show, to_plain
-from smallvit.core.errors import ConfigError, DataError, suggest
+from smallvit.core.config import Range, flatten, merge, nest, resolve, show, to_plain
+from smallvit.core.errors import ConfigError, DataError, attempt, suggest
 from smallvit.core.model_config import ModelConfig
 from smallvit.core.run_folder import Run
 from smallvit.data.files.registry import DATASETS
@@ -95,15 +97,14 @@ class SuiteConfig:
             for value, count in Counter(values).items():
                 if count > 1:
                     raise ConfigError(f"{axis}: {value!r} is listed {count} times: once is enough")
-        starts = (SCRATCH, *METHODS)
+        known = (SCRATCH, *METHODS)
         for init in self.inits:
-            if init not in starts:
-                raise ConfigError(f"inits: cannot be {init!r}{suggest(init, starts)}")
+            if init not in known:
+                raise ConfigError(f"inits: cannot be {init!r}{suggest(init, known)}")
         for model in self.models:
-            try:
-                check_model(ModelConfig(name=model))
-            except ConfigError as error:
-                raise ConfigError(f"models: {error}") from None
+            _, error = attempt(partial(check_model, ModelConfig(name=model)), ConfigError)
+            if error is not None:
+                raise ConfigError(f"models: {error}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,11 +215,11 @@ def read_suite(name: str) -> Suite:
     for slug, count in slugs.items():
         if count > 1:
             raise ConfigError(f"{path}: datasets: {count} are called {slug!r}: rename a folder")
-    for key, of_suite in VARIED.items():
-        if (value := _look_up(config.settings, key)) is not None:
+    for key, value in flatten(config.settings):
+        if key in VARIED and value is not None:
             raise ConfigError(
                 f"{path}: settings.{key} ({value!r}) is what the cells differ in: give it as "
-                f"{of_suite}"
+                f"{VARIED[key]}"
             )
     recipe = config.recipe
     try:
@@ -248,19 +249,7 @@ def plan_suite(suite: Suite, folder: Path | None = None) -> Plan:
     root = places.absolute(folder or places.runs_dir() / "suites" / suite.name)
     nodes: dict[str, Node] = {}
     cells, faults = [], {}
-    bases: dict[tuple[str, str], Recipe | DataError] = {}
-    stage_1: dict[tuple[str, str, str], PretrainConfig] = {}
-    for dataset in config.datasets:
-        of_dataset = {}
-        for model in config.models:
-            try:
-                bases[dataset, model] = of_dataset[model] = _load(suite, dataset, model, SCRATCH)
-                for init in set(config.inits) - {SCRATCH}:
-                    own = _load(suite, dataset, model, init).pretrain
-                    stage_1[dataset, model, init] = own
-            except DataError as error:  # of this data set alone: the others are for its cells
-                bases[dataset, model] = error
-        _check_comparable(suite, dataset, of_dataset)
+    recipes = _load_recipes(suite)
     # Seeds outermost: the whole table stands after the first of them.
     for seed, dataset, model, fraction, init, token_label in itertools.product(
         config.seeds,
@@ -273,45 +262,76 @@ def plan_suite(suite: Suite, folder: Path | None = None) -> Plan:
         parts = (_slug(dataset), model, init, *(["tl"] if token_label else []))
         cell = f"finetune/{'-'.join(parts)}-f{fraction:g}-s{seed}"
         cells.append(cell)
-        base = bases[dataset, model]
-        if isinstance(base, DataError):
-            faults[cell] = str(base)
+        of_inits = recipes[dataset, model]
+        if isinstance(of_inits, DataError):
+            faults[cell] = str(of_inits)
             continue
+        base = of_inits[SCRATCH]
         base = replace(base, seed=seed, data=replace(base.data, label_fraction=fraction))
-        pretrained = teacher = maps = None
-        needs = []
-        if init != SCRATCH:
-            pretrained = f"pretrain/{_slug(dataset)}-{model}-{init}-s{seed}"
-            if pretrained not in nodes:
-                # The same run for every part of the labels: it sees all images without them.
-                every = replace(base.data, label_fraction=1.0)
-                section = stage_1[dataset, model, init]
-                recipe = replace(base, data=every, pretrain=section)
-                nodes[pretrained] = Node(name=pretrained, stage="pretrain", recipe=recipe)
-            needs.append(pretrained)
-        source = base.finetune.token_label.source
-        if token_label and source != "ema":
-            of_labels = f"{_slug(dataset)}-f{fraction:g}-s{seed}"
-            teacher = f"teacher/{of_labels}"
-            nodes.setdefault(teacher, Node(name=teacher, stage="teacher", recipe=base))
-            needs.append(teacher)
-            if source == "stored":
-                maps = f"label/{of_labels}"
-                labelling = replace(base, label=replace(base.label, teacher=root / teacher))
-                label = Node(name=maps, stage="label", recipe=labelling, needs=(teacher,))
-                nodes.setdefault(maps, label)
-                needs[-1] = maps
-        recipe = arm_recipe(
-            base,
-            pretrained=None if pretrained is None else root / pretrained,
-            token_label=token_label,
-            teacher=None if teacher is None else root / teacher,
-            score_maps=None if maps is None else root / maps / SCORE_MAPS,
-        )
-        nodes[cell] = Node(name=cell, stage="finetune", recipe=recipe, needs=tuple(needs))
+        section = None if init == SCRATCH else of_inits[init].pretrain
+        for node in _plan_cell(root, cell, _slug(dataset), base, section, token_label=token_label):
+            nodes.setdefault(node.name, node)
     for node in nodes.values():
         refuse_other_settings(node.recipe, node.stage, root / node.name)
     return Plan(suite=suite, folder=root, nodes=nodes, cells=tuple(cells), faults=faults)
+
+
+def _plan_cell(
+    root: Path,
+    name: str,
+    dataset: str,
+    base: Recipe,
+    section: PretrainConfig | None,
+    *,
+    token_label: bool,
+) -> list[Node]:
+    """Return the runs of a cell, each after those that it needs, its own last.
+
+    Args:
+        root: Folder of the suite.
+        name: Of the cell.
+        dataset: What the names of its runs call its data set.
+        base: Its settings, with its seed and its share of the labels.
+        section: Settings of stage 1; ``None`` is from scratch.
+        token_label: Whether patch tokens are supervised.
+    """
+    first = []
+    if section is not None:
+        # The same run for every share of the labels: it sees all images without them.
+        recipe = replace(base, data=replace(base.data, label_fraction=1.0), pretrain=section)
+        pretrained = f"pretrain/{dataset}-{base.model.name}-{section.method.name}-s{base.seed}"
+        first = [Node(name=pretrained, stage="pretrain", recipe=recipe)]
+    labels = f"{dataset}-f{base.data.label_fraction:g}-s{base.seed}"
+    teacher = Node(name=f"teacher/{labels}", stage="teacher", recipe=base)
+    recipe = replace(base, label=replace(base.label, teacher=root / teacher.name))
+    label = Node(name=f"label/{labels}", stage="label", recipe=recipe, needs=(teacher.name,))
+    recipe = arm_recipe(
+        base,
+        pretrained=root / first[0].name if first else None,
+        token_label=token_label,
+        teacher=root / teacher.name,
+        score_maps=root / label.name / SCORE_MAPS,
+    )
+    annotators = {"online": [teacher], "stored": [teacher, label]}
+    source = base.finetune.token_label.source
+    then = annotators.get(source, []) if token_label else []
+    needs = tuple(node.name for node in (*first, *then[-1:]))
+    return [*first, *then, Node(name=name, stage="finetune", recipe=recipe, needs=needs)]
+
+
+def _load_recipes(suite: Suite) -> dict[tuple[str, str], dict[str, Recipe] | DataError]:
+    """Resolve the recipes of each data set and model, by init; or why its data cannot be had."""
+    recipes: dict[tuple[str, str], dict[str, Recipe] | DataError] = {}
+    for dataset in suite.config.datasets:
+        for model in suite.config.models:
+            try:
+                recipes[dataset, model] = _load(suite, dataset, model)
+            except DataError as error:  # of this data set alone: the others are for its cells
+                recipes[dataset, model] = error
+        found = {model: recipes[dataset, model] for model in suite.config.models}
+        bases = {m: each[SCRATCH] for m, each in found.items() if isinstance(each, dict)}
+        _check_comparable(suite, dataset, bases)
+    return recipes
 
 
 def passes_of(node: Node) -> float:
@@ -341,32 +361,35 @@ def samples_of(node: Node) -> float | None:
         images = spec.num_train * (1 if spec.num_test else 1 - data.test_fraction)
         images *= 1 if spec.num_val else 1 - data.val_fraction
     elif data.path is not None:
-        try:
-            images = len(load_dataset(data).splits["train"])
-        except DataError:
+        dataset, _ = attempt(partial(load_dataset, data), DataError)
+        if dataset is None:
             return None
+        images = len(dataset.splits["train"])
     else:
         return None
     return passes_of(node) * images * fraction
 
 
-def _load(suite: Suite, dataset: str, model: str, init: str) -> Recipe:
-    """Resolve the recipe of one data set and model, for ``init`` of stage 1.
+def _load(suite: Suite, dataset: str, model: str) -> dict[str, Recipe]:
+    """Resolve the recipes of one data set and model by init, that of scratch first.
 
     With a method the recipe is the one of that method, of which stage 1 alone is used.
     """
     config = suite.config
     key = "data.path" if Path(dataset).is_absolute() else "data.dataset"
     own = {key: dataset, "model.name": model, "data.label_fraction": 1.0}
-    settings = config.settings
-    if init != SCRATCH:
-        own["pretrain.method.name"] = init
-        settings = {key: settings[key] for key in ("data", "pretrain") if key in settings}
-    elif set(config.inits) != {SCRATCH}:
-        # They may be of a method that this recipe does not have.
-        settings = {key: value for key, value in settings.items() if key != "pretrain"}
-    source = f"{suite.path}: settings"
-    return load_recipe(config.recipe, merge(settings, nest(own)), source=source)[0]
+    recipes = {}
+    for init in dict.fromkeys((SCRATCH, *config.inits)):
+        settings = config.settings
+        if init != SCRATCH:
+            own["pretrain.method.name"] = init
+            settings = {key: settings[key] for key in ("data", "pretrain") if key in settings}
+        elif set(config.inits) != {SCRATCH}:
+            # They may be of a method that this recipe does not have.
+            settings = {key: value for key, value in settings.items() if key != "pretrain"}
+        values, source = merge(settings, nest(own)), f"{suite.path}: settings"
+        recipes[init], _ = load_recipe(config.recipe, values, source=source)
+    return recipes
 
 
 def _check_comparable(suite: Suite, dataset: str, recipes: Mapping[str, Recipe]) -> None:
@@ -377,21 +400,13 @@ def _check_comparable(suite: Suite, dataset: str, recipes: Mapping[str, Recipe])
         shared += ["teacher", "label", "finetune.token_label.source"]
     for model, recipe in others:
         for key in shared:
-            left, right = (_look_up(to_plain(each), key) for each in (first[1], recipe))
+            left, right = (to_plain(attrgetter(key)(each)) for each in (first[1], recipe))
             changed = differences(left, right, f"{key}.")
             if changed:
                 raise ConfigError(
                     f"{suite.path}: on {_slug(dataset)} the recipes of {first[0]} and {model} "
                     f"differ in {changed[0]}: give it in settings, or one recipe for all"
                 )
-
-
-def _look_up(values: Mapping[str, Any], key: str) -> Any:
-    """Return what a dotted key holds, or ``None``."""
-    found: Any = values
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
 
 
 def _place_data(path: Path, dataset: str) -> str:

@@ -2,15 +2,15 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable
-from types import TracebackType
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from smallvit.core.console import console
+from smallvit.core.console import console, say
 from smallvit.leaderboard.suite import Node, Plan, passes_of, samples_of
 from smallvit.runs.config import STAGES
 
@@ -66,27 +66,20 @@ class Board:
         elif state != "done":
             what = {"elsewhere": "another process makes it"}.get(state, what)
         ended = sum(each in ("done", "failed", "skipped") for each in self.states.values())
-        _say(f"[{ended}/{len(self.states)}] {name}: {state}{': ' if what else ''}{what}")
+        say(f"[{ended}/{len(self.states)}] {name}: {state}{': ' if what else ''}{what}")
 
-    def __enter__(self) -> "Board":
+    @contextmanager
+    def shown(self) -> Iterator["Board"]:
+        """Say what there is to do, and show the runs in progress meanwhile."""
         counts = Counter(self.states.values())
-        _say(
+        say(
             f"{len(self.plan.cells)} cells in {len(self.states)} runs: {counts['done']} there, "
             f"{counts['waiting']} to make -> {self.plan.folder}"
         )
         for name, why in self.plan.faults.items():
-            _say(f"{name}: failed: {why}")
-        if console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.live.stop()
+            say(f"{name}: failed: {why}")
+        with self.live if console.is_terminal else nullcontext():
+            yield self
 
     def _in_progress(self) -> Table:
         table = Table.grid(padding=(0, 2))
@@ -117,7 +110,7 @@ def print_plan(plan: Plan) -> None:
         totals.add_row(stage, str(there), str(len(missing)), f"{passes:,.4g}", _samples(missing))
     out.print(totals)
     for note in plan.notes():
-        out.print(note, markup=False, highlight=False)
+        say(note, out)
 
 
 def _all_needs(plan: Plan, needs: Iterable[str]) -> Iterable[str]:
@@ -131,7 +124,3 @@ def _samples(nodes: Iterable[Node]) -> str:
     known = sum(count for count in counts if count is not None)
     unknown = sum(count is None for count in counts)
     return f"about {known:,.0f}" + (f" and those of {unknown} runs" if unknown else "")
-
-
-def _say(line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,5 @@
 """Making the runs of a suite: in order, each once, whatever becomes of the others."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from filelock import FileLock
 
 from smallvit.core import places
 from smallvit.core.config import to_plain
-from smallvit.core.errors import DataError, SmallViTError
+from smallvit.core.errors import SmallViTError, explained
 from smallvit.core.run_folder import Run, write_recipe
 from smallvit.engine.signals import note_signals, stopped
 from smallvit.leaderboard.launcher import AbstractLauncher
@@ -19,7 +18,6 @@ from smallvit.leaderboard.suite_progress import Board
 
 MOST_NAMED = 5  # cells in the last line
 POLL_S = 0.5  # between two looks at what other processes have made
-logger = logging.getLogger("smallvit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +65,10 @@ def run_suite(plan: Plan, launcher: AbstractLauncher, *, argv: Sequence[str] = (
         InterruptedRunError: After SIGTERM or SIGINT, once the runs in progress are saved.
         DataError: If the suite's folder cannot be written.
     """
-    try:
+    with explained(lambda e: f"cannot write {plan.folder} ({e.strerror}): choose another --out"):
         (plan.folder / "locks").mkdir(parents=True, exist_ok=True)
-        write_recipe(plan.folder / "suite.yaml", to_plain(plan.suite.config))
-    except OSError as error:
-        raise DataError(
-            f"cannot write {plan.folder} ({error.strerror}): choose another --out"
-        ) from error
-    with note_signals() as received, Board(plan) as board:
+    write_recipe(plan.folder / "suite.yaml", to_plain(plan.suite.config))
+    with note_signals() as received, Board(plan).shown() as board:
         try:
             while not board.finished and not received:
                 _start_ready(plan, board, launcher, argv)

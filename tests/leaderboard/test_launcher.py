@@ -27,7 +27,6 @@ from smallvit.leaderboard.launcher import (
     LocalLauncher,
     RayLauncher,
     end_process,
-    open_launcher,
     start_process,
 )
 from smallvit.leaderboard.node import Job, Outcome, make_run
@@ -316,15 +315,10 @@ def test_a_killed_process_is_told_from_one_that_failed(plan):
     )
 
 
-def test_no_jobs_are_refused():
-    with pytest.raises(ConfigError, match="--jobs must be at least 1, got 0"):
-        open_launcher("local", jobs=0)
-
-
 def test_without_ray_the_command_that_installs_it_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"needs Ray .*pip install 'smallvit\[cluster\]'"):
-        open_launcher("ray")
+        RayLauncher()
 
 
 @pytest.fixture(scope="module")
