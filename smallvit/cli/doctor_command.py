@@ -1,8 +1,6 @@
 """``smallvit doctor``."""
 
 import shutil
-import tempfile
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -36,11 +34,12 @@ def doctor_command() -> None:
     }
     faults = []
     for name, folder in folders.items():
-        fault = _write_fault(folder)
-        room = "" if fault else f", {_free_gib(folder):.1f} GiB free"
-        place = folder.absolute() if fault else folder.resolve()
-        table.add_row(name, f"{place}{room}{fault and f': {fault}'}")
-        faults += [f"{folder}: {fault}"] if fault else []
+        if fault := places.dead_link(folder) or places.write_fault(folder.resolve()):
+            faults.append(f"{folder}: {fault}")
+            table.add_row(name, f"{folder.absolute()}: {fault}")
+        else:
+            free = shutil.disk_usage(places.nearest_folder(folder.resolve())).free
+            table.add_row(name, f"{folder.resolve()}, {free / 2**30:.1f} GiB free")
     table.add_row("offline (SMALLVIT_OFFLINE)", "yes" if places.offline() else "no")
     here = [name for name, spec in DATASETS.items() if is_present(spec, places.data_dir())]
     table.add_row("data sets here", ", ".join(here))
@@ -58,22 +57,3 @@ def _bf16() -> str:
         return "on the GPU" if torch.cuda.is_bf16_supported() else "not on this GPU"
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "fast on this CPU: try --precision bf16" if fast else "slow on this CPU: use fp32"
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.resolve()
-    return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def _write_fault(folder: Path) -> str:
-    if dead := places.dead_link(folder):
-        return dead
-    try:
-        with tempfile.TemporaryFile(dir=_existing(folder)):
-            return ""
-    except OSError as error:
-        return f"cannot be written ({error.strerror})"
-
-
-def _free_gib(folder: Path) -> float:
-    return shutil.disk_usage(_existing(folder)).free / 2**30

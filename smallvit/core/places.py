@@ -1,9 +1,12 @@
 """Where things lie on this machine, by environment variable."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from smallvit.core.errors import attempt
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # set for runs whose numbers are to be the same again
 OFFLINE = ("SMALLVIT_OFFLINE", "HF_HUB_OFFLINE")  # read by us, and by the Hub's library
@@ -44,6 +47,17 @@ def dead_link(path: Path) -> str | None:
                 "or remove the link"
             )
     return None
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return a path, or what is there of the folders above it."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
+
+
+def write_fault(path: Path) -> str:
+    """Say why nothing can be written below a path, which need not be there yet; else nothing."""
+    _, error = attempt(lambda: tempfile.TemporaryFile(dir=nearest_folder(path)).close(), OSError)
+    return "" if error is None else f"cannot be written ({error.strerror})"
 
 
 def offline() -> bool:

@@ -6,13 +6,12 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from smallvit.core import places
-from smallvit.core.errors import ConfigError, DataError
-from smallvit.core.whole_file import replacing
+from smallvit.core.errors import ConfigError, DataError, attempt, explained
+from smallvit.core.whole_file import write_text
 
 LOCK = "run.lock"
 PACKAGES = ("smallvit", "torch", "torchvision", "timm", "lightly", "scikit-learn", "numpy")
@@ -39,9 +38,8 @@ class Run:
 
     def __repr__(self) -> str:
         """Say what it is, how it ended and where."""
-        try:
-            result = self.result
-        except DataError:
+        result, _ = attempt(lambda: self.result, DataError)
+        if result is None:
             return f"Run({str(self.path)!r}: nothing to read there)"
         what = f"{result.get('stage')} of {result.get('dataset')}, {result.get('model')}"
         metrics = result.get("metrics") or {}
@@ -75,13 +73,13 @@ class Run:
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name
-        try:
+
+        def explain(error: Exception) -> str:
+            return f"{path} is missing or broken ({type(error).__name__}): repeat the run"
+
+        with explained(explain, Exception):  # PyYAML raises nearly anything
             text = path.read_text(encoding="utf-8")
             value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-        except Exception as error:  # PyYAML raises nearly anything
-            raise DataError(
-                f"{path} is missing or broken ({type(error).__name__}): repeat the run"
-            ) from error
         if not isinstance(value, dict):
             raise DataError(f"{path} is broken, it holds no mapping: repeat the run")
         return value
@@ -176,14 +174,9 @@ def _is_held(path: Path) -> bool:
     if not (path / LOCK).is_file():
         return False
     lock = FileLock(path / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    except OSError:
-        return False
+    _, error = attempt(lambda: lock.acquire(timeout=0), OSError)  # Timeout is one too
     lock.release()
-    return False
+    return isinstance(error, Timeout)
 
 
 def find_runs(root: Path) -> Iterator[Run]:
@@ -196,22 +189,19 @@ def find_runs(root: Path) -> Iterator[Run]:
         raise DataError(f"{root} {dead}, or set SMALLVIT_RUNS_DIR")
     found = []
     for path in root.rglob("result.json"):
-        try:
-            result = Run(path.parent).result
-        except DataError:
-            continue
-        if {"started", "stage", "status"} <= result.keys():
-            found.append((_moment(result["started"]), path.parent))
+        result, _ = attempt(partial(Run(path.parent)._read, path.name), DataError)
+        if result and {"started", "stage", "status"} <= result.keys():
+            found.append((_moment(str(result["started"])), path.parent))
     for _, folder in sorted(found):
         yield Run(folder)
 
 
-def _moment(started: Any) -> float:
+def _moment(started: str) -> float:
     """Return when a run was started, in seconds; text would sort by the clock on the wall."""
-    try:
-        return datetime.fromisoformat(str(started)).timestamp()
-    except (ValueError, OverflowError):
-        return 0.0  # older than all whose start is known
+    moment, _ = attempt(
+        lambda: datetime.fromisoformat(started).timestamp(), ValueError, OverflowError
+    )
+    return moment or 0.0  # older than all whose start is known
 
 
 def new_folder(root: Path, dataset: str, label: str) -> Path:
@@ -240,18 +230,11 @@ def check_target(out: Path | None, *, resume: Path | None, overwrite: bool) -> N
             return
     if out is not None:
         _refuse_taken(out, overwrite=overwrite)
-    path = nearest = out or places.runs_dir()
+    path = out or places.runs_dir()
     if dead := places.dead_link(path):
         raise DataError(f"{path} {dead}, or choose another --out or SMALLVIT_RUNS_DIR")
-    try:
-        while not nearest.exists() and nearest != nearest.parent:
-            nearest = nearest.parent
-        with tempfile.TemporaryFile(dir=nearest):
-            return
-    except OSError as error:
-        raise DataError(
-            f"cannot write {path} ({error.strerror}): choose another --out or SMALLVIT_RUNS_DIR"
-        ) from error
+    if fault := places.write_fault(path):
+        raise DataError(f"{path} {fault}: choose another --out or SMALLVIT_RUNS_DIR")
 
 
 def create_folder(path: Path, *, overwrite: bool) -> None:
@@ -262,19 +245,15 @@ def create_folder(path: Path, *, overwrite: bool) -> None:
             that is no run, or one that is at work.
         DataError: If it cannot be written.
     """
-    try:
+    with explained(lambda error: f"cannot create {path}: {error.strerror}"):
         if _refuse_taken(path, overwrite=overwrite):
             with hold_folder(path):
                 shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
         # Of two runs that find the folder empty at the same time, one.
-        (path / LOCK).touch(exist_ok=False)
-    except FileExistsError as error:
-        if not path.is_dir():
-            raise DataError(f"cannot create {path}: a file is in its place") from error
-        raise ConfigError(f"{path} was just taken by another run: choose another --out") from error
-    except OSError as error:
-        raise DataError(f"cannot create {path}: {error.strerror}") from error
+        taken = f"{path} was just taken by another run: choose another --out"
+        with explained(lambda _: taken, FileExistsError, into=ConfigError):
+            (path / LOCK).touch(exist_ok=False)
 
 
 @contextmanager
@@ -291,28 +270,25 @@ def hold_folder(path: Path) -> Iterator[None]:
     owner = ""
     with suppress(OSError):
         owner = file.read_text()  # first: some versions of filelock empty the file in trying
+    used = f"{path} is in use by {owner or 'another process'}"
+    wait = f"{used}: wait for its end; a new run takes another --out"
+
+    def explain(error: OSError) -> str:
+        return f"cannot write {path} ({error.strerror}): make it writable, or free some room"
+
     lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
-        file.write_text(f"process {os.getpid()} on {platform.node()}")
-        for partial in (*path.glob("*.part"), *path.glob("checkpoints/*.part")):
-            partial.unlink()
-    except Timeout:
-        raise ConfigError(
-            f"{path} is in use by {owner or 'another process'}: wait for its end; a new run takes "
-            "another --out"
-        ) from None
-    except OSError as error:
-        lock.release()
-        raise DataError(
-            f"cannot write {path} ({error.strerror}): make it writable, or free some room"
-        ) from error
-    try:
+        with explained(explain), explained(lambda _: wait, Timeout, into=ConfigError):
+            lock.acquire(timeout=0)
+            file.write_text(f"process {os.getpid()} on {platform.node()}")
+            for partial_file in (*path.glob("*.part"), *path.glob("checkpoints/*.part")):
+                partial_file.unlink()
         yield
     finally:
-        with suppress(OSError):
-            file.unlink(missing_ok=True)
-        lock.release()
+        if lock.is_locked:
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+            lock.release()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -321,7 +297,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         DataError: If it cannot be written; what was at ``path`` is as it was.
     """
-    _replace_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_recipe(path: Path, recipe: dict[str, Any]) -> None:
@@ -330,13 +306,7 @@ def write_recipe(path: Path, recipe: dict[str, Any]) -> None:
     Raises:
         DataError: If it cannot be written; what was at ``path`` is as it was.
     """
-    _replace_text(path, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-
-
-def _replace_text(path: Path, text: str) -> None:
-    # Shared: two processes may keep scores of one run in the same file.
-    with replacing(path, "free some room or make it writable", shared=True) as file:
-        file.write(text.encode())
+    write_text(path, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
 
 
 def _refuse_taken(path: Path, *, overwrite: bool) -> bool:
@@ -354,10 +324,8 @@ def _refuse_taken(path: Path, *, overwrite: bool) -> bool:
         left = "so --overwrite leaves it alone" if overwrite else "and is not empty"
         raise ConfigError(f"{path} is no run, {left}: choose another --out, or empty it yourself")
     if not overwrite:
-        try:
-            go_on = "" if Run(path).completed else f"continue it with --resume {path}, "
-        except DataError:  # broken: nothing to continue
-            go_on = ""
+        completed, _ = attempt(lambda: Run(path).completed, DataError)  # not of a broken one
+        go_on = f"continue it with --resume {path}, " if completed is False else ""
         raise ConfigError(
             f"{path} holds a run: {go_on}replace it with --overwrite, or choose another --out"
         )
@@ -399,17 +367,13 @@ def _versions() -> dict[str, str]:
 @cache
 def _commit() -> tuple[str | None, bool]:
     """Return the commit of the source tree that runs, and whether it differs from it."""
-    git = ("git", "-C", str(Path(__file__).parent))
-    try:
-        tracked = subprocess.run(
-            [*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False
-        )
-        if tracked.returncode:
-            return None, False
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True)
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
+    git, here = shutil.which("git"), Path(__file__)
+    if git is None:
         return None, False
-    return head.stdout.decode().strip(), bool(status.stdout.strip())
+    ask = partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=False)
+    tracked = ask([git, "ls-files", "--error-unmatch", here.name])
+    named = ask([git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"])
+    if tracked.returncode or named.returncode:
+        return None, False
+    commit, _, dirty = named.stdout.strip().partition("-")
+    return commit, bool(dirty)

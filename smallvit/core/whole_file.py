@@ -10,10 +10,12 @@ from typing import Any, BinaryIO
 
 from smallvit.core.errors import DataError
 
+REMEDY = "free some room or make it writable"
+
 
 @contextmanager
 def replacing(
-    path: Path, remedy: str, *, keep: Path | None = None, shared: bool = False
+    path: Path, remedy: str = REMEDY, *, keep: Path | None = None, shared: bool = False
 ) -> Iterator[BinaryIO]:
     """Open a file beside ``path``; once written it is synced and renamed into place.
 
@@ -72,6 +74,16 @@ class _Writer(io.BufferedWriter):
         except OSError as error:
             self.error = error
             raise
+
+
+def write_text(path: Path, text: str, remedy: str = REMEDY) -> None:
+    """Replace a file by a text in UTF-8, whole; of several processes that do, the last one wins.
+
+    Raises:
+        DataError: If it cannot be written; what was at ``path`` is as it was.
+    """
+    with replacing(path, remedy, shared=True) as file:
+        file.write(text.encode())
 
 
 def writable(text: str) -> str:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smallvit.core.errors import explained
-from smallvit.core.whole_file import replacing
+from smallvit.core.whole_file import write_text
 from smallvit.leaderboard.board import Leaderboard
 from smallvit.leaderboard.figures import kind_of
 from smallvit.leaderboard.report_columns import (
@@ -80,8 +80,7 @@ def write_leaderboard(leaderboard: Leaderboard, folder: Path) -> dict[str, Path]
     files = {}
     for kind, text in texts.items():
         files[kind] = folder / f"leaderboard.{kind}"
-        with replacing(files[kind], "choose another --out, or free space") as file:
-            file.write(text.encode())
+        write_text(files[kind], text, "choose another --out, or free space")
     return files
 
 

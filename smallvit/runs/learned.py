@@ -129,7 +129,7 @@ def write_learned(folder: Path, dataset: Dataset, learns: Learns, earlier: Learn
         "earlier.labelled": earlier.labelled,
         "earlier.unlabelled": earlier.unlabelled,
     }
-    with replacing(folder / FILE, "free some room or make it writable") as file:
+    with replacing(folder / FILE) as file:
         np.savez(file, **arrays)
 
 

@@ -46,7 +46,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         }
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes
-    with replacing(path, "free some room or make it writable") as file:
+    with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in stored.values():
             file.write(tensor_bytes(tensor))

@@ -21,7 +21,7 @@ import torch
 
 from smallvit.core import rng
 from smallvit.core.errors import DataError
-from smallvit.core.whole_file import replacing
+from smallvit.core.whole_file import write_text
 from smallvit.data.files.store import anew_if_broken, stored_if_possible
 
 PARTS = ("train", "labelled", "val", "test")
@@ -285,11 +285,8 @@ def stored_cut(folder: Path, settings: object, make: Callable[[], StoredCut]) ->
     indices = {name: getattr(cut, name) for name in PARTS}
     plain = {"mean": cut.mean, "std": cut.std, "split_hash": split_hash(*indices.values())}
     plain |= {name: index.tolist() for name, index in indices.items()}
-    with (
-        stored_if_possible(f"the split {path}"),
-        replacing(path, "set SMALLVIT_CACHE_DIR to a folder with room", shared=True) as file,
-    ):
-        file.write(json.dumps(plain).encode())
+    with stored_if_possible(f"the split {path}"):
+        write_text(path, json.dumps(plain), "set SMALLVIT_CACHE_DIR to a folder with room")
     return cut
 
 
