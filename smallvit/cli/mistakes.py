@@ -15,23 +15,8 @@ from cyclopts import (
 )
 
 from smallvit.core.errors import suggest
-from smallvit.core.words import alike, command_hint, either, meant, unneeded
+from smallvit.core.words import alike, command_hint, either, meant, needed, unneeded
 from smallvit.data.files.registry import DATASETS
-
-# What a command needs by its place, and where it is found.
-NEEDED = {
-    "run": "a recipe: `smallvit recipes ls` lists them, generic/32px and generic/64px take --data "
-    "FOLDER",
-    "eval": "a run: `smallvit runs ls` lists them",
-    "runs show": "a run: `smallvit runs ls` lists them",
-    "recipes show": "a recipe: `smallvit recipes ls` lists them",
-    "recipes check": "a recipe: `smallvit recipes ls` lists them",
-    "convert": "a file of weights, and --out FOLDER for the export",
-    **dict.fromkeys(
-        ("data info", "data get", "data check", "data show"),
-        "a data set, a folder, a CSV or a parquet file: `smallvit data ls` lists data sets",
-    ),
-}
 
 
 def explain(error: CycloptsError, words: Sequence[str], commands: Sequence[str]) -> str:
@@ -56,8 +41,8 @@ def explain(error: CycloptsError, words: Sequence[str], commands: Sequence[str])
                 given = any(word.partition("=")[0] == name for word in words)
                 what = f"{name} needs a value" if given else f"{command} needs {name}"
                 return f"{what}: `smallvit {command} --help` says which"
-            needed = NEEDED.get(command, f"{name}: `smallvit {command} --help` says what that is")
-            return f"{command} needs {needed}"
+            what = needed(command) or f"{name}: `smallvit {command} --help` says what that is"
+            return f"{command} needs {what}"
         case CoercionError(token=token, target_type=kind) if (
             token is not None and get_origin(kind) is Literal and error.msg is None
         ):

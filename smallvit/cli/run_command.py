@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from smallvit.cli.method_options import PretrainOptions
-from smallvit.cli.mistakes import NEEDED
 from smallvit.cli.options import DataOptions, GivenOptions, RuntimeOptions, Switch
 from smallvit.core.errors import ConfigError
 from smallvit.core.model_config import ModelConfig
+from smallvit.core.words import needed
 from smallvit.data.files.config import DataConfig
 from smallvit.runs.config import FinetuneConfig, LabelConfig, TeacherConfig
 
@@ -54,7 +54,7 @@ def run_command(
     from smallvit.runs.request import open_recipe
 
     if name is None and which.recipe is None:
-        raise ConfigError(f"run needs {NEEDED['run']}")
+        raise ConfigError(f"run needs {needed('run')}")
     if None not in (name, which.recipe) and name != which.recipe:
         raise ConfigError(f"{name} and --recipe {which.recipe} are two recipes: give one")
     recipe, label_name = open_recipe(name or which.recipe, to_settings(given.options))

@@ -1,7 +1,7 @@
 import pytest
 
 from smallvit.core.errors import suggest
-from smallvit.core.words import COMMANDS, MEANT, alike, command_hint, either, meant, unneeded
+from smallvit.core.words import alike, command_hint, either, meant, needed, read_tables, unneeded
 
 OPTIONS = ["optim.lr", "optim.weight-decay", "log.every-steps", "batch-size", "device", "seed"]
 
@@ -71,7 +71,15 @@ def test_names_are_joined_as_one_says_them():
     assert either(["a", "b", "c"]) == "a, b or c"
 
 
-def test_the_table_is_written_as_words_are_compared():
-    for word in " ".join([*MEANT, *COMMANDS]).split():
-        assert word == word.lower()
-    assert not any("-" in word for word in MEANT)
+def test_what_a_command_needs_is_said_of_each_and_of_no_other():
+    assert needed("eval") == needed("runs show") == "a run: `smallvit runs ls` lists them"
+    assert needed("runs") == needed("doctor") == ""
+
+
+def test_the_tables_are_written_as_words_are_compared():
+    tables = read_tables()
+    words = " ".join([*tables["meant"].values(), *tables["commands"]]).split()
+    assert all(word == word.lower() for word in words)
+    assert "-" not in " ".join(tables["meant"].values())
+    commands = {f"commands of {name}" for name in ("runs", "recipes", "data")}
+    assert tables.keys() == {"meant", "unneeded", "commands", "needed"} | commands
