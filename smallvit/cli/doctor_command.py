@@ -34,7 +34,8 @@ def doctor_command() -> None:
     }
     faults = []
     for name, folder in folders.items():
-        if fault := places.dead_link(folder) or places.write_fault(folder.resolve()):
+        why = places.write_fault(folder.resolve())
+        if fault := places.dead_link(folder) or (why and f"cannot be written ({why})"):
             faults.append(f"{folder}: {fault}")
             table.add_row(name, f"{folder.absolute()}: {fault}")
         else:

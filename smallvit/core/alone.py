@@ -7,15 +7,11 @@ smallvit computes, and is there again after it.
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
-from typing import ParamSpec, TypeVar
+from functools import partial
 
 import torch
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 logger = logging.getLogger("smallvit")
 FRESH_SEED = 67280421310721  # of torch's generators in a new process
@@ -23,37 +19,22 @@ FRESH_SEED = 67280421310721  # of torch's generators in a new process
 _turn = threading.RLock()
 
 
-def alone(work: Callable[P, T]) -> Callable[P, T]:
-    """Let a function compute as it would in a process of its own.
+@contextmanager
+def alone() -> Iterator[None]:
+    """Compute inside, or in the function that this decorates, as in a process of one's own.
 
     Of several threads one computes at a time; the others wait, and say so. Random numbers, default
     dtype and device, modes of autograd, autocast, precision switches and matplotlib's style are
     those of a fresh process inside, and those of the caller again after it. The number of threads
     is the caller's.
-
-    Args:
-        work: Function to wrap.
     """
-
-    @wraps(work)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        with _as_in_a_fresh_process():
-            return work(*args, **kwargs)
-
-    return wrapped
-
-
-@contextmanager
-def _as_in_a_fresh_process() -> Iterator[None]:
     if not _turn.acquire(blocking=False):
         logger.info("another thread of this process is computing: waiting for its end")
         _turn.acquire()
-    try:
-        with ExitStack() as stack:
-            _put_aside(stack)
-            yield
-    finally:
-        _turn.release()
+    with ExitStack() as stack:
+        stack.callback(_turn.release)
+        _put_aside(stack)
+        yield
 
 
 def _put_aside(stack: ExitStack) -> None:
@@ -63,19 +44,18 @@ def _put_aside(stack: ExitStack) -> None:
     if not on_cuda:  # CUDA's generators come to be with the seed that was set last
         stack.callback(torch.cuda.manual_seed_all, torch.initial_seed())
     torch.manual_seed(FRESH_SEED)
-    stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-    torch.set_default_dtype(torch.float32)
-    stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-    torch.set_float32_matmul_precision("highest")
-    stack.callback(
-        torch.use_deterministic_algorithms,
-        torch.are_deterministic_algorithms_enabled(),
-        warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(False)
-    for name, fresh in (("deterministic", False), ("benchmark", False)):
-        stack.callback(setattr, torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
-        setattr(torch.backends.cudnn, name, fresh)
+    cudnn = torch.backends.cudnn
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = partial(torch.use_deterministic_algorithms, warn_only=warns)
+    for put, before, fresh in (
+        (torch.set_default_dtype, torch.get_default_dtype(), torch.float32),
+        (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision(), "highest"),
+        (deterministic, torch.are_deterministic_algorithms_enabled(), False),
+        (partial(setattr, cudnn, "deterministic"), cudnn.deterministic, False),
+        (partial(setattr, cudnn, "benchmark"), cudnn.benchmark, False),
+    ):
+        stack.callback(put, before)
+        put(fresh)
     stack.enter_context(torch.inference_mode(False))
     stack.enter_context(torch.enable_grad())
     for device in ("cpu", "cuda") if on_cuda else ("cpu",):

@@ -54,10 +54,10 @@ def nearest_folder(path: Path) -> Path:
     return next(each for each in (path, *path.absolute().parents) if each.exists())
 
 
-def write_fault(path: Path) -> str:
-    """Say why nothing can be written below a path, which need not be there yet; else nothing."""
+def write_fault(path: Path) -> str | None:
+    """Return why nothing can be written below a path, which need not be there yet."""
     _, error = attempt(lambda: tempfile.TemporaryFile(dir=nearest_folder(path)).close(), OSError)
-    return "" if error is None else f"cannot be written ({error.strerror})"
+    return error and error.strerror
 
 
 def offline() -> bool:

@@ -234,7 +234,7 @@ def check_target(out: Path | None, *, resume: Path | None, overwrite: bool) -> N
     if dead := places.dead_link(path):
         raise DataError(f"{path} {dead}, or choose another --out or SMALLVIT_RUNS_DIR")
     if fault := places.write_fault(path):
-        raise DataError(f"{path} {fault}: choose another --out or SMALLVIT_RUNS_DIR")
+        raise DataError(f"cannot write {path} ({fault}): choose another --out or SMALLVIT_RUNS_DIR")
 
 
 def create_folder(path: Path, *, overwrite: bool) -> None:

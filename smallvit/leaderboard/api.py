@@ -88,7 +88,7 @@ def run(
     return _run(locals())
 
 
-@alone
+@alone()
 def _run(arguments: dict[str, Any]) -> BenchResult | None:
     verbose, offline = arguments.pop("verbose"), arguments.pop("offline")
     with python_call(verbose=verbose, offline=offline):
@@ -103,7 +103,7 @@ def _run(arguments: dict[str, Any]) -> BenchResult | None:
         return bench_runs(runs, folder / "leaderboard", title=title)
 
 
-@alone
+@alone()
 def bench(
     runs: RunLike | Iterable[RunLike] | None = None,
     *,

@@ -84,7 +84,7 @@ def finetuned_runs() -> list[Run]:
     return found
 
 
-@alone
+@alone()
 def bench_runs(
     runs: Sequence[Run],
     folder: Path,

@@ -313,7 +313,7 @@ def finetune(
     return _make("finetune", locals())
 
 
-@alone
+@alone()
 def _make(stage: Stage, arguments: dict[str, Any]) -> Run | None:
     """Make the run of a function's arguments."""
     verbose, offline = arguments.pop("verbose"), arguments.pop("offline")

@@ -73,7 +73,7 @@ def open_scored(
     return backbone, dataset.to(runtime.device)
 
 
-@alone
+@alone()
 def evaluate_run(
     path: Path,
     *,

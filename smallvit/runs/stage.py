@@ -34,7 +34,7 @@ from smallvit.runs.supervised import prepare_classifier
 logger = logging.getLogger("smallvit")
 
 
-@alone
+@alone()
 def run_stage(recipe: Recipe | SegmentRecipe, stage: AnyStage, call: Call) -> Run | None:
     """Make the run of one stage, or continue it.
 

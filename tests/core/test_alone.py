@@ -9,7 +9,7 @@ import torch
 from smallvit.core.alone import FRESH_SEED, alone
 
 
-@alone
+@alone()
 def compute() -> list[float]:
     weight = torch.nn.Parameter(torch.randn(4, 4))
     loss = (weight @ torch.ones(4)).square().sum()
@@ -57,7 +57,7 @@ def test_the_callers_settings_are_there_again_after_it():
 def test_another_thread_computes_the_same_one_after_the_other():
     expected, found, inside = compute(), [], []
 
-    @alone
+    @alone()
     def slow() -> list[float]:
         inside.append(1)
         assert len(inside) == 1

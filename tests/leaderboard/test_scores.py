@@ -472,7 +472,7 @@ def test_a_time_of_another_gpu_or_torch_is_not_taken_for_this_ones(runs, home, m
 def test_bench_waits_for_the_thread_that_computes_before_it_touches_the_log():
     inside, end = threading.Event(), threading.Event()
 
-    @alone
+    @alone()
     def compute() -> None:
         inside.set()
         end.wait(10)
