@@ -5,6 +5,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
+from jaxtyping import Float
+from torch import Tensor
+
 from smallvit.core.objective import AbstractObjective, BatchT
 from smallvit.engine.checkpoint import BEST, LAST
 from smallvit.engine.forecast import foresee, say_forecast
@@ -29,7 +32,6 @@ def fit(
     resume: bool = False,
     stop_after: int | None = None,
     foreseen: bool = False,
-    late: bool = False,
 ) -> FitResult:
     """Train an objective and leave it with the weights of the last step, or their running average.
 
@@ -44,8 +46,8 @@ def fit(
         resume: Continue from the newest checkpoint in the run folder.
         stop_after: Stop after this many steps of the run (a dry run).
         foreseen: Say before the first step how long the run will take and how much memory, and
-            take no more images at once than fit.
-        late: Say after the first steps how long the run will take.
+            take no more images at once than fit; where that cannot be known, say after the first
+            steps how long.
 
     Raises:
         ConfigError: If a batch that must stay whole is to be cut, or does not fit.
@@ -61,6 +63,7 @@ def fit(
     result, means = state.result, state.means
     end = plan.total_steps if stop_after is None else min(stop_after, plan.total_steps)
     evaluations_left = (lambda _: 0) if evaluate is None else plan.evaluations_left
+    late = False
     if foreseen:
         forecast = foresee(state, batches, evaluations=evaluations_left(result.step))
         late = forecast is None and stop_after is None
@@ -84,33 +87,7 @@ def fit(
         for step in range(result.step - owed, end):
             owed = step < result.step  # it was taken, and only its evaluation is to be made
             if not owed:
-                set_schedule(
-                    state.optimizer,
-                    plan.optim,
-                    plan.schedule,
-                    step=step,
-                    total_steps=plan.total_steps,
-                    most_warmup=result.most_warmup,
-                )
-                seed = state.begin_step(step)
-                metrics = None
-                while metrics is None:  # each time with fewer images at once or a smaller scale
-                    with retrying(state, step):
-                        metrics = train_step(
-                            objective,
-                            batches(step),
-                            state.optimizer,
-                            state.parameters,
-                            grad_clip_norm=plan.optim.grad_clip_norm,
-                            grad_clip_mode=plan.optim.grad_clip_mode,
-                            runtime=plan.runtime,
-                            rows=state.rows,
-                            micro_batch=result.micro_batch,
-                            seed=seed,
-                            scaler=state.scaler,
-                        )
-                state.end_step(step)
-                means.add(step, metrics)
+                means.add(step, _take_step(state, batches, step))
                 log.move(result.step)
 
             last = result.step == end
@@ -157,3 +134,37 @@ def fit(
         state.average.take_over()
     result.wall_s = time.monotonic() - state.began
     return result
+
+
+def _take_step(
+    state: TrainState, batches: Callable[[int], BatchT], step: int
+) -> dict[str, Float[Tensor, ""]]:
+    """Take a step of the schedule; again with fewer images at once, or a smaller loss scale."""
+    plan, result = state.plan, state.result
+    set_schedule(
+        state.optimizer,
+        plan.optim,
+        plan.schedule,
+        step=step,
+        total_steps=plan.total_steps,
+        most_warmup=result.most_warmup,
+    )
+    seed = state.begin_step(step)
+    metrics = None
+    while metrics is None:
+        with retrying(state, step):
+            metrics = train_step(
+                state.objective,
+                batches(step),
+                state.optimizer,
+                state.parameters,
+                grad_clip_norm=plan.optim.grad_clip_norm,
+                grad_clip_mode=plan.optim.grad_clip_mode,
+                runtime=plan.runtime,
+                rows=state.rows,
+                micro_batch=result.micro_batch,
+                seed=seed,
+                scaler=state.scaler,
+            )
+    state.end_step(step)
+    return metrics

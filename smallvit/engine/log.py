@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 from rich.progress import (
@@ -14,14 +16,14 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
-    Task,
+    RenderableColumn,
     TextColumn,
 )
 from rich.text import Text
 
 from smallvit.core.console import console, format_duration
-from smallvit.core.errors import DataError
-from smallvit.core.whole_file import replacing
+from smallvit.core.errors import DataError, attempt, explained
+from smallvit.core.whole_file import write_text
 
 logger = logging.getLogger("smallvit")
 REMEDY = "free some room or make it writable, and continue with --resume"
@@ -61,42 +63,35 @@ class TrainLog:
         self.first_step = first_step
         self.step = first_step
         self.pauses_after = pauses_after
-        self._bar: Progress | None = None
-        self._pulse: threading.Thread | None = None
-        if console.is_terminal:
-            self._bar = Progress(*_columns(self), console=console, transient=True)
-        elif speaks:
-            self._pulse = threading.Thread(target=self._say_at_work, daemon=True)
+        self.speaks = speaks and not console.is_terminal
+        self._bar = Progress(
+            *_columns(self), console=console, transient=True, disable=not console.is_terminal
+        )
+        self._task = self._bar.add_task(title, total=total_steps, completed=first_step, text="")
+        self._pulse = threading.Thread(target=self._say_at_work, daemon=True)
         self._ended = threading.Event()
         self._failure: DataError | None = None
         self._start = self._said = self._step_began = time.monotonic()
         self._told: float | None = None  # when the last line with metrics was said
         self._warm: float | None = None  # when the first step was done, which takes longer
         self._phase: str | None = None
-        self._pauses = 0
-        self._paused_s = 0.0
-        self._cold_pause_s = 0.0
+        self._pauses: list[float] = []  # seconds of each
         if path is not None:
             _drop_lines_after(path, first_step)
 
     def __enter__(self) -> "TrainLog":
         """Start the progress bar, or the clock of the lines."""
-        self._start = self._said = self._step_began = time.monotonic()
-        if self._bar is not None:
-            self._bar.start()
-            self._bar.add_task(
-                self.title, total=self.total_steps, completed=self.first_step, text=""
-            )
-        if self._pulse is not None:
+        self._bar.start()
+        if self.speaks:
             self._pulse.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Stop them."""
         self._ended.set()
-        if self._bar is not None:
+        if not self._bar.disable:
             self._bar.stop()
-        if self._pulse is not None:
+        if self.speaks:
             self._pulse.join()
 
     def move(self, step: int) -> None:
@@ -105,16 +100,14 @@ class TrainLog:
         self._step_began = time.monotonic()
         if self._warm is None:
             self._warm = self._step_began
-            self._cold_pause_s = self._paused_s
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step)
+        self._bar.update(self._task, completed=step)
 
     @property
     def is_due(self) -> bool:
         """Whether people wait for a line: after the first step, and then every ten seconds."""
         if self._failure is not None:
             return True
-        if self._bar is not None or self.step == self.total_steps:
+        if not self._bar.disable or self.step == self.total_steps:
             return False
         now = time.monotonic()
         if self._told is not None:
@@ -125,16 +118,16 @@ class TrainLog:
     @contextmanager
     def pausing(self, phase: str) -> Iterator[None]:
         """Say what is done inside in place of training."""
-        self._phase, began = phase, time.monotonic()
-        self._step_began = began
-        self._show(phase)
+        self._phase, self._step_began = phase, time.monotonic()
+        self._bar.update(self._task, text=phase)
         try:
             yield
         finally:
-            self._phase = None
+            self._phase, began = None, self._step_began
             self._step_began = time.monotonic()
-            self._pauses += 1
-            self._paused_s += self._step_began - began
+            self._pauses.append(self._step_began - began)
+            if self._warm is not None:
+                self._warm += self._pauses[-1]
 
     def write(
         self, step: int, metrics: Mapping[str, float], told: Mapping[str, float] | None = None
@@ -150,12 +143,14 @@ class TrainLog:
             DataError: If a file cannot be written.
         """
         if self.path is not None:
-            try:
-                with self.path.open("a") as file:
-                    file.write(json.dumps({"step": step, **_finite(metrics)}) + "\n")
-            except OSError as error:
-                raise DataError(f"cannot write {self.path} ({error.strerror}): {REMEDY}") from error
-        self._show(describe(metrics))
+            # JSON has no NaN.
+            finite = {key: x if math.isfinite(x) else None for key, x in metrics.items()}
+            with (
+                explained(lambda error: f"cannot write {self.path} ({error.strerror}): {REMEDY}"),
+                self.path.open("a") as file,
+            ):
+                file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._bar.update(self._task, text=describe(metrics))
         if told is not None:
             self.say(told)
 
@@ -179,9 +174,16 @@ class TrainLog:
     @property
     def times(self) -> str:
         """Time since the start, and time left from the second step on."""
-        elapsed = format_duration(time.monotonic() - self._start)
-        left_s = self._left_s()
-        return elapsed if left_s is None else f"{elapsed}, {format_duration(left_s)} left"
+        elapsed, step_s = format_duration(time.monotonic() - self._start), self.step_s
+        if step_s is None or self.step == self.total_steps:
+            return elapsed
+        pause_s = sum(self._pauses) / max(len(self._pauses), 1)
+        left_s = step_s * (self.total_steps - self.step) + pause_s * self.pauses_after(self.step)
+        return f"{elapsed}, {format_duration(left_s)} left"
+
+    def __rich__(self) -> Text:
+        """Return the times for the bar, where they go on while a step is taken."""
+        return Text(self.times, no_wrap=True)
 
     @property
     def step_s(self) -> float | None:
@@ -189,47 +191,18 @@ class TrainLog:
         timed = self.step - self.first_step - 1
         if self._warm is None or timed < 1:
             return None
-        paused_s = self._paused_s - self._cold_pause_s
-        return max(self._step_began - self._warm - paused_s, 0.0) / timed
-
-    def _left_s(self) -> float | None:
-        """Return the seconds left, or ``None`` where that is not known yet or nothing is left."""
-        step_s = self.step_s
-        if step_s is None or self.step == self.total_steps:
-            return None
-        pause_s = self._paused_s / max(self._pauses, 1)
-        return step_s * (self.total_steps - self.step) + pause_s * self.pauses_after(self.step)
-
-    def _show(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], text=text)
+        return max(self._step_began - self._warm, 0.0) / timed
 
     def _say_at_work(self) -> None:
         """Say every ten seconds that the run is at work, where nothing else was said."""
-        while not self._ended.wait(0.2):
+        while self._failure is None and not self._ended.wait(0.2):
             now = time.monotonic()
             if now - self._said < QUIET_S:
                 continue
             self._said = now
-            doing = self._phase or "next step"
-            since = format_duration(now - self._step_began)
-            try:
-                logger.info("%s  %s since %s  %s", self.where, doing, since, self.times)
-            except DataError as error:  # of train.log: the loop has to end
-                self._failure = error
-                return
-
-
-class _Times(ProgressColumn):
-    """Elapsed time and time left, which go on while a step is taken."""
-
-    def __init__(self, log: TrainLog) -> None:
-        self.log = log
-        super().__init__()
-
-    def render(self, task: Task) -> Text:
-        """Return both."""
-        return Text(self.log.times, no_wrap=True)
+            doing = f"{self._phase or 'next step'} since {format_duration(now - self._step_began)}"
+            say = partial(logger.info, "%s  %s  %s", self.where, doing, self.times)
+            _, self._failure = attempt(say, DataError)  # of train.log: the loop has to end
 
 
 def _columns(log: TrainLog) -> list[ProgressColumn]:
@@ -238,7 +211,7 @@ def _columns(log: TrainLog) -> list[ProgressColumn]:
         TextColumn("{task.description}"),
         MofNCompleteColumn(),
         TextColumn("{task.percentage:.0f} %"),
-        _Times(log),
+        RenderableColumn(log),
     ]
     if console.width >= WIDE:
         columns.insert(1, BarColumn(bar_width=20))
@@ -264,21 +237,11 @@ def describe(metrics: Mapping[str, float]) -> str:
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read metrics.jsonl; a last line that a crash cut short is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = (attempt(partial(json.loads, line), ValueError)[0] for line in lines)
+    return list(takewhile(bool, rows))
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
     rows = [row for row in read_metrics(path) if row["step"] <= step]
-    with replacing(path, REMEDY) as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows), REMEDY)

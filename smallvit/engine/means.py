@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -30,22 +30,18 @@ class Sums:
 
     def __add__(self, other: "Sums") -> "Sums":
         """Join the steps of two."""
-        return self._join(other, 1)
-
-    def __sub__(self, other: "Sums") -> "Sums":
-        """Take out steps that are among these."""
-        return self._join(other, -1)
-
-    def _join(self, other: "Sums", sign: int) -> "Sums":
         totals = dict(self.totals)
         for name, (total, times) in other.totals.items():
             before, earlier = totals.get(name, (0.0, 0))
-            totals[name] = (before + sign * total, earlier + sign * times)
+            totals[name] = (before + total, earlier + times)
         return Sums(
-            steps=self.steps + sign * other.steps,
-            seconds=self.seconds + sign * other.seconds,
-            totals=totals,
+            steps=self.steps + other.steps, seconds=self.seconds + other.seconds, totals=totals
         )
+
+    def __neg__(self) -> "Sums":
+        """Return what takes these steps out of a sum that they are in."""
+        totals = {name: (-total, -times) for name, (total, times) in self.totals.items()}
+        return Sums(steps=-self.steps, seconds=-self.seconds, totals=totals)
 
     def means(self, batch_size: int) -> dict[str, float]:
         """Return the mean of each metric over the steps that had it, and the images per second."""
@@ -126,30 +122,16 @@ class StepMeans:
         """
         still_open = self._look() if self._steps else Sums()
         told = self.untold + still_open
-        self.untold = Sums() - still_open  # its interval will be closed with these steps in it
+        self.untold = -still_open  # its interval will be closed with these steps in it
         return told.means(self.batch_size)
 
     def state(self) -> list[dict[str, Any]]:
         """Return plain values for a checkpoint, so that a resumed run knows the steps before."""
-        return [
-            {
-                "steps": part.steps,
-                "seconds": part.seconds,
-                "totals": {name: list(pair) for name, pair in part.totals.items()},
-            }
-            for part in self.recent
-        ]
+        return [asdict(part) for part in self.recent]
 
     def load_state(self, state: list[dict[str, Any]]) -> None:
         """Go on after what ``state`` returned."""
-        self.recent = [
-            Sums(
-                steps=part["steps"],
-                seconds=part["seconds"],
-                totals={name: (total, times) for name, (total, times) in part["totals"].items()},
-            )
-            for part in state
-        ]
+        self.recent = [Sums(**part) for part in state]
 
     def _look(self) -> Sums:
         """Copy the sums since the last line to the host, all at once, and look for a bad step."""

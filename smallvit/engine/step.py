@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smallvit.core.objective import AbstractObjective, Batch, BatchT
+from smallvit.core.objective import AbstractObjective, BatchT
 from smallvit.engine.config import GradClipMode
 from smallvit.engine.optim import clip_gradients_
 from smallvit.engine.runtime import Runtime
@@ -72,7 +72,7 @@ def train_step(
     """
     optimizer.zero_grad(set_to_none=True)
     totals: dict[str, Tensor] = {}
-    for index, part in _cut(batch, micro_batch, rows, runtime):
+    for index, part in cut(len(batch), micro_batch, rows, runtime.device):
         if seed is not None:
             torch.manual_seed(seed)
         share = 1.0 if part is None else part.share
@@ -107,11 +107,3 @@ def train_step(
     if scaler.get_scale() < scale:
         raise LossOverflowError(scaler.get_scale(), metrics)
     return metrics
-
-
-def _cut(
-    batch: Batch, micro_batch: int | None, rows: Rows | None, runtime: Runtime
-) -> Sequence[tuple[Tensor | None, Rows | None]]:
-    if micro_batch is None:
-        return [(None, rows)]
-    return cut(len(batch), micro_batch, rows, runtime.device)

@@ -80,8 +80,7 @@ def run_stage(recipe: Recipe | SegmentRecipe, stage: AnyStage, call: Call) -> Ru
                 evaluate=job.evaluate,
                 watch=job.create_watch(folder / "metrics.jsonl"),
                 resume=resume,
-                foreseen=session.resumed,
-                late=forecast is None,
+                foreseen=forecast is None,
             )
             record |= processes.on_first(partial(job.finish, folder, result))
             record |= _outcome(job, result)
