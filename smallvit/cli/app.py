@@ -35,12 +35,8 @@ COMMANDS = {
     "runs": "List and show runs.",
     "doctor": "Show versions, devices and folders, and what is missing.",
 }
-
-
 # Commands that several processes of torchrun do together.
 SHARED_OUT = ("pretrain", "teacher", "finetune", "segment")
-
-
 # Commands whose values are a recipe's where they are not given, so that no default is a fact.
 OF_RECIPES = ("pretrain", "teacher", "label", "finetune", "segment", "run")
 
@@ -100,19 +96,25 @@ def _answer(words: list[str]) -> int:
         apply_offline(given.options.get("offline", False))
         command(*bound.args, **bound.kwargs, **({"given": given} if "given" in unparsed else {}))
         sys.stdout.flush()
-    except CycloptsError as error:
-        return _fail(explain(error, words, list(COMMANDS)), 2)
-    except SmallViTError as error:
-        # What ended the first of several processes, that one has said.
-        return error.exit_code if error.said else _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted before there was anything to save", 130)
-    except Exception as error:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            return _fail("out of memory: lower --batch-size (optim.batch_size)", 1)
-        console.print(traceback.format_exc(), markup=False, highlight=False)
-        return _fail("this is a fault in smallvit: please report it with the lines above", 1)
+    except (Exception, KeyboardInterrupt) as error:
+        return _explain(error, words)
     return 0
+
+
+def _explain(error: BaseException, words: list[str]) -> int:
+    """Say what ended a command, and return its exit code."""
+    match error:
+        case CycloptsError():
+            return _fail(explain(error, words, list(COMMANDS)), 2)
+        case SmallViTError():
+            # What ended the first of several processes, that one has said.
+            return error.exit_code if error.said else _fail(str(error), error.exit_code)
+        case KeyboardInterrupt():
+            return _fail("interrupted before there was anything to save", 130)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return _fail("out of memory: lower --batch-size (optim.batch_size)", 1)
+    console.print("".join(traceback.format_exception(error)), markup=False, highlight=False)
+    return _fail("this is a fault in smallvit: please report it with the lines above", 1)
 
 
 def _as_options(words: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import UNSET, App, ArgumentCollection, Parameter, Token
 
-from smallvit.core.errors import ConfigError
+from smallvit.core.errors import ConfigError, attempt
 
 # Without a --no- form: off unless it is given, or else the recipe's.
 Switch = Annotated[bool, Parameter(negative="")]
@@ -136,7 +136,5 @@ def _is_empty(token: Token) -> bool:
 
 
 def _is_whole(text: str) -> bool:
-    try:
-        return float(text).is_integer()
-    except ValueError:
-        return True  # as 0x10, which has been read
+    number, _ = attempt(lambda: float(text), ValueError)  # not of 0x10, which has been read
+    return number is None or number.is_integer()

@@ -3,12 +3,12 @@
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from smallvit.core.console import LEAST_WIDTH
-from smallvit.core.errors import SmallViTError
+from smallvit.core.errors import SmallViTError, attempt
 
 # The reader is gone: a closed pipe (on Windows EINVAL), a terminal that hung up, a closed file.
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.EINVAL)
@@ -35,35 +35,36 @@ class LastingStream:
 
     def write(self, text: str) -> int:
         """Write what the encoding has, and the rest as escapes."""
-        try:
-            if not self.lost:
+
+        def write() -> None:
+            try:
                 self.stream.write(text)
-        except UnicodeEncodeError:
-            encoding = self.stream.encoding or "ascii"
-            self.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        except (OSError, ValueError) as error:  # ValueError: the file was closed
-            self._lose(error)
+            except UnicodeEncodeError:
+                encoding = self.stream.encoding or "ascii"
+                self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+        self._unless_lost(write)
         return len(text)
 
     def flush(self) -> None:
         """Pass on what was written."""
-        try:
-            if not self.lost:
-                self.stream.flush()
-        except (OSError, ValueError) as error:
-            self._lose(error)
+        self._unless_lost(self.stream.flush)
 
-    def _lose(self, error: OSError | ValueError) -> None:
+    def _unless_lost(self, work: Callable[[], object]) -> None:
+        """Do what needs the reader, until there is none."""
+        if self.lost:
+            return
+        _, error = attempt(work, OSError, ValueError)  # ValueError: the file was closed
+        if error is None:
+            return
         self.lost = True
         if any(self.stream is own for own in (sys.__stdout__, sys.__stderr__)):
             # Python writes the rest of its buffer when it ends, and would complain.
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            try:
-                os.dup2(nowhere, self.stream.fileno())
-            except (OSError, ValueError):
+            _, fault = attempt(lambda: os.dup2(nowhere, self.stream.fileno()), OSError, ValueError)
+            os.close(nowhere)
+            if fault is not None:
                 return
-            finally:
-                os.close(nowhere)
         if self.required and isinstance(error, OSError) and error.errno not in GONE:
             raise SmallViTError(f"cannot write the output ({error.strerror})") from error
 

@@ -7,9 +7,10 @@ smallvit computes, and is there again after it.
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -47,13 +48,14 @@ def _put_aside(stack: ExitStack) -> None:
     cudnn = torch.backends.cudnn
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     deterministic = partial(torch.use_deterministic_algorithms, warn_only=warns)
-    for put, before, fresh in (
+    switches: list[tuple[Callable[[Any], None], Any, Any]] = [
         (torch.set_default_dtype, torch.get_default_dtype(), torch.float32),
         (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision(), "highest"),
         (deterministic, torch.are_deterministic_algorithms_enabled(), False),
         (partial(setattr, cudnn, "deterministic"), cudnn.deterministic, False),
         (partial(setattr, cudnn, "benchmark"), cudnn.benchmark, False),
-    ):
+    ]
+    for put, before, fresh in switches:
         stack.callback(put, before)
         put(fresh)
     stack.enter_context(torch.inference_mode(False))

@@ -8,13 +8,15 @@ dataclasses: its key ``name`` says which, and each has its own name as the defau
 
 import dataclasses
 import math
+import operator
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from smallvit.core.errors import ConfigError, suggest
+from smallvit.core.errors import ConfigError, attempt, suggest
 
 ConfigT = TypeVar("ConfigT")
 
@@ -22,6 +24,7 @@ ConfigT = TypeVar("ConfigT")
 LONGEST_SHOWN = 60  # of a value in a message
 # Settings that each stage had once, and the section that has them for all.
 MOVED = {"allow_leak": "data"}
+SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,14 @@ class Range:
     le: float | None = None
 
     def __str__(self) -> str:
-        bounds = {">": self.gt, ">=": self.ge, "<": self.lt, "<=": self.le}
-        return " and ".join(
-            f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None
-        )
+        return " and ".join(f"{SIGNS[name]} {bound:g}" for name, bound in self._bounds().items())
 
     def admits(self, value: float) -> bool:
         """Tell whether ``value`` lies inside the bounds."""
-        return (
-            (self.gt is None or value > self.gt)
-            and (self.ge is None or value >= self.ge)
-            and (self.lt is None or value < self.lt)
-            and (self.le is None or value <= self.le)
-        )
+        return all(getattr(operator, name)(value, bound) for name, bound in self._bounds().items())
+
+    def _bounds(self) -> dict[str, float]:
+        return {name: bound for name, bound in vars(self).items() if bound is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,35 +69,31 @@ def resolve(cls: type[ConfigT], layers: Sequence[Layer]) -> ConfigT:
     errors = list(find_errors(cls, layers))
     if errors:
         raise ConfigError(errors[0])
-    layers = [_move(cls, layer) for layer in layers]
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged = merge(merged, layer.values)
-    return _build(cls, merged)
+    return _build(cls, _join([_move(cls, layer) for layer in layers]))
 
 
 def find_errors(cls: type, layers: Sequence[Layer]) -> Iterable[str]:
     """Yield one line for every key or value of ``layers`` that ``cls`` does not take."""
     layers = [_move(cls, layer) for layer in layers]
-    clean: dict[str, Any] = {}
-    broken = False
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged = merge(merged, layer.values) if isinstance(layer.values, Mapping) else merged
+    merged, broken = _join(layers), False
     for layer in layers:
         for message in _check(cls, layer.values, layer.source, "", merged):
             broken = True
             yield message
-        clean = merge(clean, layer.values)
-    if not broken and _fault(cls, clean) is not None:
+    if broken:
+        return
+    faults = []
+    for number, layer in enumerate(layers, 1):
+        _, error = attempt(partial(_build, cls, _join(layers[:number])), ConfigError)
+        faults.append(None if error is None else f"{layer.source}: {error}")
+    if faults and faults[-1] is not None:
         # Several values together are at fault: blame the layer that brought the last of them.
-        clean = {}
-        for layer in layers:
-            clean = merge(clean, layer.values)
-            fault = _fault(cls, clean)
-            if fault is not None:
-                yield f"{layer.source}: {fault}"
-                return
+        yield next(fault for fault in faults if fault is not None)
+
+
+def _join(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Merge the values of layers; those that are no mapping are faults of their own."""
+    return reduce(merge, (each.values for each in layers if isinstance(each.values, Mapping)), {})
 
 
 def _move(cls: type, layer: Layer) -> Layer:
@@ -171,9 +165,8 @@ def to_plain(value: Any) -> Any:
 
 def show(value: Any) -> str:
     """Return a value as a message gives it: on one line, and not all of a long one."""
-    try:
-        shown = repr(value)
-    except ValueError:  # Python writes out no integer beyond its limit of digits
+    shown, _ = attempt(partial(repr, value), ValueError)
+    if shown is None:  # Python writes out no integer beyond its limit of digits
         shown = "a number of thousands of digits"
     return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
 
@@ -209,18 +202,9 @@ def _check(
             section = sections.get(named, next(iter(sections.values())))
             yield from _check(section, value, source, f"{path}.", part)
         else:
-            try:
-                _convert(hints[key], value)
-            except ConfigError as error:
+            _, error = attempt(partial(_convert, hints[key], value), ConfigError)
+            if error is not None:
                 yield f"{source}: {path}: {error}"
-
-
-def _fault(cls: type, values: Mapping[str, Any]) -> str | None:
-    try:
-        _build(cls, values)
-    except ConfigError as error:
-        return str(error)
-    return None
 
 
 def _build(cls: type[ConfigT], values: Mapping[str, Any], base: ConfigT | None = None) -> ConfigT:
@@ -301,11 +285,8 @@ def _convert_scalar(hint: type, value: Any) -> Any:
         return Path(value)
     if hint is float and not isinstance(value, bool):
         # PyYAML reads 1e-3 as a string, since YAML 1.1 wants a dot in it.
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if math.isfinite(number):
+        number, _ = attempt(partial(float, value), TypeError, ValueError, OverflowError)
+        if number is not None and math.isfinite(number):
             return number
     elif type(value) is hint:
         return value

@@ -20,7 +20,8 @@ FILES = {
     "": ("memory.max", "memory.current"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"),
 }
-KEPT_BYTES = 32 << 20  # the largest that glibc takes
+KEPT_BYTES = 32 << 20  # of a buffer, the largest that glibc takes
+MOST_KEPT_BYTES = 1 << 30  # of all that are kept
 
 
 def free_bytes() -> int | None:
@@ -61,7 +62,8 @@ def keep_freed_memory(up_to: int = KEPT_BYTES) -> None:
     Args:
         up_to: Bytes of the largest buffer that is kept.
     """
-    _call_libc(("mallopt", -3, up_to), ("mallopt", -1, 1 << 30))  # M_MMAP and M_TRIM_THRESHOLD
+    # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
+    _call_libc(("mallopt", -3, up_to), ("mallopt", -1, MOST_KEPT_BYTES))
 
 
 def format_bytes(count: float) -> str:

@@ -2,15 +2,18 @@
 
 import hashlib
 import logging
+import math
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.errors import ConfigError, DataError, attempt
 from smallvit.core.hashing import tensor_bytes
 from smallvit.core.whole_file import replacing
 
@@ -65,19 +68,15 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], Path]:
         ConfigError: If a newer format wrote it.
     """
     last, previous = folder / LAST, folder / PREVIOUS
-    try:
-        return load_checkpoint(last), last
-    except DataError as error:
-        fault = error
-    try:
-        state = load_checkpoint(previous)
-    except DataError as error:
-        if not previous.exists():
-            raise DataError(f"{fault}: {AGAIN}") from error
-        raise DataError(
-            f"no checkpoint in {folder} is whole ({LAST} and {PREVIOUS} are both missing or "
-            f"broken): {AGAIN}"
-        ) from error
+    state, fault = attempt(partial(load_checkpoint, last), DataError)
+    if state is not None:
+        return state, last
+    state, error = attempt(partial(load_checkpoint, previous), DataError)
+    if state is None:
+        both = (
+            f"no checkpoint in {folder} is whole ({LAST} and {PREVIOUS} are both missing or broken)"
+        )
+        raise DataError(f"{both if previous.exists() else fault}: {AGAIN}") from error
     with suppress(OSError):  # else the next checkpoint would move it over the whole one
         last.replace(folder / BROKEN)
     step = state.get("result", {}).get("step")
@@ -87,11 +86,10 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], Path]:
 
 def drop_previous(folder: Path) -> None:
     """Remove what only a run that is not finished needs; say so if that fails."""
-    for name in (PREVIOUS, BROKEN):
-        try:
-            (folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            logger.warning("%s is left where it is (%s)", folder / name, error.strerror)
+    for path in (folder / PREVIOUS, folder / BROKEN):
+        _, error = attempt(partial(path.unlink, missing_ok=True), OSError)
+        if error is not None:
+            logger.warning("%s is left where it is (%s)", path, error.strerror)
 
 
 def check_room(
@@ -123,32 +121,21 @@ def check_room(
         )
 
 
-def take_best(objective: nn.Module, checkpoints: Path) -> bool:
-    """Give an objective the best weights; tell and say if they cannot be had.
+def read_best(checkpoints: Path, otherwise: str) -> dict[str, Any] | None:
+    """Read the checkpoint with the best weights; if it cannot be had, say what is done then.
 
     Args:
-        objective: With the weights of the last step, which it keeps then.
         checkpoints: Folder of the run's checkpoints.
+        otherwise: What is done without it.
     """
-    try:
-        objective.load_state_dict(load_scored(checkpoints / BEST))
-    except (ConfigError, DataError) as error:
-        logger.warning("%s: the weights of the last step are taken", error)
-        return False
-    return True
+    state, error = attempt(partial(load_checkpoint, checkpoints / BEST), ConfigError, DataError)
+    if error is not None:
+        logger.warning("%s: %s", error, otherwise)
+    return state
 
 
-def load_scored(path: Path) -> dict[str, Any]:
-    """Return the state of an objective as it was scored: averaged weights where there are any.
-
-    Args:
-        path: A checkpoint.
-
-    Raises:
-        DataError: If it is missing, cut short or altered.
-        ConfigError: If a newer format wrote it.
-    """
-    state = load_checkpoint(path)
+def as_scored(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the weights of a checkpoint as they were scored: averaged where they have that."""
     return {**state["objective"], **(state.get("ema") or {})}
 
 
@@ -164,9 +151,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         checksum, version = state.pop("checksum"), state["format"]
-        _measure(state, most=2 * path.stat().st_size)
         # Another version may seal in another way.
-        whole = version != FORMAT_VERSION or checksum == _digest(state)
+        whole = version != FORMAT_VERSION or checksum == _digest(state, 2 * path.stat().st_size)
     except MemoryError:
         raise
     except Exception as error:  # a broken pickle stream raises nearly anything
@@ -182,40 +168,31 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def _measure(value: Any, most: int) -> int:
-    """Return the bytes that hashing a state takes; few in a file may stand for many.
-
-    Raises:
-        ValueError: If they are more than a file of that size can mean.
-    """
-    size = 1
-    if isinstance(value, torch.Tensor):
-        size += value.numel() * value.element_size()
-    elif isinstance(value, dict | list | tuple):
-        items = value.values() if isinstance(value, dict) else value
-        for item in items:
-            size += _measure(item, most - size)
-    if size > most:
-        raise ValueError(f"its values take more than {most} bytes")
-    return size
-
-
-def _digest(value: Any) -> str:
+def _digest(value: Any, most: float = math.inf) -> str:
     digest = hashlib.sha256()
-    _feed(digest, value)
+    _feed(digest, value, most)
     return digest.hexdigest()
 
 
-def _feed(digest: "hashlib._Hash", value: Any) -> None:
+def _feed(digest: "hashlib._Hash", value: Any, most: float) -> float:
+    """Hash values; return how many bytes of ``most`` are left: few in a file may stand for many.
+
+    Raises:
+        ValueError: If they are more than that.
+    """
+    most -= 1 + (value.nbytes if isinstance(value, torch.Tensor) else 0)
+    if most < 0:
+        raise ValueError("its values take more bytes than a file of its size can mean")
     if isinstance(value, torch.Tensor):
         digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
         digest.update(tensor_bytes(value))
     elif isinstance(value, dict):
         for key, item in value.items():
             digest.update(f"{key!r}:".encode())
-            _feed(digest, item)
+            most = _feed(digest, item, most)
     elif isinstance(value, list | tuple):
         for item in value:
-            _feed(digest, item)
+            most = _feed(digest, item, most)
     else:
         digest.update(repr(value).encode())
+    return most

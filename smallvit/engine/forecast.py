@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from smallvit.core import memory, rng
 from smallvit.core.console import format_duration
-from smallvit.core.errors import ConfigError, OutOfMemoryError
+from smallvit.core.errors import OutOfMemoryError, attempt
 from smallvit.core.memory import format_bytes
 from smallvit.engine.memory import is_out_of_memory, use_micro_batches
-from smallvit.engine.plan import FitPlan
+from smallvit.engine.plan import FitPlan, refuse_cut
 from smallvit.engine.state import TrainState
 from smallvit.parallel import processes
 from smallvit.parallel.rows import Rows, mirrored_part, seeing
@@ -26,7 +27,6 @@ LONG_PASS_S = 1.0  # after a pass as long as that no larger one is tried
 WORTH_SAYING_S = 10.0  # of a run
 ROOM = 0.8  # part of the memory that a new run plans with: other programs take some meanwhile
 RETURNED_BYTES = 128 << 10  # of a buffer that is given back at once while memory is measured
-MOST_KEPT_BYTES = 1 << 30  # of freed memory, as core/memory.py tells glibc
 MOMENTS = 2  # numbers that an optimizer keeps a weight
 
 
@@ -58,17 +58,22 @@ class Forecast:
 
     def __str__(self) -> str:
         """Say it in a line."""
-        evaluations = f"{self.evaluations} evaluation{'s' if self.evaluations != 1 else ''}"
-        joined = f"{evaluations} on top" if self.evaluation_s is None else f"and {evaluations}"
-        said = (
-            f"about {format_duration(self.seconds)} for {self.steps:,} step"
-            f"{'s' if self.steps != 1 else ''} of {_short(self.step_s)}"
+        line = (
+            f"about {format_duration(self.seconds)} for {_count(self.steps, 'step')} of "
+            f"{_short(self.step_s)}"
         )
         if self.evaluations:
-            said += f", {joined}" if self.evaluation_s is None else f" {joined}"
+            evaluations = _count(self.evaluations, "evaluation")
+            timed = self.evaluation_s is not None
+            line += f" and {evaluations}" if timed else f", {evaluations} on top"
         if self.most_bytes is not None:
-            said += f"; {format_bytes(self.most_bytes)} of memory"
-        return said
+            line += f"; {format_bytes(self.most_bytes)} of memory"
+        return line
+
+    def say(self, title: str) -> None:
+        """Say how long a run will take, if it is long enough to be worth saying."""
+        if self.seconds >= WORTH_SAYING_S:
+            logger.info("%s: %s", title, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +131,10 @@ def foresee(
     steps = plan.total_steps - result.step
     if not steps:
         return None
-    try:
-        return _measure(state, batches, steps, evaluations)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return None  # the steps find what fits
+    forecast, error = attempt(partial(_measure, state, batches, steps, evaluations), Exception)
+    if error is not None and not is_out_of_memory(error):
+        raise error
+    return forecast  # where the memory ran out, the steps find what fits
 
 
 def _measure(
@@ -168,8 +171,7 @@ def _measure(
         most_bytes=most,
         micro_batch=result.micro_batch,
     )
-    if forecast.seconds >= WORTH_SAYING_S:
-        logger.info("%s: %s", plan.title, forecast)
+    forecast.say(plan.title)
     return forecast
 
 
@@ -184,11 +186,8 @@ def say_forecast(plan: FitPlan, step_s: float, steps: int, evaluations: int) -> 
     """
     device = plan.runtime.device
     most = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    forecast = Forecast(
-        steps=plan.total_steps - steps, evaluations=evaluations, step_s=step_s, most_bytes=most
-    )
-    if forecast.seconds >= WORTH_SAYING_S:
-        logger.info("%s: %s", plan.title, forecast)
+    left = plan.total_steps - steps
+    Forecast(steps=left, evaluations=evaluations, step_s=step_s, most_bytes=most).say(plan.title)
 
 
 @contextmanager
@@ -260,7 +259,7 @@ def _plan_memory(
     moments = MOMENTS * weights if not state.optimizer.state else 0
 
     def needed(images: int) -> int:
-        used = base + fixed + image_bytes * images + min(kept * images, MOST_KEPT_BYTES)
+        used = base + fixed + image_bytes * images + min(kept * images, memory.MOST_KEPT_BYTES)
         return int(max(made_peak, used) + moments)
 
     there = free + resident
@@ -270,29 +269,27 @@ def _plan_memory(
     fits = whole
     while fits > 2 and needed(fits) > ROOM * there:
         fits = -(-fits // 2)
-    said = (
+    found = (
         f"{whole} images at once need about {format_bytes(needed(whole))} of memory, and there are "
         f"{format_bytes(there)}"
     )
     if needed(fits) > there:
         raise OutOfMemoryError(
-            f"{state.plan.title}: {said}; 2 still need {format_bytes(needed(2))}: use a smaller "
+            f"{state.plan.title}: {found}; 2 still need {format_bytes(needed(2))}: use a smaller "
             "model or image size, or --grad-checkpointing"
         )
     if state.objective.compares_images:
         if needed(whole) <= there:
             return needed(whole)
-        raise ConfigError(
-            f"{state.plan.title}: {said}; this method compares the images of a batch with each "
-            f"other, so that it cannot be cut: --batch-size {fits} would fit, or use "
-            "--grad-checkpointing"
-        )
-    use_micro_batches(
-        state,
-        fits,
-        f"{state.plan.title}: {said}: as with --micro-batch {fits}, {fits} go at once",
-    )
+        why = f"{found}: --batch-size {fits} would fit, or use --grad-checkpointing"
+        refuse_cut(state.objective, state.plan, why)
+    why = f"{state.plan.title}: {found}: as with --micro-batch {fits}, {fits} go at once"
+    use_micro_batches(state, fits, why)
     return needed(fits)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
 def _short(time_s: float) -> str:

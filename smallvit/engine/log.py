@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -238,7 +239,7 @@ def describe(metrics: Mapping[str, float]) -> str:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read metrics.jsonl; a last line that a crash cut short is left out."""
     lines = path.read_text().splitlines() if path.exists() else []
-    rows = (attempt(partial(json.loads, line), ValueError)[0] for line in lines)
+    rows: Iterator[Any] = (attempt(partial(json.loads, line), ValueError)[0] for line in lines)
     return list(takewhile(bool, rows))
 
 

@@ -16,7 +16,7 @@ import torch
 from smallvit.core import rng
 from smallvit.core.errors import ConfigError, DataError, ProcessLostError
 from smallvit.core.objective import AbstractObjective
-from smallvit.engine.checkpoint import BEST, LAST, load_checkpoint, load_newest, save_checkpoint
+from smallvit.engine.checkpoint import BEST, LAST, load_newest, read_best, save_checkpoint
 from smallvit.engine.ema import WeightAverage
 from smallvit.engine.means import StepMeans
 from smallvit.engine.optim import MOST_WARMUP, MOST_WARMUP_BEFORE, create_optimizer
@@ -240,7 +240,7 @@ class TrainState:
         if least is not None:
             self.result.micro_batch = min(least, self.result.micro_batch or least)
         best = self.result.best
-        if best and not processes.on_first(partial(_holds_best, checkpoints / BEST, best)):
+        if best and not processes.on_first(partial(_holds_best, checkpoints, best)):
             self.result.best = {}
         self.began -= self.result.wall_s
 
@@ -250,19 +250,19 @@ class TrainState:
         return f"smallvit {self.plan.title} --resume {shlex.quote(str(self.plan.folder))}"
 
 
-def _holds_best(path: Path, best: dict[str, float]) -> bool:
+def _holds_best(checkpoints: Path, best: dict[str, float]) -> bool:
     """Tell whether the best weights are those of the scores that are remembered; say if not."""
-    try:
-        step = load_checkpoint(path)["result"]["best"].get("step")
-    except (ConfigError, DataError) as error:
-        logger.warning("%s: the best of the evaluations to come is taken", error)
+    otherwise = "the best of the evaluations to come is taken"
+    state = read_best(checkpoints, otherwise)
+    if state is None:
         return False
+    step = state["result"]["best"].get("step")
     if step != best["step"]:
         logger.warning(
-            "%s is of step %s, not of %s as the state that is continued: the best of the "
-            "evaluations to come is taken",
-            path,
+            "%s is of step %s, not of %s as the state that is continued: %s",
+            checkpoints / BEST,
             step,
             best["step"],
+            otherwise,
         )
     return step == best["step"]

@@ -8,7 +8,7 @@ from torch import nn
 
 from smallvit.core.objective import AbstractObjective
 from smallvit.data.dataset import Dataset
-from smallvit.engine.checkpoint import take_best
+from smallvit.engine.checkpoint import as_scored, read_best
 from smallvit.engine.curves import draw_curves
 from smallvit.engine.state import FitResult
 from smallvit.inference.export import usage, write_export
@@ -24,7 +24,11 @@ def take_selected(objective: AbstractObjective[Any], folder: Path, result: FitRe
         result: Of the fit; its ``best`` is empty where the best weights cannot be had.
     """
     if result.best and result.best["step"] != result.step:
-        result.best = result.best if take_best(objective, folder / "checkpoints") else {}
+        best = read_best(folder / "checkpoints", "the weights of the last step are taken")
+        if best is None:
+            result.best = {}
+        else:
+            objective.load_state_dict(as_scored(best))
     draw_curves(folder / "metrics.jsonl", folder / "plots" / "curves.png", folder.name)
 
 

@@ -13,7 +13,7 @@ from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import DataError
 from smallvit.core.run_folder import Run, open_run
 from smallvit.data.order import Order
-from smallvit.engine.checkpoint import AGAIN, BEST, load_scored
+from smallvit.engine.checkpoint import AGAIN, BEST, as_scored, load_checkpoint
 from smallvit.engine.config import (
     RuntimeConfig,
 )
@@ -116,7 +116,7 @@ def score_segmentation(
     session = Session(call=Call(), runtime=runtime, data=data, values={})
     objective = _create_objective(recipe, data, session)
     try:
-        objective.load_state_dict(load_scored(path / "checkpoints" / BEST))
+        objective.load_state_dict(as_scored(load_checkpoint(path / "checkpoints" / BEST)))
     except DataError as error:
         raise DataError(f"{error}: {AGAIN}") from error
     confusion = _confusion(objective.eval(), data, split, runtime)

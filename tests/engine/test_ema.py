@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from smallvit.engine.checkpoint import load_checkpoint, load_scored
+from smallvit.engine.checkpoint import as_scored, load_checkpoint
 from smallvit.engine.ema import WeightAverage
 from smallvit.engine.fit import fit
 
@@ -78,7 +78,7 @@ def test_the_average_is_what_is_scored_kept_and_left_at_the_end(finetune, labell
     assert torch.equal(seen[-1], last["ema"][name])
     assert torch.equal(objective.student.model.head.weight, seen[-1])
     assert not torch.equal(last["objective"][name], seen[-1])  # training goes on from its own
-    best = load_scored(plan.folder / "checkpoints" / "best.pt")
+    best = as_scored(load_checkpoint(plan.folder / "checkpoints" / "best.pt"))
     assert torch.equal(best[name], seen[0])
 
 
