@@ -238,9 +238,12 @@ def describe(metrics: Mapping[str, float]) -> str:
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read metrics.jsonl; a last line that a crash cut short is left out."""
+
+    def parse(line: str) -> Any:
+        return attempt(partial(json.loads, line), ValueError)[0]
+
     lines = path.read_text().splitlines() if path.exists() else []
-    rows: Iterator[Any] = (attempt(partial(json.loads, line), ValueError)[0] for line in lines)
-    return list(takewhile(bool, rows))
+    return list(takewhile(bool, map(parse, lines)))
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
