@@ -5,8 +5,8 @@ from typing import Any
 
 from smallvit.core.config import flatten
 from smallvit.core.run_folder import Run
+from smallvit.runs.init_weights import pretrain_method
 from smallvit.runs.recipe import run_values
-from smallvit.runs.start import pretrain_method
 
 # Of a recipe: what has a column of its own, and where files lie.
 NOT_SETTINGS = (

@@ -11,7 +11,7 @@ from smallvit.core.run_folder import Run
 from smallvit.core.words import alike, either, meant, unneeded
 from smallvit.data.files.registry import DATASETS
 from smallvit.runs.config import Recipe, Stage
-from smallvit.runs.recipe import SHARED, is_start_name
+from smallvit.runs.recipe import SHARED, is_init_name
 
 RunLike = Run | Path | str
 DataLike = Path | str | Mapping[str, Any]
@@ -19,7 +19,7 @@ Section = Mapping[str, Any]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Compile = Literal["auto", "on", "off"]
-STARTS = ("init", "adopt")
+INITS = ("init", "adopt")
 PATHS = ("teacher", "score_maps", "out", "resume")
 
 
@@ -42,9 +42,9 @@ def read_arguments(arguments: Mapping[str, Any], stage: Stage | None = None) -> 
             raise ConfigError(f"recipe must be the name or the file of one, got {show(recipe)}")
         options["recipe"] = str(recipe)
     for key, value in {**given, **more}.items():
-        if key in STARTS and isinstance(value, str) and is_start_name(value):
+        if key in INITS and isinstance(value, str) and is_init_name(value):
             options[key] = value
-        elif key in (*STARTS, *PATHS) and not isinstance(value, Mapping):
+        elif key in (*INITS, *PATHS) and not isinstance(value, Mapping):
             options[key] = read_path(key, value)
         else:
             options.update(_flatten(key, value))

@@ -20,11 +20,12 @@ from smallvit.parallel.launch import refuse_several
 from smallvit.runs.config import Call, Recipe, Stage
 from smallvit.runs.data import check_out, load_dataset, require_labels
 from smallvit.runs.label import SCORE_MAPS
-from smallvit.runs.recipe import differences, run_values, stage_values, with_values
+from smallvit.runs.recipe import differences, list_changes, run_values, stage_values, with_values
 from smallvit.runs.stage import foresee_stage, run_stage
 
 logger = logging.getLogger("smallvit")
 WORTH_PLANNING_S = 60.0
+SAME_LABELS = ("labelled", "val", "test")  # splits of what a teacher learns and is scored on
 
 
 @saying_once()
@@ -52,14 +53,14 @@ def run_recipe(
     folder = places.absolute(out or new_folder(places.runs_dir(), dataset.name, label))
     say_plan(recipe, folder)
     pretrained = teacher = maps = None
-    if {"ssl", "both"} & set(recipe.arms):
+    needed = _needed(recipe)
+    if "pretrain" in needed:
         pretrained = complete_stage(recipe, "pretrain", folder / "pretrain", argv).path
-    source = recipe.finetune.token_label.source
-    if {"token-labels", "both"} & set(recipe.arms) and source != "ema":
+    if "teacher" in needed:
         teacher = complete_stage(recipe, "teacher", folder / "teacher", argv).path
-        if source == "stored":
-            labelling = with_values(recipe, {"label": {"teacher": str(teacher)}})
-            maps = complete_stage(labelling, "label", folder / "label", argv).path / SCORE_MAPS
+        if recipe.finetune.token_label.source == "stored":
+            labeling = with_values(recipe, {"label": {"teacher": str(teacher)}})
+            maps = complete_stage(labeling, "label", folder / "label", argv).path / SCORE_MAPS
     runs = []
     for arm in recipe.arms:
         armed = arm_recipe(
@@ -71,6 +72,16 @@ def run_recipe(
         )
         runs.append(complete_stage(armed, "finetune", folder / f"finetune-{arm}", argv))
     return folder, runs
+
+
+def _needed(recipe: Recipe) -> list[Stage]:
+    """Return the stages that are trained for the arms of a recipe to build on."""
+    arms, needed = set(recipe.arms), list[Stage]()
+    if {"ssl", "both"} & arms:
+        needed.append("pretrain")
+    if {"token-labels", "both"} & arms and recipe.finetune.token_label.source != "ema":
+        needed.append("teacher")
+    return needed
 
 
 @saying_once()
@@ -107,23 +118,16 @@ def say_plan(recipe: Recipe, folder: Path | None = None) -> None:
     Raises:
         SmallViTError: If a stage cannot be trained with these settings, data or memory.
     """
-    arms = set(recipe.arms)
-    stages: list[tuple[str, Stage]] = []
-    if {"ssl", "both"} & arms:
-        stages.append(("pretrain", "pretrain"))
-    if {"token-labels", "both"} & arms and recipe.finetune.token_label.source != "ema":
-        stages.append(("teacher", "teacher"))
-    for arm in recipe.arms:
-        stages.append((f"finetune-{arm}", "finetune"))
+    stages: list[tuple[str, Stage]] = [(f"finetune-{arm}", "finetune") for arm in recipe.arms]
+    stages = [*((stage, stage) for stage in _needed(recipe)), *stages]
     left = [each for each in stages if folder is None or not Run(folder / each[0]).completed]
-    plain = arm_recipe(recipe, pretrained=None, token_label=False, teacher=None, score_maps=None)
     forecasts: dict[Stage, Forecast] = {}
-    named: dict[Stage, None] = {stage: None for _, stage in left}
-    for stage in named:
+    named: list[Stage] = [stage for _, stage in left]
+    for stage in dict.fromkeys(named):
         if stage == "teacher" and recipe.teacher.adopt is not None:
             continue
         with _quiet():
-            forecast = foresee_stage(plain, stage)
+            forecast = foresee_stage(arm_recipe(recipe), stage)
         if forecast is None:
             return
         forecasts[stage] = forecast
@@ -131,7 +135,7 @@ def say_plan(recipe: Recipe, folder: Path | None = None) -> None:
     if whole < WORTH_PLANNING_S:
         return
     for stage, forecast in forecasts.items():
-        number = sum(each == stage for _, each in left)
+        number = named.count(stage)
         times = f"{number} x " if number > 1 else ""
         most = forecast.micro_batch
         at_once = "" if most is None else f", {most} images at once (--micro-batch)"
@@ -154,10 +158,10 @@ def _quiet() -> Iterator[None]:
 def arm_recipe(
     recipe: Recipe,
     *,
-    pretrained: Path | None,
-    token_label: bool,
-    teacher: Path | None,
-    score_maps: Path | None,
+    pretrained: Path | None = None,
+    token_label: bool = False,
+    teacher: Path | None = None,
+    score_maps: Path | None = None,
 ) -> Recipe:
     """Return the recipe of one arm of stage 2, which names the runs that it builds on.
 
@@ -168,14 +172,12 @@ def arm_recipe(
         teacher: Run of the teacher, which ``token_label.source`` ``online`` reads.
         score_maps: File of score maps, which ``token_label.source`` ``stored`` reads.
     """
-    config = replace(
-        recipe.finetune,
-        init="scratch" if pretrained is None else str(pretrained),
-        token_label=replace(recipe.finetune.token_label, enabled=token_label),
-    )
-    if token_label and config.token_label.source == "stored":
+    token_labels = replace(recipe.finetune.token_label, enabled=token_label)
+    init = "scratch" if pretrained is None else str(pretrained)
+    config = replace(recipe.finetune, init=init, token_label=token_labels)
+    if token_label and token_labels.source == "stored":
         config = replace(config, score_maps=score_maps)
-    if token_label and config.token_label.source == "online":
+    if token_label and token_labels.source == "online":
         config = replace(config, teacher=teacher)
     return replace(recipe, finetune=config)
 
@@ -195,14 +197,12 @@ def add_token_labels(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) 
     source = config.token_label.source
     if source != "stored" and config.score_maps is not None:
         raise ConfigError(f"token_label.source {source} reads no score maps: leave them out")
-    if source == "ema":
-        if teacher is not None:
-            raise ConfigError("token_label.source ema has no teacher: leave --teacher out")
-        return recipe
+    if source == "ema" and teacher is not None:
+        raise ConfigError("token_label.source ema has no teacher: leave --teacher out")
     if source == "online":
         named = teacher or config.teacher or _find_teacher(recipe, argv)
         return with_values(recipe, {"finetune": {"teacher": str(places.absolute(named))}})
-    if config.score_maps is not None and teacher is None:
+    if source == "ema" or (config.score_maps is not None and teacher is None):
         return recipe
     maps = _make_score_maps(recipe, teacher, argv)
     return with_values(recipe, {"finetune": {"score_maps": str(maps)}})
@@ -216,18 +216,16 @@ def _make_score_maps(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) 
         teacher: Run of the teacher; ``None`` takes the newest of the same data and split.
         argv: Command line, for env.json.
     """
-    dataset = load_dataset(recipe.data)
     if teacher is None:
-        maps = newest_run(dataset, "label", same=("labelled", "val", "test"))
-        if maps is not None and (maps.path / SCORE_MAPS).is_file():
-            logger.info("score maps: %s", maps.path / SCORE_MAPS)
-            return maps.path / SCORE_MAPS
+        run = newest_run(load_dataset(recipe.data), "label", same=SAME_LABELS)
+        if run is not None and (run.path / SCORE_MAPS).is_file():
+            logger.info("score maps: %s", run.path / SCORE_MAPS)
+            return run.path / SCORE_MAPS
     refuse_several("writing score maps, which --score-maps would name,")
-    if teacher is None:
-        teacher = _find_teacher(recipe, argv)
+    teacher = teacher or _find_teacher(recipe, argv)
     logger.info("writing score maps with %s", teacher)
-    labelling = with_values(recipe, {"label": {"teacher": str(teacher)}})
-    run = run_stage(labelling, "label", Call(argv=argv))
+    labeling = with_values(recipe, {"label": {"teacher": str(teacher)}})
+    run = run_stage(labeling, "label", Call(argv=argv))
     assert run is not None
     return run.path / SCORE_MAPS
 
@@ -235,12 +233,12 @@ def _make_score_maps(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) 
 def _find_teacher(recipe: Recipe, argv: Sequence[str]) -> Path:
     """Return the newest teacher of the same data and split; train one where there is none."""
     dataset = load_dataset(recipe.data)
-    found = newest_run(dataset, "teacher", same=("labelled", "val", "test"))
-    if found is None:
+    run = newest_run(dataset, "teacher", same=SAME_LABELS)
+    if run is None:
         logger.info("no teacher of %s under %s: training one", dataset.name, places.runs_dir())
-        found = run_stage(recipe, "teacher", Call(argv=argv))
-        assert found is not None
-    return found.path
+        run = run_stage(recipe, "teacher", Call(argv=argv))
+        assert run is not None
+    return run.path
 
 
 def newest_run(
@@ -263,8 +261,9 @@ def newest_run(
         if env["dataset"]["fingerprint"] == dataset.fingerprint and all(
             env["split_hashes"][split] == dataset.split_hashes[split] for split in same
         ):
-            theirs = run_values(run, stage).get("model") if model else None
-            changed = differences(theirs, to_plain(model)) if model else ()
+            changed: Sequence[str] = ()
+            if model is not None:
+                changed = differences(run_values(run, stage).get("model"), to_plain(model))
             if changed:
                 logger.info("passing over %s: model.%s", run.path, "; model.".join(changed))
             else:
@@ -304,15 +303,11 @@ def refuse_other_settings(recipe: Recipe, stage: Stage, folder: Path) -> None:
     """
     if not ((folder / "recipe.yaml").is_file() and (folder / "result.json").is_file()):
         return
-    changed = [
-        change
-        for change in differences(run_values(Run(folder), stage), stage_values(recipe, stage))
-        if not change.startswith("data.allow_leak:")  # a later stage may need it
-    ]
-    if changed:
+    old, new = run_values(Run(folder), stage), stage_values(recipe, stage)
+    # A later stage may need what was allowed.
+    if changed := list_changes(old, new, but=("data.allow_leak",)):
         raise ConfigError(
-            f"{folder} was made with other settings ({'; '.join(changed[:5])}): choose another "
-            "--out, or remove it"
+            f"{folder} was made with other settings ({changed}): choose another --out, or remove it"
         )
 
 

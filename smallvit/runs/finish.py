@@ -6,22 +6,41 @@ from typing import Any
 
 from torch import nn
 
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.objective import AbstractObjective
 from smallvit.data.dataset import Dataset
 from smallvit.engine.checkpoint import as_scored, read_best
 from smallvit.engine.curves import draw_curves
 from smallvit.engine.state import FitResult
 from smallvit.inference.export import usage, write_export
+from smallvit.models.registry import model_arguments
 from smallvit.models.tokens import AbstractBackbone
 
 
-def take_selected(objective: AbstractObjective[Any], folder: Path, result: FitResult) -> None:
-    """Give an objective the weights that were selected; draw the curves of its run.
+def finish_network(
+    folder: Path,
+    result: FitResult,
+    objective: AbstractObjective[Any],
+    backbone: AbstractBackbone,
+    model: ModelConfig,
+    dataset: Dataset,
+    *,
+    origin: str,
+    token_head: nn.Linear | None = None,
+    fit: str = "crop",
+) -> None:
+    """Export a network with the weights that were selected, and draw the curves of its run.
 
     Args:
-        objective: With the weights of the last step.
         folder: Run folder.
         result: Of the fit; its ``best`` is empty where the best weights cannot be had.
+        objective: With the weights of the last step; it is given those that were selected.
+        backbone: Its network.
+        model: Settings of that.
+        dataset: What it was trained on.
+        origin: What it comes from, in sentences.
+        token_head: As for ``export_network``.
+        fit: As for ``export_network``.
     """
     if result.best and result.best["step"] != result.step:
         best = read_best(folder / "checkpoints", "the weights of the last step are taken")
@@ -30,6 +49,19 @@ def take_selected(objective: AbstractObjective[Any], folder: Path, result: FitRe
         else:
             objective.load_state_dict(as_scored(best))
     draw_curves(folder / "metrics.jsonl", folder / "plots" / "curves.png", folder.name)
+    num_classes: Any = backbone.model.num_classes
+    _, arguments = model_arguments(model, num_classes=num_classes, image_size=dataset.image_size)
+    export_network(
+        folder,
+        backbone,
+        dataset,
+        arguments,
+        title=f"{model.name} on {dataset.name}",
+        origin=origin,
+        metrics=result.best or result.metrics,
+        token_head=token_head,
+        fit=fit,
+    )
 
 
 def export_network(
@@ -41,7 +73,6 @@ def export_network(
     title: str,
     origin: str,
     metrics: Mapping[str, float],
-    class_names: tuple[str, ...] | None = None,
     token_head: nn.Linear | None = None,
     fit: str = "crop",
 ) -> None:
@@ -55,7 +86,6 @@ def export_network(
         title: Of the card.
         origin: What it comes from, in sentences.
         metrics: Its scores on validation.
-        class_names: In the order of its logits; ``None`` is those of the dataset.
         token_head: Classifier of patch tokens that was trained beside it.
         fit: How images became squares; ``read_image`` reads files as the network saw them where
             they were cropped.
@@ -66,7 +96,7 @@ def export_network(
         folder / "export",
         backbone,
         arguments=arguments,
-        class_names=dataset.class_names if class_names is None else class_names,
+        class_names=dataset.class_names,
         image_size=dataset.image_size,
         mean=dataset.mean,
         std=dataset.std,

@@ -7,18 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from smallvit.core import rng
-from smallvit.core.errors import ConfigError
+from smallvit.core.errors import ConfigError, explained
 from smallvit.core.model_config import ModelConfig
 from smallvit.core.objective import AbstractObjective
 from smallvit.data.order import Order
-from smallvit.engine.config import OptimConfig, ScheduleConfig
 from smallvit.engine.plan import FitPlan
 from smallvit.engine.state import FitResult
 from smallvit.models.registry import create_backbone
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.runs.config import AnyStage, Recipe, SegmentRecipe
+from smallvit.runs.config import (
+    AnyStage,
+    FinetuneConfig,
+    PretrainConfig,
+    Recipe,
+    SegmentConfig,
+    SegmentRecipe,
+    TeacherConfig,
+)
 from smallvit.runs.learned import NOTHING, Learned, Learns
 from smallvit.runs.session import Session
 
@@ -35,8 +43,8 @@ class Job:
         batches: Batch of a step.
         order: Order of the samples.
         evaluate: Scores the objective on validation.
-        announce: Called once before the first step, if the run is no dry run.
-        create_watch: Returns the ``watch`` of the fit, given metrics.jsonl.
+        create_watch: Returns the ``watch`` of the fit, given metrics.jsonl; called once before the
+            first step, if the run is no dry run.
         finish: Exports and draws, given the run folder and the result; returns what else
             result.json says of it.
         facts: What result.json says from the start.
@@ -50,7 +58,6 @@ class Job:
     order: Order
     evaluate: Callable[[], dict[str, float]]
     finish: Callable[[Path, FitResult], dict[str, Any]]
-    announce: Callable[[], None] = lambda: None
     create_watch: Callable[[Path], Watch | None] = lambda _: None
     facts: dict[str, Any] = field(default_factory=dict)
     learns: Learns
@@ -61,22 +68,25 @@ def plan_fit(
     session: Session,
     recipe: Recipe | SegmentRecipe,
     stage: AnyStage,
+    config: PretrainConfig | TeacherConfig | FinetuneConfig | SegmentConfig,
     *,
-    order: Order,
-    optim: OptimConfig,
-    schedule: ScheduleConfig,
+    split: str = "train",
     select_on: str | None = None,
-) -> FitPlan:
-    """Return the settings of a stage's fit."""
-    return FitPlan(
+    repeats: int = 1,
+) -> tuple[Order, FitPlan]:
+    """Return the order of a split's images in a stage, and the settings of its fit."""
+    optim, schedule, runtime = config.optim, config.schedule, session.runtime
+    size = len(session.dataset.splits[split])
+    order = Order(size, optim.batch_size, recipe.seed, runtime.device, repeats=repeats)
+    return order, FitPlan(
         title=stage,
         seed=recipe.seed,
         total_steps=order.num_steps(schedule.epochs),
-        epoch_steps=order.size / order.batch_size,
+        epoch_steps=size / optim.batch_size,
         optim=optim,
         schedule=schedule,
         log=recipe.log,
-        runtime=session.runtime,
+        runtime=runtime,
         select_on=select_on,
         identity={
             "settings": json.dumps(session.values),
@@ -86,14 +96,28 @@ def plan_fit(
     )
 
 
-def describe_plan(plan: FitPlan, session: Session, model: ModelConfig) -> dict[str, Any]:
-    """Return what the result.json of every training stage begins with."""
+def describe_run(
+    session: Session,
+    recipe: Recipe | SegmentRecipe,
+    stage: AnyStage,
+    model: str,
+    network: nn.Module,
+    *,
+    total_steps: int,
+) -> dict[str, Any]:
+    """Return what the result.json of every run with a network begins with."""
+    labels = {}
+    if isinstance(recipe, Recipe):
+        labels["num_labels"] = len(session.dataset.splits["labelled"])
+        labels["label_fraction"] = recipe.data.label_fraction
     return {
-        "stage": plan.title,
+        "stage": stage,
         "dataset": session.dataset.name,
-        "model": model.name,
-        "seed": plan.seed,
-        "total_steps": plan.total_steps,
+        "model": model,
+        "seed": recipe.seed,
+        "total_steps": total_steps,
+        "params": sum(parameter.numel() for parameter in network.parameters()),
+        **labels,
     }
 
 
@@ -105,10 +129,11 @@ def prepare_backbone(
     image_size = session.dataset.image_size
     backbone = create_backbone(config, num_classes=num_classes, image_size=image_size)
     if session.runtime.grad_checkpointing:
-        try:
+        with explained(
+            lambda _: f"runtime.grad_checkpointing is not supported by {config.name}: leave it out",
+            AssertionError,
+            AttributeError,
+            into=ConfigError,
+        ):
             backbone.set_grad_checkpointing()
-        except (AssertionError, AttributeError) as error:
-            raise ConfigError(
-                f"runtime.grad_checkpointing is not supported by {config.name}: leave it out"
-            ) from error
     return backbone.to(session.runtime.device)

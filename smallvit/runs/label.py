@@ -75,12 +75,7 @@ def run_label(recipe: Recipe, call: Call) -> Run | None:
         if config.teacher is None:
             raise ConfigError("no teacher named: give --teacher RUN; 'smallvit teacher' trains one")
         annotator = open_annotator(
-            config.teacher,
-            dataset,
-            runtime,
-            temperature=config.temperature,
-            flip=config.flip,
-            allow_leak=recipe.data.allow_leak,
+            config.teacher, recipe, session, temperature=config.temperature, flip=config.flip
         )
         if call.dry_run:
             images, _ = eval_batches(dataset, dataset.splits["labelled"], config.batch_size)[0]

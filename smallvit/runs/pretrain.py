@@ -7,26 +7,25 @@ from typing import Any
 
 import torch
 
-from smallvit.core.errors import ConfigError
+from smallvit.core.errors import ConfigError, explained, reason
 from smallvit.data.dataset import Dataset
-from smallvit.data.order import Order
 from smallvit.data.views import ViewBatches
 from smallvit.engine.optim import warmup_steps
 from smallvit.engine.plan import FitPlan
 from smallvit.engine.state import FitResult
-from smallvit.models.registry import model_arguments
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretraining.method import AbstractPretraining, check_batch_size
 from smallvit.pretraining.registry import create_objective
 from smallvit.runs.config import PretrainConfig, Recipe
-from smallvit.runs.finish import export_network, take_selected
-from smallvit.runs.job import Job, describe_plan, plan_fit, prepare_backbone
+from smallvit.runs.finish import finish_network
+from smallvit.runs.init_weights import load_init, say_origin
+from smallvit.runs.job import Job, describe_run, plan_fit, prepare_backbone
 from smallvit.runs.monitor import CollapseWatch, Monitor, collapse_bounds, take_evenly
 from smallvit.runs.session import Session
-from smallvit.runs.start import origin, start_from
 
 logger = logging.getLogger("smallvit")
 DRAWN_IMAGES = 8
+UNFIT = (AssertionError, IndexError, RuntimeError, ValueError)  # timm's, of another side
 
 
 def prepare_pretrain(recipe: Recipe, session: Session) -> Job:
@@ -37,21 +36,17 @@ def prepare_pretrain(recipe: Recipe, session: Session) -> Job:
     """
     config, dataset, runtime = recipe.pretrain, session.dataset, session.runtime
     backbone = prepare_backbone(recipe.model, num_classes=0, session=session, seed=recipe.seed)
-    start = start_from(backbone, config.init, dataset, allow_leak=recipe.data.allow_leak)
+    init = load_init(backbone, config.init, dataset, allow_leak=recipe.data.allow_leak)
     if config.method.views.num_local:
         _check_views(backbone, config.method.views.local_size, dataset.image_size)
     objective = create_objective(backbone, config.method, image_size=dataset.image_size)
     objective = objective.to(runtime.device)
     _check_method(config, objective, dataset)
-    train = dataset.splits["train"]
-    order = Order(len(train), config.optim.batch_size, recipe.seed, runtime.device)
-    plan = plan_fit(
-        session, recipe, "pretrain", order=order, optim=config.optim, schedule=config.schedule
-    )
+    order, plan = plan_fit(session, recipe, "pretrain", config)
     monitor = Monitor(
         objective.exported, dataset, runtime, config.monitor, features=objective.features
     )
-    facts = start.facts | {
+    facts = init.facts | {
         "method": config.method.name,
         "views": config.method.views.num_global + config.method.views.num_local,
         "monitor": monitor.facts,
@@ -60,37 +55,30 @@ def prepare_pretrain(recipe: Recipe, session: Session) -> Job:
         plan=plan,
         objective=objective,
         batches=ViewBatches(
-            dataset,
-            order,
-            config.method.views,
-            plan.total_steps,
-            mask_draws=objective.mask_draws,
+            dataset, order, config.method.views, plan.total_steps, mask_draws=objective.mask_draws
         ),
         order=order,
         evaluate=monitor,
-        announce=monitor.announce,
         create_watch=partial(_create_watch, objective, monitor, facts, plan),
         finish=partial(_finish, recipe, objective, monitor, facts),
-        facts=describe_plan(plan, session, recipe.model)
-        | {
-            "params": sum(p.numel() for p in objective.exported.model.parameters()),
-            "num_labels": len(dataset.splits["labelled"]),
-            "label_fraction": recipe.data.label_fraction,
-            "upstream": start.cost,
-        }
+        facts=describe_run(
+            session,
+            recipe,
+            "pretrain",
+            recipe.model.name,
+            objective.exported.model,
+            total_steps=plan.total_steps,
+        )
         | facts,
         learns="images",
-        learned=start.learned,
+        learned=init.learned,
     )
 
 
 def _check_method(config: PretrainConfig, objective: AbstractPretraining, dataset: Dataset) -> None:
     """Refuse an average of an average and batches that are too small; say where they hold all."""
-    name, batch_size, num = (
-        config.method.name,
-        config.optim.batch_size,
-        len(dataset.splits["train"]),
-    )
+    name, batch_size = config.method.name, config.optim.batch_size
+    num = len(dataset.splits["train"])
     trained = any(parameter.requires_grad for parameter in objective.exported.parameters())
     if config.optim.ema_decay is not None and not trained:
         raise ConfigError(
@@ -121,13 +109,15 @@ def _check_views(backbone: AbstractBackbone, local_size: float, image_size: int)
             f"{what}, which patches of {patch} px do not divide: pretrain.method.views.local_size "
             f"{near:.4g} would make whole patches of them"
         )
-    try:
-        backbone.grid(local)
-    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
-        raise ConfigError(
+    with explained(
+        lambda error: (
             f"{what}, but this network was built for {image_size} px alone "
-            f"({' '.join(str(error).split())[:80]}): set pretrain.method.views.local_size 1"
-        ) from error
+            f"({reason(error)[:80]}): set pretrain.method.views.local_size 1"
+        ),
+        *UNFIT,
+        into=ConfigError,
+    ):
+        backbone.grid(local)
 
 
 def _create_watch(
@@ -137,7 +127,8 @@ def _create_watch(
     plan: FitPlan,
     metrics_path: Path,
 ) -> CollapseWatch:
-    """Build what stops a collapsed run."""
+    """Say what is measured, and build what stops a collapsed run."""
+    monitor.announce()
     start = monitor.measure_start() if facts["init"] == "scratch" else {}
     return CollapseWatch(
         monitor.config,
@@ -163,16 +154,8 @@ def _finish(
     from smallvit.inference.token_pictures import draw_tokens
 
     dataset, backbone = monitor.dataset, objective.exported
-    take_selected(objective, folder, result)
-    _, arguments = model_arguments(recipe.model, num_classes=0, image_size=dataset.image_size)
-    export_network(
-        folder,
-        backbone,
-        dataset,
-        arguments,
-        title=f"{recipe.model.name} on {dataset.name}",
-        origin=origin(facts),
-        metrics=result.metrics,
+    finish_network(
+        folder, result, objective, backbone, recipe.model, dataset, origin=say_origin(facts)
     )
     images = take_evenly(dataset.splits["val" if dataset.labelled else "train"], DRAWN_IMAGES)
     draw_tokens(

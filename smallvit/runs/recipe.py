@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ import yaml
 import smallvit
 from smallvit.core import places
 from smallvit.core.config import Layer, find_errors, merge, resolve, show, to_plain
-from smallvit.core.errors import LISTINGS, ConfigError, DataError, suggest
+from smallvit.core.errors import (
+    LISTINGS,
+    ConfigError,
+    DataError,
+    attempt,
+    explained,
+    reason,
+    suggest,
+)
 from smallvit.core.run_folder import Run, name_version, what_is_at
 from smallvit.data.files.registry import DATASETS
 from smallvit.pretraining.config import DinoConfig, get_method
@@ -85,22 +94,16 @@ class _StrictLoader(yaml.SafeLoader):
             )
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
-        if not isinstance(node, yaml.MappingNode):
-            raise yaml.constructor.ConstructorError(
-                problem="no mapping", problem_mark=node.start_mark
-            )
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = self.construct_object(key_node, deep=True)
-            problem = f"the key {key!r} stands twice"
-            if not isinstance(key, str):
-                problem = f"the key {key!r} is no text: put it in quotes"
-            elif key not in seen:
+            if isinstance(key, str) and key not in seen:
                 seen.add(key)
                 continue
+            why = "stands twice" if isinstance(key, str) else "is no text: put it in quotes"
             raise yaml.constructor.ConstructorError(
-                problem=problem, problem_mark=key_node.start_mark
+                problem=f"the key {key!r} {why}", problem_mark=key_node.start_mark
             )
         return super().construct_mapping(node, deep)
 
@@ -111,27 +114,25 @@ def read_layer(path: Path) -> Layer:
     Raises:
         ConfigError: If it is no YAML mapping.
     """
-    try:
+    unread = (OSError, UnicodeDecodeError)
+    with explained(lambda error: f"{path} cannot be read: {error}", *unread, into=ConfigError):
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    try:
+    # PyYAML raises nearly anything on a value that its tag does not fit.
+    with explained(
+        lambda error: f"{path}: no valid YAML: {reason(error)}", Exception, into=ConfigError
+    ):
         values = yaml.load(text, _StrictLoader)  # a SafeLoader
-    except Exception as error:  # PyYAML raises nearly anything on a value that its tag does not fit
-        problem = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{path}: no valid YAML: {problem}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, got {show(values)}")
     if path.name == "recipe.yaml" and (path.parent / "result.json").is_file():
         values = name_version(values)  # a run's
-    try:
-        return Layer(source=str(path), values=with_absolute_paths(values, path.parent))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    return Layer(
+        source=str(path), values=with_absolute_paths(values, path.parent, named=f"{path}: ")
+    )
 
 
 def with_absolute_paths(
-    values: Mapping[str, Any], folder: Path = Path(), prefix: str = ""
+    values: Mapping[str, Any], folder: Path = Path(), prefix: str = "", *, named: str = ""
 ) -> dict[str, Any]:
     """Make the paths of settings absolute: the runs made with them must run again from any folder.
 
@@ -139,6 +140,7 @@ def with_absolute_paths(
         values: Nested settings.
         folder: Where relative paths start: of a file its own folder, else the working directory.
         prefix: Section that ``values`` are, with a dot.
+        named: What messages begin with.
 
     Raises:
         ConfigError: If a path is empty or no file can have it.
@@ -147,17 +149,17 @@ def with_absolute_paths(
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            plain[key] = with_absolute_paths(value, folder, f"{name}.")
-        elif name in PATHS and isinstance(value, str | Path) and not is_start_name(str(value)):
-            plain[key] = str(place(folder, name, str(value)))
+            plain[key] = with_absolute_paths(value, folder, f"{name}.", named=named)
+        elif name in PATHS and isinstance(value, str | Path) and not is_init_name(str(value)):
+            plain[key] = str(place(folder, f"{named}{name}", str(value)))
         else:
             plain[key] = value
     return plain
 
 
-def is_start_name(start: str) -> bool:
-    """Tell whether a start is a name, and no path."""
-    return start == "scratch" or start.startswith("timm:")
+def is_init_name(init: str) -> bool:
+    """Tell whether weights to begin with are a name, and no path."""
+    return init == "scratch" or init.startswith("timm:")
 
 
 def place(folder: Path, key: str, value: str) -> Path:
@@ -168,12 +170,16 @@ def place(folder: Path, key: str, value: str) -> Path:
     """
     if not value.strip():
         raise ConfigError(f"{key} is empty: name a path, or leave it out")
-    try:
+    with explained(  # too long, or below the home of nobody
+        lambda error: (
+            f"{key}: no path can be {show(value)} ({getattr(error, 'strerror', None) or error})"
+        ),
+        OSError,
+        RuntimeError,
+        into=ConfigError,
+    ):
         path = places.absolute(folder / Path(value).expanduser())
         path.exists()
-    except (OSError, RuntimeError) as error:  # too long, or below the home of nobody
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{key}: no path can be {show(value)} ({why})") from error
     return path
 
 
@@ -204,15 +210,13 @@ def load_recipe(
     # Without a name, the data and model asked for decide which recipe is meant.
     path = find_recipe(name) if name is not None else _matching(resolve(Recipe, [over]))
     layer = read_layer(path)
-    data = layer.values.get("data")
-    given = overrides.get("data") or {}
+    values = _for_named_network(layer.values, overrides)
+    data, given = values.get("data"), overrides.get("data") or {}
     named = given.get("path") is not None or given.get("dataset") is not None
     if named and isinstance(data, Mapping):
         # Naming data replaces the recipe's, whichever way it was named, and what is said of it.
         replaced = ("dataset", "path") if same_data else OF_NAMED_DATA
-        data = {key: value for key, value in data.items() if key not in replaced}
-        layer = Layer(source=layer.source, values={**layer.values, "data": data})
-    values = _for_named_method(_for_named_model(layer.values, overrides), overrides)
+        values["data"] = {key: value for key, value in data.items() if key not in replaced}
     layer = Layer(source=layer.source, values=values)
     label = str(path)
     if _is_shipped(path):
@@ -232,33 +236,29 @@ def say_fit(recipe: Recipe, name: str) -> None:
         )
 
 
-def _for_named_model(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the sizes of a recipe's models where another model is named: they are not for it."""
-    kept = dict(values)
-    ours, theirs = kept.get("model"), overrides.get("model")
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        name = theirs.get("name")
-        if name is not None and name != ours.get("name"):
-            kept["model"] = {"name": name}
-    ours, theirs = kept.get("teacher"), overrides.get("teacher")
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        kept["teacher"] = _for_named_model(ours, theirs)
-    return kept
+def _for_named_network(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the settings of models and of the method where others are named: they are not for them.
+
+    Raises:
+        UnknownNameError: If there is no method of that name.
+    """
+    values = dict(values)
+    for section, key in (("", "model"), ("teacher", "model"), ("pretrain", "method")):
+        ours, new = (_section(_section(each, section), key) for each in (values, overrides))
+        name, method = new.get("name"), key == "method"
+        if not ours or name in (None, ours.get("name", DinoConfig().name if method else None)):
+            continue
+        if method:
+            get_method(name)
+        replaced = {key: {"name": name}}
+        values |= {section: {**values[section], **replaced}} if section else replaced
+    return values
 
 
-def _for_named_method(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the settings of a recipe's method where another one is named: they are not for it."""
-    ours, theirs = values.get("pretrain"), overrides.get("pretrain")
-    if not isinstance(ours, Mapping) or not isinstance(theirs, Mapping):
-        return dict(values)
-    old, new = ours.get("method"), theirs.get("method")
-    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
-        return dict(values)
-    name = new.get("name")
-    if name is None or name == old.get("name", DinoConfig().name):
-        return dict(values)
-    get_method(name)
-    return {**values, "pretrain": {**ours, "method": {"name": name}}}
+def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a section of settings, or all where no name is given; empty where it is none."""
+    section = values.get(name) if name else values
+    return section if isinstance(section, Mapping) else {}
 
 
 def stage_values(recipe: Recipe | SegmentRecipe, stage: AnyStage) -> dict[str, Any]:
@@ -330,22 +330,24 @@ def _refuse_complete(run: Run, named: str) -> None:
         )
 
 
-def refuse_changes(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+def refuse_changes(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Refuse to continue a run with other settings than its own.
 
     Raises:
         ConfigError: Naming the first few that differ.
     """
-    changed = [
-        change
-        for change in differences(theirs, ours)
-        if not change.startswith(tuple(f"{key}:" for key in FREE_AT_RESUME))
-    ]
-    if changed:
+    if changed := list_changes(old, new, but=FREE_AT_RESUME):
         raise ConfigError(
-            f"--resume {folder} continues the same run, but these settings differ: "
-            f"{'; '.join(changed[:5])}: leave them out, or start a new run"
+            f"--resume {folder} continues the same run, but these settings differ: {changed}: "
+            "leave them out, or start a new run"
         )
+
+
+def list_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, but: Sequence[str]) -> str:
+    """Return the first few settings that differ, as text; those of ``but`` may."""
+    free = tuple(f"{key}:" for key in but)
+    changed = [change for change in differences(old, new) if not change.startswith(free)]
+    return "; ".join(changed[:5])
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
@@ -358,22 +360,22 @@ def check_recipe(path: Path) -> list[str]:
     """Resolve a recipe and build its networks; return every error, a line each."""
     from smallvit.models.registry import create_backbone
 
-    try:
-        layer = read_layer(path)
-    except ConfigError as error:
-        return [str(error)]
+    layer, fault = attempt(partial(read_layer, path), ConfigError)
+    if layer is None:
+        return [str(fault)]
     errors = list(find_errors(Recipe, [layer]))
     if errors:
         return errors
     recipe = resolve(Recipe, [layer])
     spec = DATASETS.get(recipe.data.dataset or "")
-    size = recipe.data.image_size or (spec.image_size if spec else 32)
-    num_classes = spec.num_classes if spec else 10
+    sizes = {
+        "num_classes": spec.num_classes if spec else 10,
+        "image_size": recipe.data.image_size or (spec.image_size if spec else 32),
+    }
     for section, model in (("model", recipe.model), ("teacher.model", recipe.teacher.model)):
-        try:
-            create_backbone(model, num_classes=num_classes, image_size=size)
-        except ConfigError as error:
-            errors.append(f"{path}: {section}: {error}")
+        _, fault = attempt(partial(create_backbone, model, **sizes), ConfigError)
+        if fault is not None:
+            errors.append(f"{path}: {section}: {fault}")
     return errors
 
 

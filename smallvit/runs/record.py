@@ -15,7 +15,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from smallvit.core import places
-from smallvit.core.errors import DataError, InterruptedRunError, SmallViTError
+from smallvit.core.errors import (
+    DataError,
+    InterruptedRunError,
+    SmallViTError,
+    attempt,
+    explained,
+)
 from smallvit.core.run_folder import (
     create_folder,
     hold_folder,
@@ -103,30 +109,20 @@ def _recorded(folder: Path, facts: dict[str, Any], resumed: bool) -> Iterator[di
         base = {"status": "running", "started": started, **facts}
         write_json(path, base)
         record: dict[str, Any] = {}
-        status = "failed"
         try:
             with _train_log(folder / "train.log"), _explained(folder):
                 yield record
-            status = "completed"
-        except (InterruptedRunError, KeyboardInterrupt):
-            status = "interrupted"
-            raise
-        except SmallViTError as error:
-            record["error"] = str(error)
-            raise
         except BaseException as error:
-            record["error"] = repr(error)
+            stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
+            ended = {**base, **record, "status": "interrupted" if stopped else "failed"}
+            if not stopped:
+                ended["error"] = str(error) if isinstance(error, SmallViTError) else repr(error)
+            _, fault = attempt(partial(write_json, path, ended), DataError)
+            if fault is not None:  # what ended the run is the news
+                logger.warning("%s", fault)
             raise
-        finally:
-            ended = {**base, **record, "status": status}
-            if status == "completed":
-                write_json(path, ended)
-                drop_previous(folder / "checkpoints")
-            else:
-                try:
-                    write_json(path, ended)
-                except DataError as error:  # what ended the run is the news
-                    logger.warning("%s", error)
+        write_json(path, {**base, **record, "status": "completed"})
+        drop_previous(folder / "checkpoints")
 
 
 @contextmanager
@@ -136,10 +132,8 @@ def _train_log(path: Path) -> Iterator[None]:
     Raises:
         DataError: If the file cannot be written, as soon as that is noticed.
     """
-    try:
+    with explained(lambda error: _unwritable(path, error)):
         handler = _TrainLogHandler(path, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise _unwritable(path, error) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     try:
@@ -160,7 +154,7 @@ class _TrainLogHandler(logging.FileHandler):
             super().handleError(record)
             return
         logger.removeHandler(self)
-        raise _unwritable(Path(self.baseFilename), error) from error
+        raise DataError(_unwritable(self.baseFilename, error)) from error
 
 
 @contextmanager
@@ -172,19 +166,19 @@ def _explained(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
+    except (OSError, SafetensorError) as error:
+        cause = error
+        if not isinstance(cause, OSError):  # it has no error number
+            no_room = os.strerror(errno.ENOSPC)
+            number = errno.ENOSPC if no_room in str(error) else None
+            cause = OSError(number, no_room, str(folder / "export"))
+        if cause.errno not in UNWRITABLE:
             raise
-        raise _unwritable(Path(error.filename or folder), error) from error
-    except SafetensorError as error:  # it has no error number
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        raise _unwritable(folder / "export", cause) from error
+        raise DataError(_unwritable(cause.filename or folder, cause)) from error
 
 
-def _unwritable(path: Path, error: OSError) -> DataError:
-    return DataError(
+def _unwritable(path: Path | str, error: OSError) -> str:
+    return (
         f"cannot write {path} ({error.strerror}): free some room or make it writable, and continue "
         "with --resume"
     )

@@ -17,6 +17,7 @@ from smallvit.runs.adopt import adopt_settings
 from smallvit.runs.chain import add_token_labels, newest_run
 from smallvit.runs.config import Call, Recipe, Stage
 from smallvit.runs.data import load_dataset
+from smallvit.runs.init_weights import init_settings
 from smallvit.runs.options import to_settings
 from smallvit.runs.recipe import (
     find_recipe,
@@ -26,7 +27,6 @@ from smallvit.runs.recipe import (
     say_fit,
     with_values,
 )
-from smallvit.runs.start import start_settings
 
 logger = logging.getLogger("smallvit")
 # Options that a network to adopt has no use for, by the part before a dot.
@@ -120,12 +120,12 @@ def _open(
     return load_recipe(own, settings, source=request.source, same_data=True)[0]
 
 
-def _with_start(request: Request, settings: dict[str, Any]) -> dict[str, Any]:
-    """Add what a start brings, where neither a recipe nor a run to continue is named."""
-    start = settings.get(request.stage, {}).get("init")
-    if start in (None, "scratch") or request.recipe is not None or request.resume is not None:
+def _with_init(request: Request, settings: dict[str, Any]) -> dict[str, Any]:
+    """Add what the weights named bring, where neither a recipe nor a run to continue is named."""
+    init = settings.get(request.stage, {}).get("init")
+    if init in (None, "scratch") or request.recipe is not None or request.resume is not None:
         return settings
-    return merge(start_settings(start, settings), settings)
+    return merge(init_settings(init, settings), settings)
 
 
 def _pretrain_recipe(request: Request) -> Recipe:
@@ -133,7 +133,7 @@ def _pretrain_recipe(request: Request) -> Recipe:
     if name is not None:
         _check_method(name, request.options)
         _compare_method(name, request)
-    return _open(request, _with_start(request, request.settings()))
+    return _open(request, _with_init(request, request.settings()))
 
 
 def _check_method(name: str, options: Mapping[str, Any]) -> None:
@@ -219,7 +219,7 @@ def _finetune_recipe(request: Request) -> Recipe:
         and all(each is None for each in (*named, request.recipe, request.resume))
     ):
         settings = merge(settings, {"finetune": {"init": _newest_start()}})
-    recipe = _open(request, _with_start(request, settings))
+    recipe = _open(request, _with_init(request, settings))
     enabled = recipe.finetune.token_label.enabled
     if teacher is not None and "score_maps" in options:
         raise ConfigError("--teacher and --score-maps exclude each other: give one")

@@ -10,25 +10,22 @@ import torch
 
 from smallvit.core import places, rng
 from smallvit.core.config import Layer, resolve
-from smallvit.core.errors import DataError
-from smallvit.core.run_folder import Run, open_run
-from smallvit.data.order import Order
+from smallvit.core.errors import DataError, attempt
+from smallvit.core.run_folder import open_run
 from smallvit.engine.checkpoint import AGAIN, BEST, as_scored, load_checkpoint
-from smallvit.engine.config import (
-    RuntimeConfig,
-)
+from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.engine.state import FitResult
 from smallvit.inference.export import exported_model
-from smallvit.models.registry import model_arguments, settings_of
+from smallvit.models.registry import settings_of
 from smallvit.runs.config import Call, SegmentRecipe
-from smallvit.runs.finish import export_network, take_selected
-from smallvit.runs.job import Job, describe_plan, plan_fit, prepare_backbone
+from smallvit.runs.finish import finish_network
+from smallvit.runs.init_weights import TIMM, find_export, init_settings, load_init
+from smallvit.runs.job import Job, describe_run, plan_fit, prepare_backbone
 from smallvit.runs.monitor import take_evenly
 from smallvit.runs.moved import check_same
 from smallvit.runs.recipe import read_layer
 from smallvit.runs.session import Session
-from smallvit.runs.start import TIMM, find_start, start_from, start_settings
 from smallvit.segment.batches import SegmentBatches, eval_batches
 from smallvit.segment.data import SegmentData, load_segment_data
 from smallvit.segment.heads import create_head
@@ -60,20 +57,19 @@ def load_segment_recipe(recipe: Path | None, overrides: Mapping[str, Any]) -> Se
     layers = [Layer(source="command line", values=overrides)]
     if recipe is not None:
         return resolve(SegmentRecipe, [read_layer(recipe), *layers])
-    start = (overrides.get("segment") or {}).get("init", "scratch")
-    if start != "scratch":
-        values = {"model": _model_of(start, overrides)}
-        layers.insert(0, Layer(source=f"--init {start}", values=values))
+    init = (overrides.get("segment") or {}).get("init", "scratch")
+    if init != "scratch":
+        values = {"model": _model_of(init, overrides)}
+        layers.insert(0, Layer(source=f"--init {init}", values=values))
     return resolve(SegmentRecipe, layers)
 
 
-def _model_of(start: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the model that a start brings, with patches of the size that it was trained with."""
-    model = dict(start_settings(start, overrides).get("model", {}))
-    if model and not start.startswith(TIMM) and "patch_size" in settings_of(model["name"]):
-        found = find_start(start)
-        export = found.path / "export" if isinstance(found, Run) else found
-        model["patch_size"] = exported_model(export).get("patch_size", model.get("patch_size"))
+def _model_of(init: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model that weights bring, with patches of the size that it was trained with."""
+    model = dict(init_settings(init, overrides).get("model", {}))
+    if model and not init.startswith(TIMM) and "patch_size" in settings_of(model["name"]):
+        exported = exported_model(find_export(init))
+        model["patch_size"] = exported.get("patch_size", model.get("patch_size"))
     return model
 
 
@@ -115,10 +111,10 @@ def score_segmentation(
     check_same(run, data.dataset, str(path))
     session = Session(call=Call(), runtime=runtime, data=data, values={})
     objective = _create_objective(recipe, data, session)
-    try:
-        objective.load_state_dict(as_scored(load_checkpoint(path / "checkpoints" / BEST)))
-    except DataError as error:
-        raise DataError(f"{error}: {AGAIN}") from error
+    state, fault = attempt(partial(load_checkpoint, path / "checkpoints" / BEST), DataError)
+    if state is None:
+        raise DataError(f"{fault}: {AGAIN}") from fault
+    objective.load_state_dict(as_scored(state))
     confusion = _confusion(objective.eval(), data, split, runtime)
     ious = zip(data.class_names, class_ious(confusion).tolist(), strict=True)
     return {
@@ -155,19 +151,8 @@ def prepare_segment(recipe: SegmentRecipe, session: Session) -> Job:
     config, data, runtime = recipe.segment, session.data, session.runtime
     dataset = data.dataset
     objective = _create_objective(recipe, data, session)
-    start = start_from(objective.student, config.init, dataset, allow_leak=recipe.data.allow_leak)
-    order = Order(
-        len(dataset.splits["train"]), config.optim.batch_size, recipe.seed, runtime.device
-    )
-    plan = plan_fit(
-        session,
-        recipe,
-        STAGE,
-        order=order,
-        optim=config.optim,
-        schedule=config.schedule,
-        select_on="val/miou",
-    )
+    init = load_init(objective.student, config.init, dataset, allow_leak=recipe.data.allow_leak)
+    order, plan = plan_fit(session, recipe, STAGE, config, select_on="val/miou")
 
     def evaluate() -> dict[str, float]:
         scores = segment_metrics(_confusion(objective, data, "val", runtime))
@@ -181,16 +166,16 @@ def prepare_segment(recipe: SegmentRecipe, session: Session) -> Job:
         evaluate=evaluate,
         finish=partial(_finish, recipe, objective, data, runtime),
         facts={
-            **describe_plan(plan, session, recipe.model),
-            "params": sum(p.numel() for p in objective.parameters()),
-            **start.facts,
-            "upstream": start.cost,
+            **describe_run(
+                session, recipe, STAGE, recipe.model.name, objective, total_steps=plan.total_steps
+            ),
+            **init.facts,
             "head": config.head.name,
             "num_classes": data.num_classes,
             "baseline": {f"val/{name}": value for name, value in _majority(data, "val").items()},
         },
         learns="labels",
-        learned=start.learned,
+        learned=init.learned,
     )
 
 
@@ -222,21 +207,18 @@ def _finish(
     result: FitResult,
 ) -> dict[str, Any]:
     """Export the selected network; draw the curves and some validation images."""
-    dataset = data.dataset
-    take_selected(objective, folder, result)
-    _, arguments = model_arguments(recipe.model, num_classes=0, image_size=dataset.image_size)
-    export_network(
+    head, dataset = recipe.segment.head.name, data.dataset
+    finish_network(
         folder,
+        result,
+        objective,
         objective.student,
+        recipe.model,
         dataset,
-        arguments,
-        title=f"{recipe.model.name} on {dataset.name}",
         origin=(
-            f"Backbone of a segmentation by smallvit, without its {recipe.segment.head.name} head, "
+            f"Backbone of a segmentation by smallvit, without its {head} head, "
             "which is in checkpoints/best.pt."
         ),
-        metrics=result.best or result.metrics,
-        class_names=(),
         fit="pad",
     )
     shown = take_evenly(dataset.splits["val"], DRAWN_IMAGES)

@@ -72,7 +72,6 @@ def run_stage(recipe: Recipe | SegmentRecipe, stage: AnyStage, call: Call) -> Ru
             record,
         ):
             resume = processes.on_first(partial(_open_checkpoints, job, session, folder))
-            job.announce()
             result = fit(
                 job.objective,
                 job.batches,

@@ -1,6 +1,7 @@
 """The teacher and stage 2, ready to fit: a classifier, with the token labels that it learns."""
 
 import logging
+import operator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,15 @@ from smallvit.data.views import LabelledBatches
 from smallvit.engine.plan import FitPlan
 from smallvit.engine.state import FitResult
 from smallvit.finetuning.objective import FinetuneObjective
-from smallvit.models.registry import model_arguments
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.runs.classifier import judge_classifier, score_classifier
 from smallvit.runs.config import Recipe, Stage
 from smallvit.runs.data import require_labels
-from smallvit.runs.finish import export_network, take_selected
-from smallvit.runs.job import Job, describe_plan, plan_fit, prepare_backbone
+from smallvit.runs.finish import finish_network
+from smallvit.runs.init_weights import Init, load_init, say_origin
+from smallvit.runs.job import Job, describe_run, plan_fit, prepare_backbone
 from smallvit.runs.provenance import join_extra_data
 from smallvit.runs.session import Session
-from smallvit.runs.start import Start, origin, start_from
 from smallvit.runs.token_labels import TokenLabels, open_token_labels
 
 logger = logging.getLogger("smallvit")
@@ -45,15 +45,21 @@ def prepare_classifier(recipe: Recipe, stage: Stage, session: Session) -> Job:
     backbone = prepare_backbone(
         model, num_classes=dataset.num_classes, session=session, seed=recipe.seed
     )
-    start, labels = _open_sources(recipe, stage, backbone, session)
+    init, labels = Init(), TokenLabels()
     token_label = recipe.finetune.token_label if stage == "finetune" else None
-    if token_label is not None and not token_label.enabled:
-        token_label = None
-    facts: dict[str, Any] = {"init": "scratch", "token_labels": False, "extra_data": "none"}
-    facts |= start.facts
     if token_label is not None:
-        seen = join_extra_data(facts["extra_data"], labels.facts.get("extra_data", "none"))
-        facts |= {"token_labels": True, **labels.facts, "extra_data": seen}
+        allow_leak = recipe.data.allow_leak
+        init = load_init(backbone, recipe.finetune.init, dataset, allow_leak=allow_leak)
+        if not token_label.enabled:
+            token_label = None
+    facts = {"token_labels": token_label is not None, **init.facts}
+    if token_label is not None:
+        if token_label.mix_token:
+            _check_box(backbone, model.name, dataset.image_size)
+        labels = open_token_labels(recipe, backbone, session)
+        facts |= labels.facts
+        for key, join in (("extra_data", join_extra_data), ("upstream", operator.or_)):
+            facts[key] = join(init.facts[key], labels.facts[key])
     torch.manual_seed(rng.step_seed(recipe.seed, -2))
     objective = FinetuneObjective(
         backbone,
@@ -62,23 +68,11 @@ def prepare_classifier(recipe: Recipe, stage: Stage, session: Session) -> Job:
         token_label=token_label,
         teacher=labels.teacher,
     ).to(runtime.device)
-    order = Order(
-        len(dataset.splits["labelled"]),
-        config.optim.batch_size,
-        recipe.seed,
-        runtime.device,
-        repeats=config.augment.repeats,
+    repeats = config.augment.repeats
+    order, plan = plan_fit(
+        session, recipe, stage, config, split="labelled", select_on=SELECT_ON, repeats=repeats
     )
-    plan = plan_fit(
-        session,
-        recipe,
-        stage,
-        order=order,
-        optim=config.optim,
-        schedule=config.schedule,
-        select_on=SELECT_ON,
-    )
-    _say_unseen(plan, order, config.augment.repeats)
+    _say_unseen(plan, order, repeats)
     return Job(
         plan=plan,
         objective=objective,
@@ -90,42 +84,18 @@ def prepare_classifier(recipe: Recipe, stage: Stage, session: Session) -> Job:
             grid=backbone.grid(dataset.image_size),
             mix_token=token_label is not None and token_label.mix_token,
             total_steps=plan.total_steps,
-            mapped_steps=None
-            if token_label is None
-            else token_label.mapped_steps(plan.total_steps),
+            mapped_steps=token_label and token_label.mapped_steps(plan.total_steps),
         ),
         order=order,
         evaluate=partial(_evaluate, backbone, session),
         finish=partial(_finish, model, objective, backbone, session, facts, stage),
-        facts=describe_plan(plan, session, model)
-        | {
-            "params": sum(p.numel() for p in backbone.model.parameters()),
-            "num_labels": len(dataset.splits["labelled"]),
-            "label_fraction": recipe.data.label_fraction,
-            "upstream": start.cost | labels.upstream,
-        }
+        facts=describe_run(
+            session, recipe, stage, model.name, backbone.model, total_steps=plan.total_steps
+        )
         | facts,
         learns="labels",
-        learned=start.learned | labels.learned,
+        learned=init.learned | labels.learned,
     )
-
-
-def _open_sources(
-    recipe: Recipe, stage: Stage, backbone: AbstractBackbone, session: Session
-) -> tuple[Start, TokenLabels]:
-    """Fill the network with the weights that stage 2 starts from, and open its token labels."""
-    if stage == "teacher":
-        return Start(), TokenLabels()
-    config, dataset = recipe.finetune, session.dataset
-    start = start_from(backbone, config.init, dataset, allow_leak=recipe.data.allow_leak)
-    if not config.token_label.enabled:
-        return start, TokenLabels()
-    if config.token_label.mix_token:
-        _check_box(backbone, recipe.model.name, dataset.image_size)
-    labels = open_token_labels(
-        config, backbone, dataset, session.runtime, allow_leak=recipe.data.allow_leak
-    )
-    return start, labels
 
 
 def _check_box(backbone: AbstractBackbone, name: str, image_size: int) -> None:
@@ -171,18 +141,14 @@ def _finish(
 ) -> dict[str, Any]:
     """Export the selected weights, draw the curves, and hold the accuracy against one answer."""
     dataset = session.dataset
-    take_selected(objective, folder, result)
-    _, arguments = model_arguments(
-        model, num_classes=dataset.num_classes, image_size=dataset.image_size
-    )
-    export_network(
+    finish_network(
         folder,
+        result,
+        objective,
         backbone,
+        model,
         dataset,
-        arguments,
-        title=f"{model.name} on {dataset.name}",
-        origin=origin(facts),
-        metrics=result.best or result.metrics,
+        origin=say_origin(facts),
         token_head=objective.token_head,
     )
     return judge_classifier(backbone, dataset, session.runtime, stage=stage)

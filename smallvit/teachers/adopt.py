@@ -23,7 +23,7 @@ from smallvit.models.tokens import AbstractBackbone
 from smallvit.models.vit import VitBackbone
 
 MAX_ITERATIONS = 1000
-Colours = tuple[float, float, float]
+Colors = tuple[float, float, float]
 
 
 def mean_pooling(backbone: AbstractBackbone) -> dict[str, Any]:
@@ -154,8 +154,8 @@ def set_classifier(
 
 
 @torch.no_grad()
-def match_colours(
-    model: nn.Module, *, theirs: tuple[Colours, Colours], ours: tuple[Colours, Colours]
+def match_colors(
+    model: nn.Module, *, trained: tuple[Colors, Colors], now: tuple[Colors, Colors]
 ) -> str | None:
     """Let a network read images normalised for this data set as it read those it was trained on.
 
@@ -164,30 +164,27 @@ def match_colours(
 
     Args:
         model: The timm model.
-        theirs: Mean and standard deviation a colour, in [0, 1], that it was trained with.
-        ours: Those of the images to come.
+        trained: Mean and standard deviation a colour, in [0, 1], that it was trained with.
+        now: Those of the images to come.
 
     Returns:
         What was done, for the log; ``None`` where both are the same.
     """
-    pairs = [pair for a, b in zip(theirs, ours, strict=True) for pair in zip(a, b, strict=True)]
+    pairs = [pair for a, b in zip(trained, now, strict=True) for pair in zip(a, b, strict=True)]
     if all(math.isclose(a, b, abs_tol=1e-6) for a, b in pairs):
         return None
-    (their_mean, their_std), (mean, std) = torch.tensor(theirs), torch.tensor(ours)
+    (old_mean, old_std), (mean, std) = torch.tensor(trained), torch.tensor(now)
     name = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv")
     first = model.get_submodule(name) if isinstance(name, str) else None
-    trained = f"trained on mean {_said(theirs[0])}, std {_said(theirs[1])}"
+    shown = [" ".join(f"{value:.3f}" for value in values) for values in trained]
+    before = f"trained on mean {shown[0]}, std {shown[1]}"
     # A weight-standardised convolution would undo the scale.
     if type(first) is not nn.Conv2d or first.in_channels != len(mean):
-        return f"reads this data set's colours as they are, though {trained}"
-    scale = (std / their_std).to(first.weight)
-    shift = ((mean - their_mean) / their_std).to(first.weight)
+        return f"reads this data set's colours as they are, though {before}"
+    scale = (std / old_std).to(first.weight)
+    shift = ((mean - old_mean) / old_std).to(first.weight)
     if first.bias is not None:
         first.bias += torch.einsum("dcij,c->d", first.weight, shift)
     first.weight *= scale[:, None, None]
     what = "std" if first.bias is None else "mean and std"
-    return f"{trained}: {what} of this data set put into {name}"
-
-
-def _said(values: Colours) -> str:
-    return " ".join(f"{value:.3f}" for value in values)
+    return f"{before}: {what} of this data set put into {name}"

@@ -16,7 +16,7 @@ from timm.models import _registry
 
 from smallvit.cli.app import main
 from smallvit.runs.adopt import adopt_settings
-from smallvit.runs.start import start_settings
+from smallvit.runs.init_weights import init_settings
 
 DIGITS = ["--dataset", "digits", "--data.image-size", "16", "--data.label-fraction", "0.2"]
 TIMM = "test_vit.r160_in1k"  # 64 wide, 6 blocks, patches of 16 px
@@ -266,7 +266,7 @@ def test_a_start_brings_the_scale_of_its_grey_values_or_says_another(tiny, tmp_p
         4095,
     ]
     other = {"data": {"path": str(tmp_path / "bright")}}
-    assert start_settings(str(start), other)["data"]["grey_range"] == [0, 4095]
+    assert init_settings(str(start), other)["data"]["grey_range"] == [0, 4095]
     assert adopt_settings(str(start), other)["data"]["grey_range"] == [0, 4095]
     finetune = ["finetune", "--data", str(tmp_path / "bright"), "--init", str(start), "--dry-run"]
     capsys.readouterr()

@@ -18,7 +18,7 @@ LAUGHS = "\n".join(
 TEXTS = {
     "a key that is a list": ("? [a]\n: b", "is no text"),
     "a key that is a number": ("1: 2", "the key 1 is no text: put it in quotes"),
-    "a mapping that is none": ("a: !!map x", "no mapping"),
+    "a mapping that is none": ("a: !!map x", "expected a mapping"),
     "a date that is none": ("a: 2001-99-99", "month must be in 1..12"),
     "a truth value that is none": ("a: !!bool x", "no valid YAML"),
     "a number that is none": ("a: !!int x", "no valid YAML"),

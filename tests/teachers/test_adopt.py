@@ -14,7 +14,7 @@ from smallvit.models.registry import create_backbone, create_exported
 from smallvit.teachers.adopt import (
     fit_classifier,
     linear_classifier,
-    match_colours,
+    match_colors,
     mean_pooling,
     read_features,
     set_classifier,
@@ -149,7 +149,7 @@ def test_a_vit_reads_images_of_other_colours_as_its_own():
 
     with torch.no_grad():
         expected = model(normalised(*IMAGENET))
-        note = match_colours(model, theirs=IMAGENET, ours=OURS)
+        note = match_colors(model, trained=IMAGENET, now=OURS)
         torch.testing.assert_close(model(normalised(*OURS)), expected, atol=1e-5, rtol=1e-4)
     assert note is not None
     assert "mean and std of this data set put into patch_embed.proj" in note
@@ -158,7 +158,7 @@ def test_a_vit_reads_images_of_other_colours_as_its_own():
 def test_a_convolution_without_a_bias_gets_the_scale_alone():
     model: Any = timm.create_model("resnet8_small", width=4, num_classes=3)
     before = model.conv.weight.clone()
-    note = match_colours(model, theirs=IMAGENET, ours=OURS)
+    note = match_colors(model, trained=IMAGENET, now=OURS)
     ratio = torch.tensor(OURS[1]) / torch.tensor(IMAGENET[1])
     torch.testing.assert_close(model.conv.weight, before * ratio[:, None, None])
     assert note is not None
@@ -168,5 +168,5 @@ def test_a_convolution_without_a_bias_gets_the_scale_alone():
 def test_the_same_colours_leave_every_weight():
     model: Any = timm.create_model("resnet8_small", width=4, num_classes=3)
     before = model.conv.weight.clone()
-    assert match_colours(model, theirs=OURS, ours=OURS) is None
+    assert match_colors(model, trained=OURS, now=OURS) is None
     assert torch.equal(model.conv.weight, before)
