@@ -9,6 +9,7 @@ Shapes in this file:
 import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from glob import escape
 from itertools import combinations
@@ -21,13 +22,12 @@ from jaxtyping import Int, Shaped, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.errors import ConfigError, DataError, explained
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.files.content import content_hash
 from smallvit.data.files.images import IMAGE_SUFFIXES, open_image, over_white
 from smallvit.data.files.load import USUAL_SIZES
 from smallvit.data.files.splits import (
-    Cut,
     StoredCut,
     cut_by_position,
     cut_splits,
@@ -45,6 +45,7 @@ LAYOUT = "expected images/train/NAME.* with masks/train/NAME.png, and the same f
 # Files of one thread's turn: enough that threads do not wait for each other.
 CHUNK = 16
 logger = logging.getLogger("smallvit")
+Pair = tuple[Path, Path]  # an image file and its mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,19 +76,11 @@ class SegmentData:
         return replace(self, dataset=self.dataset.to(device), masks=self.masks.to(device))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """An image file and its mask."""
-
-    image: Path
-    mask: Path
-
-
 def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentData:
     """Read, check, fit and split a folder of images and masks.
 
     An image of any size is resized until its longer side is ``image_size`` (bicubic, antialiased)
-    and centred on a square of its own mean colour. Its mask is resized by nearest neighbour, and
+    and centred on a square of its own mean color. Its mask is resized by nearest neighbour, and
     what lies outside the image is ignored.
 
     Args:
@@ -108,41 +101,37 @@ def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentD
     class_names = _name_classes(config.path, flat, seen, num_train)
     hashes, mask_hashes = hash_images(images), hash_images(masks)
     counts = {name: len(split) for name, split in pairs.items()}
-    listed = _fingerprint(class_names, counts, hashes, mask_hashes)
-    name = config.path.absolute().name
-    folder = cache_dir / "segment" / f"{file_stem(name)}-{listed[:16]}"
+    fingerprint = _fingerprint(class_names, counts, hashes, mask_hashes)
+    name, by_content = config.path.absolute().name, config.split_version > 1
+    folder = cache_dir / "segment" / f"{file_stem(name)}-{fingerprint[:16]}"
     with cache_errors(cache_dir):
         folder.mkdir(parents=True, exist_ok=True)
-        keys = hashes if config.split_version == 1 else contents
-        cut = _cut(config, folder, images[:num_train], keys[:num_train], counts)
-    places = {"train": cut.train, "val": cut.val, "test": cut.test}
-    first = num_train
-    for part in ("val", "test"):
-        if part in counts:
-            places[part] = np.arange(first, first + counts[part])
-            first += counts[part]
-    if config.split_version > 1:
-        places = {
-            part: index[content_order(contents[index], mask_hashes[index], hashes[index])]
-            for part, index in places.items()
-        }
-    _check_splits(config.path, places, masks, hashes)
-    places["labelled"] = places["train"]
+    keys = contents if by_content else hashes
+    cut = _cut(config, folder, images[:num_train], keys[:num_train], counts)
+    brought = np.split(np.arange(len(flat)), np.cumsum(list(counts.values()))[:-1])
+    indices = {part: getattr(cut, part) for part in SPLITS}
+    indices |= {**dict(zip(counts, brought, strict=True)), "train": cut.train}
+    if by_content:
+        for part, index in indices.items():
+            order = content_order(contents[index], mask_hashes[index], hashes[index])
+            indices[part] = index[order]
+    _check_splits(config.path, indices, masks, hashes)
+    indices["labelled"] = indices["train"]
     packed, labels = torch.from_numpy(images), torch.zeros(len(images), dtype=torch.int64)
-    fingerprint, known = listed, places
-    if config.split_version > 1:
+    known = indices
+    if by_content:
         part = np.repeat(np.arange(len(counts)), list(counts.values()))
         order = np.lexsort((hashes, mask_hashes, contents, part))
         in_order = (each[order] for each in (hashes, mask_hashes, contents))
         fingerprint = _fingerprint(class_names, counts, *in_order)
-        known = {part: contents[index].view(np.int64) for part, index in places.items()}
+        known = {part: contents[index].view(np.int64) for part, index in indices.items()}
     dataset = Dataset(
         name=name,
         class_names=(),
         image_size=size,
         splits={
             part: Split(images=packed, labels=labels, index=torch.from_numpy(index))
-            for part, index in places.items()
+            for part, index in indices.items()
         },
         mean=cut.mean,
         std=cut.std,
@@ -151,7 +140,7 @@ def load_segment_data(config: SegmentDataConfig, *, cache_dir: Path) -> SegmentD
         split_hashes={part: split_hash(values) for part, values in known.items()},
         broken=(),
         store_path=folder,
-        content_hashes={part: contents[index] for part, index in places.items()},
+        content_hashes={part: contents[index] for part, index in indices.items()},
     )
     return SegmentData(dataset=dataset, masks=torch.from_numpy(masks), class_names=class_names)
 
@@ -210,14 +199,13 @@ def list_pairs(folder: Path) -> dict[str, list[Pair]]:
         for left, right, kind in ((images, masks, "mask"), (masks, images, "image")):
             alone = [stem for stem in left if stem not in right]
             if alone:
-                place = folder / f"{kind}s" / split
-                unread = sorted(path.name for path in place.glob(f"{escape(alone[0])}.*"))
-                remedy = f"save {place / unread[0]} as PNG" if unread else LAYOUT
+                unread = sorted((folder / f"{kind}s" / split).glob(f"{escape(alone[0])}.*"))
+                remedy = f"save {unread[0]} as PNG" if unread else LAYOUT
                 raise DataError(
                     f"{folder}: {len(alone)} of {len(left)} files have no {kind}, first: "
                     f"{left[alone[0]].relative_to(folder)}: {remedy}"
                 )
-        found[split] = [Pair(image=images[stem], mask=masks[stem]) for stem in images]
+        found[split] = [(images[stem], masks[stem]) for stem in images]
     return found
 
 
@@ -239,7 +227,7 @@ def _by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
 def _find_size(pairs: list[Pair]) -> int:
     """Return the usual side nearest to the median of the images' longer sides."""
     chosen = np.linspace(0, len(pairs) - 1, num=min(64, len(pairs))).astype(int)
-    sides = [max(_open(pairs[i].image).size) for i in chosen]
+    sides = [max(_open(pairs[i][0]).size) for i in chosen]
     return min(USUAL_SIZES, key=lambda size: abs(size - np.median(sides)))
 
 
@@ -257,11 +245,11 @@ def _read_all(
     contents = np.empty(len(pairs), dtype=np.uint64)
 
     def read(start: int) -> None:
-        for i, pair in enumerate(pairs[start : start + CHUNK], start):
-            (image, contents[i]), mask = _read_image(pair.image), _read_mask(pair.mask)
+        for i, (image_path, mask_path) in enumerate(pairs[start : start + CHUNK], start):
+            (image, contents[i]), mask = _read_image(image_path), _read_mask(mask_path)
             if image.size != mask.size:
                 raise DataError(
-                    f"{pair.mask} has {mask.width} x {mask.height} px, its image "
+                    f"{mask_path} has {mask.width} x {mask.height} px, its image "
                     f"{image.width} x {image.height}: both need one size"
                 )
             seen[i] = np.bincount(np.asarray(mask).ravel(), minlength=256) > 0
@@ -296,35 +284,28 @@ def fit_square(
 
 
 def _open(path: Path) -> Image.Image:
-    try:
+    with _replaced_if_broken(path, "read"):
         return open_image(path)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}): replace it, or remove it and its counterpart"
-        ) from error
 
 
-def _decode(path: Path, image: Image.Image) -> None:
-    try:
-        image.load()
-    except (OSError, ValueError, SyntaxError) as error:  # PIL's PNG reader raises all three
-        raise _undecoded(path, error) from error
-
-
-def _undecoded(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path} cannot be decoded ({error}): replace it, or remove it and its counterpart"
+def _replaced_if_broken(path: Path, what: str) -> AbstractContextManager[None]:
+    """Explain a file that PIL cannot take; its PNG reader raises all three."""
+    return explained(
+        lambda error: (
+            f"{path} cannot be {what} ({error}): replace it, or remove it and its counterpart"
+        ),
+        OSError,
+        ValueError,
+        SyntaxError,
     )
 
 
 def _read_image(path: Path) -> tuple[Image.Image, int]:
     """Read an image as RGB, upright, with transparency laid over white; and its content hash."""
     image = _open(path)
-    try:
+    with _replaced_if_broken(path, "decoded"):
         content = content_hash(image)
-    except (OSError, ValueError, SyntaxError) as error:  # PIL's PNG reader raises all three
-        raise _undecoded(path, error) from error
-    _decode(path, image)
+        image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         raise DataError(f"{path} has more than 8 bits a channel: save it with 8")
@@ -336,7 +317,8 @@ def _read_mask(path: Path) -> Image.Image:
     mask = _open(path)
     tile: Any = getattr(mask, "tile", None)
     raw = tile[0][3] if tile else ""  # how the bytes become pixels
-    _decode(path, mask)
+    with _replaced_if_broken(path, "decoded"):
+        mask.load()
     if mask.mode not in MASK_MODES or str(raw) in SMALL_GREYS:
         raise DataError(
             f"{path} is a mask of mode {mask.mode} ({raw}), whose values are no class indices: "
@@ -354,24 +336,26 @@ def _name_classes(
         DataError: Names the first mask at fault.
     """
     in_train = np.flatnonzero(seen[:num_train, :IGNORED].any(axis=0))
-    if len(in_train) < 2 and seen[:num_train, IGNORED].any():
-        raise DataError(
-            f"{folder}: the train masks hold {IGNORED}, which is ignored, and one class beside it "
-            f"(index {', '.join(map(str, in_train)) or 'none'}): where {IGNORED} is the object, "
-            "save it as 1"
-        )
     if len(in_train) < 2:
+        found = f"{folder}: the train masks hold"
+        index = f"{', '.join(map(str, in_train)) or 'none'}"
+        if seen[:num_train, IGNORED].any():
+            raise DataError(
+                f"{found} {IGNORED}, which is ignored, and one class beside it (index {index}): "
+                f"where {IGNORED} is the object, save it as 1"
+            )
         raise DataError(
-            f"{folder}: the train masks hold one class only (indices "
-            f"{', '.join(map(str, in_train)) or 'none'}; {IGNORED} is ignored): segmentation needs "
+            f"{found} one class only (indices {index}; {IGNORED} is ignored): segmentation needs "
             "two, such as 0 for background and 1 for the object"
         )
     listed = folder / "classes.txt"
     if listed.is_file():
-        try:
+        with explained(
+            lambda error: f"{listed} cannot be read ({error}): save it as UTF-8",
+            OSError,
+            UnicodeDecodeError,
+        ):
             lines = listed.read_text("utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{listed} cannot be read ({error}): save it as UTF-8") from error
         names = tuple(line.strip() for line in lines if line.strip())
         if len(set(names)) != len(names):
             raise DataError(f"{listed} names a class twice: one different name a line")
@@ -395,7 +379,7 @@ def _name_classes(
     if outside.any():
         first = int(outside.any(axis=1).argmax())
         index = len(names) + int(outside[first].argmax())
-        raise DataError(f"{pairs[first].mask} holds index {index}, which is no class: {remedy}")
+        raise DataError(f"{pairs[first][1]} holds index {index}, which is no class: {remedy}")
     return names
 
 
@@ -417,17 +401,15 @@ def _cut(
         parts = (config.split_version, *parts)
 
     def make() -> StoredCut:
-        cut = Cut(**dict.fromkeys(("train", "labelled", "val", "test"), np.arange(len(images))))
-        if val_fraction or test_fraction:
-            cut = (cut_by_position if config.split_version == 1 else cut_splits)(
-                np.zeros(len(images), dtype=np.int64),
-                keys,
-                class_names=("train",),
-                val_fraction=val_fraction,
-                test_fraction=test_fraction,
-                label_fraction=1.0,
-                seed=config.split_seed,
-            )
+        cut = (cut_splits if config.split_version > 1 else cut_by_position)(
+            np.zeros(len(images), dtype=np.int64),
+            keys,
+            class_names=("train",),
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            label_fraction=1.0,
+            seed=config.split_seed,
+        )
         mean, std = _channel_stats(images, cut.train)
         return StoredCut(**vars(cut), mean=mean, std=std)
 
@@ -441,11 +423,10 @@ def _channel_stats(
     levels = np.arange(256) / 255
     stats = []
     for channel in range(3):
-        share = sum(
-            np.bincount(images[part, channel].ravel(), minlength=256)
-            for part in np.array_split(index, max(1, len(index) // 256))
-        )
-        share = share / np.sum(share)
+        # Some at a time: what is taken out of a large array is a copy.
+        chunks = np.array_split(index, max(1, len(index) // 256))
+        counts = sum(np.bincount(images[c, channel].ravel(), minlength=256) for c in chunks)
+        share = counts / np.sum(counts)
         mean = float(share @ levels)
         stats.append((mean, float(np.sqrt(max(share @ levels**2 - mean**2, 1e-6)))))
     (a, d), (b, e), (c, f) = stats

@@ -11,7 +11,7 @@ Shapes in this file:
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smallvit.core.errors import ConfigError
+from smallvit.core.errors import ConfigError, attempt, reason
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.segment.config import HeadConfig
 
@@ -27,6 +27,7 @@ MOST_LEVELS = 4
 LEAST_LEVELS = 3
 POOLED = (1, 2, 3, 6)  # cells a side of the pooling pyramid, as published
 PYRAMID = (4.0, 2.0, 1.0, 0.5)  # sides of the levels of a network of one grid, in its grids
+UNFIT = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)  # timm's
 FINEST_PX = 2  # pixels of a cell of the finest level
 
 
@@ -187,38 +188,46 @@ def take_levels(
     backbone: AbstractBackbone, images: Float[Tensor, "B 3 H W"], levels: Levels
 ) -> list[Float[Tensor, "B _ _ _"]]:
     """Return a network's feature maps, one for each index, repeated ones too."""
-    model: Any = backbone.model
     wanted = sorted(set(levels.indices))
-    maps = model.forward_intermediates(
-        images, indices=wanted, norm=levels.norm, output_fmt="NCHW", intermediates_only=True
-    )
+    maps = _feature_maps(backbone, images, wanted, norm=levels.norm)
     by_index = dict(zip(wanted, maps, strict=True))
     return [by_index[index] for index in levels.indices]
 
 
+def _feature_maps(
+    backbone: AbstractBackbone,
+    images: Float[Tensor, "B 3 H W"],
+    indices: list[int] | None,
+    *,
+    norm: bool,
+) -> list[Float[Tensor, "B _ _ _"]]:
+    model: Any = backbone.model
+    return model.forward_intermediates(
+        images, indices=indices, norm=norm, output_fmt="NCHW", intermediates_only=True
+    )
+
+
+@torch.no_grad()
 def _probe(
     backbone: AbstractBackbone, image_size: int
 ) -> tuple[list[Float[Tensor, "1 _ _ _"]], bool]:
     """Return all levels of one black image, and whether the last norm suits each of them."""
-    model: Any = backbone.model
     image = next(backbone.parameters()).new_zeros(1, 3, image_size, image_size)
     training = backbone.training
     backbone.eval()
-    refusal = ""
+    refusal = None
     try:
         for norm in (True, False):  # a dense network's last norm is for its last width alone
-            try:
-                with torch.no_grad():
-                    maps = model.forward_intermediates(
-                        image, indices=None, norm=norm, output_fmt="NCHW", intermediates_only=True
-                    )
+            probe = partial(_feature_maps, backbone, image, None, norm=norm)
+            maps, refusal = attempt(probe, *UNFIT)
+            if maps is not None:
                 return maps, norm
-            except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-                refusal = " ".join(str(error).split())[:120]
     finally:
         backbone.train(training)
+    assert refusal is not None
     raise ConfigError(
-        f"{backbone.model_name} gives no levels for upernet-light ({refusal}): use --head linear"
+        f"{backbone.model_name} gives no levels for upernet-light ({reason(refusal)[:120]}): use "
+        "--head linear"
     )
 
 

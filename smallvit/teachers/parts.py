@@ -6,10 +6,11 @@ Shapes in this file:
 
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 
-from smallvit.core.errors import ConfigError, DataError
-from smallvit.teachers.score_maps import ScoreMaps, tensors_of
+from smallvit.core.errors import ConfigError, DataError, attempt
+from smallvit.teachers.score_maps import ScoreMaps
 from smallvit.teachers.tensor_file import read_tensors, write_tensors
 
 logger = logging.getLogger("smallvit")
@@ -38,11 +39,11 @@ class Parts:
         self.wall_s = 0.0  # spent on them
         self._paths: list[Path] = []
         while (path := self._path(self.done)).is_file():
-            try:
-                tensors, header = read_tensors(path)
-            except DataError as error:
-                logger.warning("%s: made again from here", error)
+            content, fault = attempt(partial(read_tensors, path), DataError)
+            if content is None:
+                logger.warning("%s: made again from here", fault)
                 break
+            tensors, header = content
             changed = [key for key, value in identity.items() if header.get(key) != value]
             if changed:
                 raise ConfigError(
@@ -59,15 +60,13 @@ class Parts:
         """
         self.folder.mkdir(exist_ok=True)
         maps, path = ScoreMaps.join(batches), self._path(self.done)
-        write_tensors(path, tensors_of(maps), {**self.identity, "wall_s": wall_s})
+        write_tensors(path, maps.tensors, {**self.identity, "wall_s": wall_s})
         self._count(path, len(maps.prob), wall_s)
 
     def join(self) -> ScoreMaps:
         """Return all of them as one."""
-        parts = (read_tensors(path)[0] for path in self._paths)
-        return ScoreMaps.join(
-            [ScoreMaps(**tensors, num_classes=self.num_classes) for tensors in parts]
-        )
+        parts = [read_tensors(path)[0] for path in self._paths]
+        return ScoreMaps.join([ScoreMaps(**each, num_classes=self.num_classes) for each in parts])
 
     def remove(self) -> None:
         """Remove them all."""

@@ -9,7 +9,8 @@ Shapes in this file:
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,11 +18,12 @@ from jaxtyping import Float, Float16, Int, Int32
 from torch import Tensor
 
 from smallvit.core.config import Layer, resolve
-from smallvit.core.errors import ConfigError, DataError
+from smallvit.core.errors import ConfigError, DataError, attempt, explained
 from smallvit.data.dataset import Dataset
 from smallvit.teachers.tensor_file import read_tensors, write_tensors
 
 FORMAT_VERSION = 1
+TENSORS = {"index": torch.int32, "prob": torch.float16, "rest": torch.float16}  # wider ones first
 CHECKED = 4096  # images whose values are checked at a time: little memory beside the maps
 
 
@@ -101,8 +103,7 @@ class ScoreMaps:
         rest = (1 - prob.sum(dim=1)).clamp(min=0)
         prob, index, rest = prob.half().cpu(), index.int().cpu(), rest.half().cpu()
         # NaN and infinity are the largest of their place, so that the top holds them.
-        fine = prob[:, 0].isfinite().all()
-        if not bool(fine):
+        if not bool(prob[:, 0].isfinite().all()):
             raise DataError(
                 "the teacher answers with NaN or infinite probabilities: train it again, or raise "
                 "label.temperature if that is small"
@@ -112,21 +113,17 @@ class ScoreMaps:
     @classmethod
     def join(cls, parts: Sequence["ScoreMaps"]) -> "ScoreMaps":
         """Put the maps of several batches one after the other."""
-        return cls(
-            prob=torch.cat([part.prob for part in parts]),
-            index=torch.cat([part.index for part in parts]),
-            rest=torch.cat([part.rest for part in parts]),
-            num_classes=parts[0].num_classes,
-        )
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS}
+        return cls(**joined, num_classes=parts[0].num_classes)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of a file, by name."""
+        return {name: getattr(self, name) for name in TENSORS}
 
     def to(self, device: torch.device) -> "ScoreMaps":
         """Put the maps on a device."""
-        return ScoreMaps(
-            prob=self.prob.to(device),
-            index=self.index.to(device),
-            rest=self.rest.to(device),
-            num_classes=self.num_classes,
-        )
+        return replace(self, **{name: each.to(device) for name, each in self.tensors.items()})
 
     def dense(self, position: Int[Tensor, " B"]) -> Float[Tensor, "B C h w"]:
         """Return full distributions of the images at ``position`` in the split.
@@ -144,11 +141,6 @@ class ScoreMaps:
         return dense.mT.unflatten(2, self.prob.shape[2:])
 
 
-def tensors_of(maps: ScoreMaps) -> dict[str, Tensor]:
-    """Return the tensors of a file, by name, those of wider numbers first."""
-    return {"index": maps.index, "prob": maps.prob, "rest": maps.rest}
-
-
 def write_score_maps(path: Path, maps: ScoreMaps, header: ScoreMapHeader) -> None:
     """Write maps and header to one safetensors file, whole or not at all.
 
@@ -157,7 +149,7 @@ def write_score_maps(path: Path, maps: ScoreMaps, header: ScoreMapHeader) -> Non
     Raises:
         DataError: If it cannot be written.
     """
-    write_tensors(path, tensors_of(maps), asdict(header))
+    write_tensors(path, maps.tensors, asdict(header))
 
 
 def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
@@ -170,25 +162,26 @@ def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
     if not path.is_file():
         raise ConfigError(f"no score maps at {path}: write them with smallvit label")
     again = _again(path)
-    try:
-        tensors, metadata = read_tensors(path)
-    except DataError as error:
-        raise DataError(f"{error}: {again}") from error
+    content, fault = attempt(partial(read_tensors, path), DataError)
+    if content is None:
+        raise DataError(f"{fault}: {again}") from fault
+    tensors, metadata = content
     version = metadata.get("version")
     if version is not None and version != FORMAT_VERSION:
         raise DataError(
             f"{path} has format {version}, this version reads {FORMAT_VERSION}: {again}"
         )
-    try:
-        header = resolve(ScoreMapHeader, [Layer(source=str(path), values=metadata)])
+    layer = Layer(source=str(path), values=metadata)
+    with explained(
+        lambda error: f"{path} is no whole file of score maps ({type(error).__name__}): {again}",
+        TypeError,
+        KeyError,
+    ):
+        header, fault = attempt(partial(resolve, ScoreMapHeader, [layer]), ConfigError)
+        if header is None:
+            raise DataError(f"{fault}: no whole file of score maps, {again}") from fault
         _check_shapes(path, tensors, header)
         maps = ScoreMaps(**tensors, num_classes=len(header.class_names))
-    except ConfigError as error:
-        raise DataError(f"{error}: no whole file of score maps, {again}") from error
-    except (TypeError, KeyError) as error:
-        raise DataError(
-            f"{path} is no whole file of score maps ({type(error).__name__}): {again}"
-        ) from error
     for chunk in torch.arange(len(maps.prob)).split(CHECKED):
         prob, index, rest = maps.prob[chunk], maps.index[chunk], maps.rest[chunk]
         total = prob.float().sum(dim=1) + rest.float()
@@ -209,24 +202,21 @@ def _again(path: Path) -> str:
 
 def _check_shapes(path: Path, tensors: dict[str, Tensor], header: ScoreMapHeader) -> None:
     """Refuse tensors whose shapes or types do not go together, or not with the header."""
-    prob, index, rest = (tensors[name] for name in ("prob", "index", "rest"))
-    height, width = header.grid
-    listed = prob.shape[1] if prob.ndim == 4 else 0
-    count = len(prob) if prob.ndim else 0
-    fits = (
-        1 <= listed <= len(header.class_names)
-        and prob.shape == index.shape == (count, listed, height, width)
-        and rest.shape == (count, height, width)
-        and (prob.dtype, index.dtype, rest.dtype) == (torch.float16, torch.int32, torch.float16)
-    )
-    if not fits:
+    prob, classes = tensors["prob"], len(header.class_names)
+    count, listed, *_ = (*prob.shape, 0, 0)
+    wanted = {"prob": (count, listed, *header.grid), "rest": (count, *header.grid)}
+    wanted["index"] = wanted["prob"]
+    fits = [tensors[name].shape == wanted[name] for name in TENSORS]
+    fits += [tensors[name].dtype == dtype for name, dtype in TENSORS.items()]
+    if not all(fits) or not 1 <= listed <= classes:
         shapes = ", ".join(
-            f"{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-            for name, tensor in (("prob", prob), ("index", index), ("rest", rest))
+            f"{name} {str(tensors[name].dtype).removeprefix('torch.')} {tuple(tensors[name].shape)}"
+            for name in ("prob", "index", "rest")
         )
+        height, width = header.grid
         raise DataError(
-            f"{path} holds tensors that do not fit a {height}x{width} grid and "
-            f"{len(header.class_names)} classes ({shapes}): {_again(path)}"
+            f"{path} holds tensors that do not fit a {height}x{width} grid and {classes} classes "
+            f"({shapes}): {_again(path)}"
         )
 
 
@@ -242,36 +232,10 @@ def open_score_maps(path: Path, dataset: Dataset) -> tuple[ScoreMaps, ScoreMapHe
         DataError: If it is broken or of other data.
     """
     maps, header = read_score_maps(path)
-    check_score_maps(
-        path,
-        maps,
-        header,
-        fingerprint=dataset.fingerprint,
-        split_hash=dataset.split_hashes["labelled"],
-        class_names=dataset.class_names,
-        count=len(dataset.splits["labelled"]),
-    )
-    return maps, header
-
-
-def check_score_maps(
-    path: Path,
-    maps: ScoreMaps,
-    header: ScoreMapHeader,
-    *,
-    fingerprint: str,
-    split_hash: str,
-    class_names: tuple[str, ...],
-    count: int,
-) -> None:
-    """Refuse maps of other data, another split or order, or other classes.
-
-    Raises:
-        DataError: Naming what differs.
-    """
+    split_hash, count = dataset.split_hashes["labelled"], len(dataset.splits["labelled"])
     differences = {
-        "classes": _first_difference(header.class_names, class_names),
-        "images": (header.fingerprint[:12], fingerprint[:12]),
+        "classes": _first_difference(header.class_names, dataset.class_names),
+        "images": (header.fingerprint[:12], dataset.fingerprint[:12]),
         "training split": (header.split_hash[:12], split_hash[:12]),
         "number of images": (len(maps.prob), count),
     }
@@ -281,6 +245,7 @@ def check_score_maps(
                 f"{path} was written for other {what} ({theirs}, here {ours}): leave --score-maps "
                 "out to have a teacher and maps of this data made, or name such maps"
             )
+    return maps, header
 
 
 def _first_difference(theirs: Sequence[str], ours: Sequence[str]) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from smallvit.core.errors import DataError
+from smallvit.core.errors import DataError, explained
 from smallvit.core.hashing import tensor_bytes
 from smallvit.core.whole_file import replacing
 
@@ -39,11 +39,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     end = 0
     for name, tensor in stored.items():
         start, end = end, end + tensor.nbytes
-        entries[name] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
+        facts = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape)}
+        entries[name] = facts | {"data_offsets": [start, end]}
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes
     with replacing(path) as file:
@@ -60,13 +57,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         DataError: If it is missing, cut short or altered.
     """
-    try:
+    with explained(
+        lambda error: f"{path} is no whole safetensors file ({type(error).__name__})",
+        *(SafetensorError, ValueError, OSError, RecursionError),
+    ):
         with safe_open(path, framework="pt") as file:
             values = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = {key: json.loads(value) for key, value in values.items()}
-    except (SafetensorError, ValueError, OSError, RecursionError) as error:
-        raise DataError(f"{path} is no whole safetensors file ({type(error).__name__})") from error
     if CHECKSUM in header:
         expected = header.pop(CHECKSUM)
         del values[CHECKSUM]

@@ -9,7 +9,7 @@ from smallvit.core.errors import ConfigError, DataError
 from smallvit.data.files.class_lists import order_classes
 from smallvit.data.files.own import open_path
 from smallvit.runs.recipe import find_recipe, read_layer
-from smallvit.teachers.score_maps import ScoreMaps, read_score_maps, tensors_of
+from smallvit.teachers.score_maps import ScoreMaps, read_score_maps
 from smallvit.teachers.tensor_file import write_tensors
 
 LAUGHS = "\n".join(
@@ -91,9 +91,9 @@ HEADERS: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_header_of_score_maps_that_fell_is_one_line(tmp_path, what):
     changes, message = HEADERS[what]
     maps = ScoreMaps.from_batch(torch.full((4, 3, 2, 2), 1 / 3), 2)
-    write_tensors(tmp_path / "maps", tensors_of(maps), HEADER | changes)
+    write_tensors(tmp_path / "maps", maps.tensors, HEADER | changes)
     with pytest.raises(DataError) as caught:
         read_score_maps(tmp_path / "maps")
     assert message in str(caught.value)
-    write_tensors(tmp_path / "maps", tensors_of(maps), HEADER)
+    write_tensors(tmp_path / "maps", maps.tensors, HEADER)
     assert read_score_maps(tmp_path / "maps")[1].grid == (2, 2)
