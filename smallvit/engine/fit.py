@@ -1,6 +1,5 @@
 """The training loop: schedule, step, log, evaluate, save."""
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -45,9 +44,8 @@ def fit(
             it may raise to stop the run.
         resume: Continue from the newest checkpoint in the run folder.
         stop_after: Stop after this many steps of the run (a dry run).
-        foreseen: Say before the first step how long the run will take and how much memory, and
-            take no more images at once than fit; where that cannot be known, say after the first
-            steps how long.
+        foreseen: Say how long the run will take: before the first step, with the memory, and take
+            no more images at once than fit; where that cannot be known, after the first steps.
 
     Raises:
         ConfigError: If a batch that must stay whole is to be cut, or does not fit.
@@ -67,18 +65,13 @@ def fit(
     if foreseen:
         forecast = foresee(state, batches, evaluations=evaluations_left(result.step))
         late = forecast is None and stop_after is None
-    metrics_path = plan.folder / "metrics.jsonl" if plan.folder and processes.is_first() else None
+    metrics_path = None if plan.folder is None else plan.folder / "metrics.jsonl"
 
     with (
         note_signals() as received,
         compiled_networks(objective) if plan.runtime.compiled else nullcontext(),
         TrainLog(
-            metrics_path,
-            plan.title,
-            plan.total_steps,
-            result.step,
-            pauses_after=evaluations_left,
-            speaks=processes.is_first(),
+            metrics_path, plan.title, plan.total_steps, result.step, pauses_after=evaluations_left
         ) as log,
         state.saved_on_failure(),
     ):
@@ -104,10 +97,8 @@ def fit(
                 result.train_s += means.close().seconds  # the only wait for the device
                 line = means.of_line() | state.describe()
                 if evaluate is not None and eval_now:
-                    with log.pausing("evaluating"), state.scored():
-                        scores = evaluate()
-                    # What is chosen by them must be the same everywhere, to the last bit.
-                    result.metrics = processes.on_first(lambda scores=scores: scores)
+                    with log.pausing("evaluating"):
+                        result.metrics = state.score(evaluate)
                     line |= result.metrics
                 told = means.tell() | result.metrics if eval_now else None
                 processes.on_first(partial(log.write, result.step, line, told))
@@ -127,12 +118,8 @@ def fit(
             elif processes.count() == 1 and log.is_due:
                 log.say(means.tell())
             if stop and not last:
-                go_on = f": continue with {state.command_to_resume}" if plan.folder else ""
-                where = f"after step {result.step} of {plan.total_steps}, state saved{go_on}"
-                raise stopped(received, where)
-    if state.average is not None:
-        state.average.take_over()
-    result.wall_s = time.monotonic() - state.began
+                raise stopped(received, state.where)
+    state.finish()
     return result
 
 

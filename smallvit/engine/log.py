@@ -25,6 +25,7 @@ from rich.text import Text
 from smallvit.core.console import console, format_duration
 from smallvit.core.errors import DataError, attempt, explained
 from smallvit.core.whole_file import write_text
+from smallvit.parallel import processes
 
 logger = logging.getLogger("smallvit")
 REMEDY = "free some room or make it writable, and continue with --resume"
@@ -37,7 +38,8 @@ class TrainLog:
     """Progress and metrics of one training run, a context manager.
 
     On a terminal a bar moves with every step. Elsewhere there is a line at least every ten seconds:
-    with the metrics where a step ends, and else that the run is still at work.
+    with the metrics where a step ends, and else that the run is still at work. The first of several
+    processes alone writes and says anything.
 
     Args:
         path: ``metrics.jsonl``, or ``None`` to write none.
@@ -45,7 +47,6 @@ class TrainLog:
         total_steps: Steps of the whole run.
         first_step: Steps done before; later lines of an interrupted run are dropped.
         pauses_after: Returns how many evaluations are still to come after a step.
-        speaks: Whether this process says anything.
     """
 
     def __init__(
@@ -56,7 +57,6 @@ class TrainLog:
         first_step: int,
         *,
         pauses_after: Callable[[int], int] = lambda _: 0,
-        speaks: bool = True,
     ) -> None:
         self.path = path
         self.title = title
@@ -64,7 +64,7 @@ class TrainLog:
         self.first_step = first_step
         self.step = first_step
         self.pauses_after = pauses_after
-        self.speaks = speaks and not console.is_terminal
+        self.speaks = processes.is_first() and not console.is_terminal
         self._bar = Progress(
             *_columns(self), console=console, transient=True, disable=not console.is_terminal
         )
@@ -77,7 +77,7 @@ class TrainLog:
         self._warm: float | None = None  # when the first step was done, which takes longer
         self._phase: str | None = None
         self._pauses: list[float] = []  # seconds of each
-        if path is not None:
+        if path is not None and processes.is_first():
             _drop_lines_after(path, first_step)
 
     def __enter__(self) -> "TrainLog":

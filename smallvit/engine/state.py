@@ -4,7 +4,7 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -149,9 +149,8 @@ class TrainState:
             }
         return line
 
-    @contextmanager
-    def scored(self) -> Iterator[None]:
-        """Have the objective as it is scored: averaged where it is, still, and not compiled."""
+    def score(self, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Return the scores of the objective, averaged where it is, and not compiled."""
         self.objective.eval()
         with (
             nullcontext() if self.average is None else self.average.in_use(),
@@ -159,7 +158,15 @@ class TrainState:
             if self.plan.runtime.compiled
             else nullcontext(),
         ):
-            yield
+            scores = evaluate()
+        # What is chosen by them must be the same everywhere, to the last bit.
+        return processes.on_first(lambda: scores)
+
+    def finish(self) -> None:
+        """Leave the objective with its running average, where it has one."""
+        if self.average is not None:
+            self.average.take_over()
+        self.result.wall_s = time.monotonic() - self.began
 
     @property
     def owes_evaluation(self) -> bool:
@@ -245,9 +252,13 @@ class TrainState:
         self.began -= self.result.wall_s
 
     @property
-    def command_to_resume(self) -> str:
-        """The command that continues the run, whichever command began it."""
-        return f"smallvit {self.plan.title} --resume {shlex.quote(str(self.plan.folder))}"
+    def where(self) -> str:
+        """How far the run is, and what continues it, whichever command began it."""
+        text = f"after step {self.result.step} of {self.plan.total_steps}, state saved"
+        if self.plan.folder is None:
+            return text
+        folder = shlex.quote(str(self.plan.folder))
+        return f"{text}: continue with smallvit {self.plan.title} --resume {folder}"
 
 
 def _holds_best(checkpoints: Path, best: dict[str, float]) -> bool:
