@@ -26,7 +26,6 @@ from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches
 from smallvit.engine.config import OptimConfig, RuntimeConfig, ScheduleConfig
 from smallvit.engine.memory import retrying
-from smallvit.engine.optim import set_schedule
 from smallvit.engine.plan import FitPlan
 from smallvit.engine.runtime import Runtime, compiled_networks, open_runtime
 from smallvit.engine.state import TrainState
@@ -173,31 +172,16 @@ class Stage:
 
     def take_steps(self, count: int) -> None:
         """Take some steps, without waiting for the device."""
-        plan, state = self.state.plan, self.state
+        state = self.state
         for _ in range(count):
-            set_schedule(
-                state.optimizer,
-                plan.optim,
-                plan.schedule,
-                step=self.step,
-                total_steps=plan.total_steps,
-            )
-            seed = state.begin_step(self.step)
-            metrics = None
+            arguments, metrics = state.begin_step(self.step), None
             while metrics is None:
                 with retrying(state, self.step):
                     metrics = train_step(
                         self.objective,
                         self.batches(self.step),
-                        state.optimizer,
-                        state.parameters,
-                        grad_clip_norm=plan.optim.grad_clip_norm,
-                        grad_clip_mode=plan.optim.grad_clip_mode,
-                        runtime=plan.runtime,
-                        rows=state.rows,
                         micro_batch=state.result.micro_batch,
-                        seed=seed,
-                        scaler=state.scaler,
+                        **arguments,
                     )
             state.end_step(self.step)
             self.step += 1

@@ -4,15 +4,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
-from jaxtyping import Float
-from torch import Tensor
-
 from smallvit.core.objective import AbstractObjective, BatchT
-from smallvit.engine.checkpoint import BEST, LAST
+from smallvit.engine.checkpoint import LAST
 from smallvit.engine.forecast import foresee, say_forecast
 from smallvit.engine.log import TrainLog
 from smallvit.engine.memory import retrying
-from smallvit.engine.optim import set_schedule
 from smallvit.engine.plan import FitPlan
 from smallvit.engine.runtime import compiled_networks
 from smallvit.engine.signals import note_signals, stopped
@@ -61,12 +57,8 @@ def fit(
     result, means = state.result, state.means
     end = plan.total_steps if stop_after is None else min(stop_after, plan.total_steps)
     evaluations_left = (lambda _: 0) if evaluate is None else plan.evaluations_left
-    late = False
-    if foreseen:
-        forecast = foresee(state, batches, evaluations=evaluations_left(result.step))
-        late = forecast is None and stop_after is None
+    late = foreseen and foresee(state, batches, evaluations=evaluations_left(result.step)) is None
     metrics_path = None if plan.folder is None else plan.folder / "metrics.jsonl"
-
     with (
         note_signals() as received,
         compiled_networks(objective) if plan.runtime.compiled else nullcontext(),
@@ -80,7 +72,14 @@ def fit(
         for step in range(result.step - owed, end):
             owed = step < result.step  # it was taken, and only its evaluation is to be made
             if not owed:
-                means.add(step, _take_step(state, batches, step))
+                arguments, metrics = state.begin_step(step), None
+                while metrics is None:  # each time with fewer images at once or a smaller scale
+                    with retrying(state, step):
+                        metrics = train_step(
+                            objective, batches(step), micro_batch=result.micro_batch, **arguments
+                        )
+                state.end_step(step)
+                means.add(step, metrics)
                 log.move(result.step)
 
             last = result.step == end
@@ -104,14 +103,11 @@ def fit(
                 processes.on_first(partial(log.write, result.step, line, told))
                 if eval_now and watch is not None:
                     processes.on_first(partial(watch, result.step, line))
-                if eval_now and state.is_best:
-                    result.best = {**result.metrics, "step": result.step}
-                    state.save(BEST)  # where that fails, the evaluation is owed on --resume
                 if eval_now:
-                    result.evaluated = result.step
+                    state.keep_best()
                 if save_now:
                     state.save(LAST)
-                if late and log.step_s is not None and not last:
+                if late and stop_after is None and log.step_s is not None and not last:
                     late = False
                     say_forecast(plan, log.step_s, result.step, evaluations_left(result.step))
                 means.start_clock()
@@ -121,37 +117,3 @@ def fit(
                 raise stopped(received, state.where)
     state.finish()
     return result
-
-
-def _take_step(
-    state: TrainState, batches: Callable[[int], BatchT], step: int
-) -> dict[str, Float[Tensor, ""]]:
-    """Take a step of the schedule; again with fewer images at once, or a smaller loss scale."""
-    plan, result = state.plan, state.result
-    set_schedule(
-        state.optimizer,
-        plan.optim,
-        plan.schedule,
-        step=step,
-        total_steps=plan.total_steps,
-        most_warmup=result.most_warmup,
-    )
-    seed = state.begin_step(step)
-    metrics = None
-    while metrics is None:
-        with retrying(state, step):
-            metrics = train_step(
-                state.objective,
-                batches(step),
-                state.optimizer,
-                state.parameters,
-                grad_clip_norm=plan.optim.grad_clip_norm,
-                grad_clip_mode=plan.optim.grad_clip_mode,
-                runtime=plan.runtime,
-                rows=state.rows,
-                micro_batch=result.micro_batch,
-                seed=seed,
-                scaler=state.scaler,
-            )
-    state.end_step(step)
-    return metrics

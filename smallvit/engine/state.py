@@ -19,7 +19,12 @@ from smallvit.core.objective import AbstractObjective
 from smallvit.engine.checkpoint import BEST, LAST, load_newest, read_best, save_checkpoint
 from smallvit.engine.ema import WeightAverage
 from smallvit.engine.means import StepMeans
-from smallvit.engine.optim import MOST_WARMUP, MOST_WARMUP_BEFORE, create_optimizer
+from smallvit.engine.optim import (
+    MOST_WARMUP,
+    MOST_WARMUP_BEFORE,
+    create_optimizer,
+    set_schedule,
+)
 from smallvit.engine.plan import FitPlan, check_micro_batch
 from smallvit.parallel import processes
 from smallvit.parallel.by_rows import share_out
@@ -93,24 +98,39 @@ class TrainState:
         self.buffers_before = [buffer.clone() for buffer in self.buffers]
         self.began = time.monotonic()
 
-    def begin_step(self, step: int) -> int:
-        """Make ready for a step, and for undoing it.
+    def begin_step(self, step: int) -> dict[str, Any]:
+        """Set the schedule, and make ready for a step and for undoing it.
 
         Args:
             step: Steps done before.
 
         Returns:
-            The seed of torch's generator: dropout and stochastic depth draw from it, so that a
-            resumed run draws what an unbroken one would.
+            What ``train_step`` takes beside objective, batch and size of micro-batches. By the seed
+            dropout and stochastic depth draw in a resumed run what they would in an unbroken one.
         """
-        seed = rng.step_seed(self.plan.seed, step)
+        plan = self.plan
+        set_schedule(
+            self.optimizer,
+            plan.optim,
+            plan.schedule,
+            step=step,
+            total_steps=plan.total_steps,
+            most_warmup=self.result.most_warmup,
+        )
+        seed = rng.step_seed(plan.seed, step)
         torch.manual_seed(seed)
         self.objective.train()
-        if self.buffers:
-            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-                self.buffers_before, self.buffers
-            )
-        return seed
+        _copy_all(self.buffers_before, self.buffers)
+        return {
+            "optimizer": self.optimizer,
+            "parameters": self.parameters,
+            "grad_clip_norm": plan.optim.grad_clip_norm,
+            "grad_clip_mode": plan.optim.grad_clip_mode,
+            "runtime": plan.runtime,
+            "rows": self.rows,
+            "seed": seed,
+            "scaler": self.scaler,
+        }
 
     def end_step(self, step: int) -> None:
         """Move what is not trained by gradient, and count the step.
@@ -126,10 +146,7 @@ class TrainState:
     def undo(self) -> None:
         """Undo what the forward passes of a step changed; the weights are as they were."""
         self.optimizer.zero_grad(set_to_none=True)
-        if self.buffers:
-            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-                self.buffers, self.buffers_before
-            )
+        _copy_all(self.buffers, self.buffers_before)
 
     def describe(self) -> dict[str, float]:
         """Return what the log says of where the run is and of the last step's settings."""
@@ -178,11 +195,14 @@ class TrainState:
         due = step == self.plan.total_steps or (step > 0 and self.plan.evaluates_after(step))
         return due and self.result.evaluated < step
 
-    @property
-    def is_best(self) -> bool:
-        """Whether the last evaluation beats all before it; NaN never does."""
-        metrics, name = self.result.metrics, self.plan.select_on
-        return name is not None and metrics[name] > self.result.best.get(name, -math.inf)
+    def keep_best(self) -> None:
+        """Keep the weights of the best scores so far; where that fails, the evaluation is owed."""
+        result, name = self.result, self.plan.select_on
+        # NaN is never the best.
+        if name is not None and result.metrics[name] > result.best.get(name, -math.inf):
+            result.best = {**result.metrics, "step": result.step}
+            self.save(BEST)
+        result.evaluated = result.step
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a run is continued from."""
@@ -259,6 +279,11 @@ class TrainState:
             return text
         folder = shlex.quote(str(self.plan.folder))
         return f"{text}: continue with smallvit {self.plan.title} --resume {folder}"
+
+
+def _copy_all(into: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+    if into:
+        torch._foreach_copy_(into, values)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _holds_best(checkpoints: Path, best: dict[str, float]) -> bool:

@@ -19,7 +19,6 @@ from smallvit.data.dataset import Dataset, Split
 from smallvit.data.order import Order
 from smallvit.data.views import LabelledBatches, ViewBatches, eval_batches
 from smallvit.engine.config import LogConfig, OptimConfig, RuntimeConfig, ScheduleConfig
-from smallvit.engine.optim import set_schedule
 from smallvit.engine.plan import FitPlan
 from smallvit.engine.runtime import open_runtime
 from smallvit.engine.state import TrainState
@@ -126,18 +125,9 @@ def run(name: str, objective: Any, batches: Callable[[int], Any], **runtime: Any
     state = TrainState(objective, plan)
     found = []
     for step in range(STEPS):
-        set_schedule(state.optimizer, plan.optim, plan.schedule, step=step, total_steps=STEPS)
-        metrics = train_step(
-            objective,
-            batches(step),
-            state.optimizer,
-            state.parameters,
-            grad_clip_norm=plan.optim.grad_clip_norm,
-            runtime=plan.runtime,
-            rows=state.rows,
-            micro_batch=plan.runtime.micro_batch,
-            seed=state.begin_step(step),
-        )
+        arguments = state.begin_step(step)
+        micro_batch = plan.runtime.micro_batch
+        metrics = train_step(objective, batches(step), micro_batch=micro_batch, **arguments)
         state.end_step(step)
         found.append(processes.add_up_(metrics["train/loss"].clone()).item())
     weights = objective.state_dict().values()
