@@ -1,7 +1,7 @@
 """Training metrics averaged over whole intervals, without waiting for the device at each step."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ class Sums:
 
     steps: int = 0
     seconds: float = 0.0
-    totals: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    totals: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __add__(self, other: "Sums") -> "Sums":
         """Join the steps of two."""
