@@ -5,19 +5,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from smallvit.cli.options import (
-    DataOptions,
-    FolderOptions,
-    GivenOptions,
-    RuntimeOptions,
-    Switch,
-    TrainOptions,
-)
-from smallvit.cli.training import asked, say_end
-from smallvit.core.model_config import ModelConfig
+from smallvit.cli.options import GivenOptions, Switch
+from smallvit.cli.training import StageOptions, asked, say_end
 from smallvit.data.config import AugmentConfig
-from smallvit.data.files.config import DataConfig
-from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
 from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
 
 
@@ -29,18 +19,10 @@ def finetune_command(
     score_maps: Path | None = None,
     allow_leak: Switch = False,
     given: GivenOptions,
-    which: DataOptions = DataOptions(),
-    how: RuntimeOptions = RuntimeOptions(),
-    training: TrainOptions = TrainOptions(),
-    where: FolderOptions = FolderOptions(),
-    data: DataConfig = DataConfig(),
-    model: ModelConfig = ModelConfig(),
+    common: StageOptions = StageOptions(),
     token_label: TokenLabelConfig = TokenLabelConfig(),
     method: SupervisedConfig = SupervisedConfig(),
     augment: AugmentConfig = AugmentConfig(),
-    optim: OptimConfig = OptimConfig(),
-    schedule: ScheduleConfig = ScheduleConfig(),
-    log: LogConfig = LogConfig(),
 ) -> None:
     """Stage 2: train on labels and, with --token-label, patch by patch on score maps.
 
@@ -54,20 +36,12 @@ def finetune_command(
         teacher: Run of the teacher that writes the score maps, or with --token-label.source online
             labels each batch.
         score_maps: File of score maps written before, or their run.
-        allow_leak: Take a start, teacher or maps that may have seen held-out images, and record it.
+        allow_leak: Take weights, teacher or maps that may have seen held-out images, and record it.
         given: What of these was given.
-        which: Data.
-        how: Device and precision.
-        training: Model and length.
-        where: Folders.
-        data: Data settings.
-        model: Model settings.
+        common: What every stage takes.
         token_label: Settings of token labeling.
         method: Loss on the image label.
         augment: Augmentation.
-        optim: Optimizer.
-        schedule: Length and learning rate.
-        log: How often to write.
     """
     from smallvit.runs.stage import run_stage  # late: help is to be quick
 

@@ -68,7 +68,7 @@ def segment_command(
 
     Args:
         init: Run or export to start from, ``timm:NAME`` for timm's weights, or ``scratch``.
-        allow_leak: Take a start that may have seen held-out images of this data; it is recorded.
+        allow_leak: Take weights that may have seen held-out images of this data; it is recorded.
         head_name: ``upernet-light`` joins several levels, ``linear`` reads the final tokens.
         given: What of these was given.
         which: Data.

@@ -1,10 +1,45 @@
 """What the commands of the stages have in common."""
 
-from smallvit.cli.options import Given
+from dataclasses import dataclass, field
+
+from cyclopts import Parameter
+
+from smallvit.cli.options import DataOptions, FolderOptions, Given, RuntimeOptions, TrainOptions
 from smallvit.core.console import say
+from smallvit.core.model_config import ModelConfig
 from smallvit.core.run_folder import Run
+from smallvit.data.files.config import DataConfig
+from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
 from smallvit.runs.config import Call, Recipe, Stage
 from smallvit.runs.outcome import describe_outcome
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """What every stage that trains on images of classes takes.
+
+    Attributes:
+        which: Data.
+        how: Device and precision.
+        training: Model and length.
+        where: Folders.
+        data: Data settings.
+        model: Model settings.
+        optim: Optimizer.
+        schedule: Length and learning rate.
+        log: How often to write.
+    """
+
+    which: DataOptions = field(default_factory=DataOptions)
+    how: RuntimeOptions = field(default_factory=RuntimeOptions)
+    training: TrainOptions = field(default_factory=TrainOptions)
+    where: FolderOptions = field(default_factory=FolderOptions)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
 
 def asked(stage: Stage, given: Given) -> tuple[Recipe, Stage, Call]:

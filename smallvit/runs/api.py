@@ -63,7 +63,7 @@ def pretrain(
         data: Name of a data set, path of images, or a mapping of data settings.
         init: Run or export to go on from, ``"timm:NAME"`` for timm's weights, or ``"scratch"``.
             Without a recipe it brings its model, and a run its data.
-        allow_leak: Take a start that may have seen held-out images of this data; it is recorded.
+        allow_leak: Take weights that may have seen held-out images of this data; it is recorded.
         model: Name of the network, or a mapping of its settings.
         method: Name of the method (``"dino"``, ``"ibot"``, ``"mae"``, ...), or a mapping of its
             settings.
