@@ -9,13 +9,14 @@ from cyclopts import (
     CycloptsError,
     MissingArgumentError,
     RepeatArgumentError,
+    Token,
     UnknownCommandError,
     UnknownOptionError,
     UnusedCliTokensError,
 )
 
 from smallvit.core.errors import suggest
-from smallvit.core.words import alike, command_hint, either, meant, needed, unneeded
+from smallvit.core.words import command_hint, hint, needed, unneeded
 from smallvit.data.files.registry import DATASETS
 
 
@@ -43,17 +44,14 @@ def explain(error: CycloptsError, words: Sequence[str], commands: Sequence[str])
                 return f"{what}: `smallvit {command} --help` says which"
             what = needed(command) or f"{name}: `smallvit {command} --help` says what that is"
             return f"{command} needs {what}"
-        case CoercionError(token=token, target_type=kind) if (
-            token is not None and get_origin(kind) is Literal and error.msg is None
-        ):
-            name = token.keyword or (error.argument.name if error.argument else "value")
-            choices = [str(choice) for choice in get_args(kind)]
-            return f"{name}: cannot be {token.value!r}{suggest(token.value, choices)}"
-        case CoercionError(token=token, target_type=kind) if (
-            token is not None and token.keyword and kind in (int, float) and error.msg is None
-        ):
-            what = "a whole number" if kind is int else "a number"
-            return f"{token.keyword}: must be {what}, got {token.value!r}"
+        case CoercionError(msg=None, token=Token() as token, target_type=kind):
+            if get_origin(kind) is Literal:
+                name = token.keyword or (error.argument.name if error.argument else "value")
+                end = suggest(token.value, map(str, get_args(kind)))
+                return f"{name}: cannot be {token.value!r}{end}"
+            if token.keyword and kind in (int, float):
+                what = "a whole number" if kind is int else "a number"
+                return f"{token.keyword}: must be {what}, got {token.value!r}"
         case RepeatArgumentError(token=token):
             return f"{token.keyword} is given twice: give it once"
     return " ".join(str(error).split())
@@ -70,8 +68,8 @@ def _unknown_command(
     if word.startswith("-"):
         reason = unneeded(word) or "options stand behind a command: `smallvit --help` lists them"
         return f"unknown option {word}: {reason}"
-    if hint := command_hint([*above, word]):
-        return f"{said}: {hint}"
+    if instead := command_hint([*above, word]):
+        return f"{said}: {instead}"
     known = [name for name in (error.app or ()) if not name.startswith("-")]
     return f"{said}{suggest(word, known)}"
 
@@ -88,12 +86,8 @@ def _unknown_option(error: UnknownOptionError, command: str) -> str:
     said = f"unknown option {word}"
     if word.startswith("--no-") and word.removeprefix("--no-") in known:
         return f"{said}: --{word.removeprefix('--no-')} is off unless it is given, leave it out"
-    near = meant(word, known)
-    if not near and (reason := unneeded(word)):
-        return f"{said}: {reason}"
-    near = near or alike(word, known)
-    if near:
-        return f"{said}; did you mean {either([f'--{name}' for name in near])}?"
+    if end := hint(word, known, show="--{}".format):
+        return f"{said}{end}"
     return f"{said}: `smallvit {command} --help` lists those there are".replace("  ", " ")
 
 

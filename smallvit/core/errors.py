@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from smallvit.core.words import alike, either, meant, unneeded
+from smallvit.core.words import hint
 
 ValueT = TypeVar("ValueT")
 ErrorT = TypeVar("ErrorT", bound=Exception)
@@ -168,15 +168,13 @@ def suggest(
         listing: Command that lists the known; ``None`` lists them here.
     """
     names = sorted(known)
-    near = meant(name, [*names, *below])
-    if not near and (reason := unneeded(name)):
-        return f": {reason}"
-    near = near or alike(name, names)
-    hint = f"; did you mean {either([repr(each) for each in near])}?" if near else ";"
+    end = hint(name, names, below=below)
+    if end.startswith(":"):
+        return end
     if listing is not None:
-        return f"{hint} {listing} lists them"
-    if near and len(names) > MOST_BESIDE:
-        return hint
+        return f"{end or ';'} {listing} lists them"
+    if end and len(names) > MOST_BESIDE:
+        return end
     listed = ", ".join(names[:MOST_LISTED])
     more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return f"{hint} known: {listed}{more}"
+    return f"{end or ';'} known: {listed}{more}"

@@ -6,7 +6,7 @@ the same with dashes in front. A name may be followed by the value that is meant
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,28 @@ def either(names: Sequence[str], word: str = "or") -> str:
     """Join names as ``a, b or c``."""
     *most, last = names
     return f"{', '.join(most)} {word} {last}" if most else last
+
+
+def hint(
+    word: str, known: Iterable[str], *, below: Iterable[str] = (), show: Callable[[str], str] = repr
+) -> str:
+    """Return the end of a message about an unknown word: what is meant, or why nothing is needed.
+
+    Args:
+        word: What was typed.
+        known: Names that would do.
+        below: Dotted names of what lies in them, which may be meant as well.
+        show: How a name is written, with the value that is meant after a space.
+
+    Returns:
+        ``; did you mean A or B?``, a colon and the reason, or nothing.
+    """
+    names = list(known)
+    near = meant(word, [*names, *below])
+    if not near and (reason := unneeded(word)):
+        return f": {reason}"
+    near = near or alike(word, names)
+    return f"; did you mean {either([show(each) for each in near])}?" if near else ""
 
 
 def command_hint(words: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from smallvit.core import places
 from smallvit.core.config import paths, show
 from smallvit.core.errors import ConfigError, UnknownNameError
 from smallvit.core.run_folder import Run
-from smallvit.core.words import alike, either, meant, unneeded
+from smallvit.core.words import hint
 from smallvit.data.files.registry import DATASETS
 from smallvit.runs.config import Recipe, Stage
 from smallvit.runs.recipe import SHARED, is_init_name
@@ -109,13 +109,8 @@ def _check_known(key: str, arguments: set[str], stage: Stage | None) -> None:
     shared = [path for path in paths(Recipe) if stage is None or path.partition(".")[0] in SHARED]
     known = [*arguments, *of_stage, *shared]
     said = f"{stage or 'run'}() has no argument {key!r}"
-    near = meant(key, known)
-    if not near and (reason := unneeded(key)):
-        raise ConfigError(f"{said}: {reason}")
-    near = near or alike(key, known)
-    if near:
-        raise ConfigError(f"{said}; did you mean {either([_as_argument(name) for name in near])}?")
-    raise ConfigError(f"{said}: docs/python.md lists those there are")
+    end = hint(key, known, show=_as_argument) or ": docs/python.md lists those there are"
+    raise ConfigError(f"{said}{end}")
 
 
 def _as_argument(name: str) -> str:
