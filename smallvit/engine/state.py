@@ -151,14 +151,11 @@ class TrainState:
     def describe(self) -> dict[str, float]:
         """Return what the log says of where the run is and of the last step's settings."""
         groups = self.optimizer.param_groups
-        heads = [group["lr"] for group in groups if group.get("lr_scale", 1.0) == 1]
-        line: dict[str, float] = {
-            "epoch": self.result.step / self.plan.epoch_steps,
-            "opt/lr": heads[0] if heads else groups[0]["lr"],
-        }
-        for group in groups:
-            if group.get("lr_scale", 1.0) != 1:
-                line["opt/lr_backbone"] = group["lr"]
+        rates = {group.get("lr_scale", 1.0): group["lr"] for group in groups}
+        line: dict[str, float] = {"epoch": self.result.step / self.plan.epoch_steps}
+        line["opt/lr"] = rates.pop(1.0, groups[0]["lr"])
+        for rate in rates.values():
+            line["opt/lr_backbone"] = rate
         if self.scaler is not None:
             line |= {
                 "opt/loss_scale": self.scaler.get_scale(),

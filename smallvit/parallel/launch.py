@@ -20,32 +20,23 @@ def launched_number() -> int:
 
 
 def _read() -> tuple[int, int]:
+    names = ("RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
+    number, size, _, address = texts = [os.environ.get(name, "") for name in names]
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return 0, 1
-    number, size = _read_number("RANK"), _read_number("WORLD_SIZE")
-    if size == 1 and number == 0:
-        return 0, 1  # as some clusters say of a process alone
-    _read_number("MASTER_PORT")
-    if number >= size:
-        raise _not_torchrun("RANK")
-    if not os.environ.get("MASTER_ADDR"):
-        raise _not_torchrun("MASTER_ADDR")
-    return number, size
-
-
-def _read_number(name: str) -> int:
-    value = os.environ.get(name, "")
-    if not value.isdecimal():
-        raise _not_torchrun(name)
-    return int(value)
-
-
-def _not_torchrun(name: str) -> ConfigError:
-    value = os.environ.get(name, "")
-    return ConfigError(
-        f"RANK is set, and {name} is {value!r}, which is not what torchrun says: unset RANK and "
-        "WORLD_SIZE, or start with torchrun"
-    )
+    if (number, size) == ("0", "1"):  # as some clusters say of a process alone
+        return 0, 1
+    wrong = [name for name, text in zip(names[:3], texts, strict=False) if not text.isdecimal()]
+    if not wrong and int(number) >= int(size):
+        wrong = ["RANK"]
+    if not wrong and not address:
+        wrong = ["MASTER_ADDR"]
+    if wrong:
+        raise ConfigError(
+            f"RANK is set, and {wrong[0]} is {os.environ.get(wrong[0], '')!r}, which is not what "
+            "torchrun says: unset RANK and WORLD_SIZE, or start with torchrun"
+        )
+    return int(number), int(size)
 
 
 def refuse_several(work: str) -> None:
