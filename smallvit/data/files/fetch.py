@@ -48,14 +48,6 @@ class _AgainError(Exception):
     """Why the same address is asked again: it was busy, or what arrived is not the whole."""
 
 
-class _AnyAnswer(urllib.request.HTTPDefaultErrorHandler):
-    """Hand on what a server answers with an error, whose status says what to do."""
-
-    def http_error_default(self, req: Any, fp: Any, code: int, msg: str, hdrs: Any) -> Any:
-        """Return the answer."""
-        return fp
-
-
 def fetch_dataset(
     spec: DatasetSpec,
     data_dir: Path,
@@ -152,15 +144,13 @@ def manual_steps(spec: DatasetSpec, data_dir: Path) -> str:
     return f"{steps}; then run `{get}`, or `{get} --from PATH` with the files at any PATH"
 
 
-def check_archives(spec: DatasetSpec, data_dir: Path) -> list[str]:
-    """Verify length and checksum of the official files that lie in the data folder.
-
-    Returns:
-        A line for each file that is not the official one.
-    """
-    paths = [(data_dir / file.name, file) for file in spec.files]
-    problems = [(path, _problem(path, file)) for path, file in paths if path.exists()]
-    return [f"{path}: {problem}" for path, problem in problems if problem is not None]
+def find_difference(path: Path, file: RemoteFile) -> str | None:
+    """Say how a file differs from the official one; the length first, since it is cheap."""
+    size = path.stat().st_size
+    if file.size is not None and size != file.size:
+        return f"{size:,} bytes, expected {file.size:,}"
+    md5 = _md5(path)
+    return None if md5 == file.md5 else f"md5 {md5}, expected {file.md5}"
 
 
 def download(file: RemoteFile, folder: Path, progress: FetchProgress | None = None) -> Path:
@@ -237,10 +227,7 @@ def _fetch_files(
         else:
             download(file, data_dir, report)
         if file.target != file.name:
-            what = f"unpacking {file.name}"
-            unpack(
-                archive, target, progress=lambda done, total, what=what: report(what, done, total)
-            )
+            unpack(archive, target, progress=partial(report, f"unpacking {file.name}"))
     if not is_present(spec, data_dir):
         raise DataError(
             f"{spec.name} is missing and downloads are off: {manual_steps(spec, data_dir)}"
@@ -267,7 +254,7 @@ def _take(spec: DatasetSpec, data_dir: Path, origin: Path) -> None:
 
 def _recognize(spec: DatasetSpec, path: Path) -> RemoteFile:
     for file in spec.files:
-        if Path(file.name).name == path.name:
+        if file.name == path.name:
             _require_official(path, file, OR_UNPACKED)
             return file
     md5 = _md5(path)
@@ -281,11 +268,11 @@ def _recognize(spec: DatasetSpec, path: Path) -> RemoteFile:
 
 
 def _take_one(file: RemoteFile, data_dir: Path, origin: Path) -> bool:
-    for archive in (origin / file.name, origin / Path(file.name).name):
-        if archive.is_file():
-            _require_official(archive, file, OR_UNPACKED)
-            _copy(archive, data_dir / file.name)
-            return True
+    archive = origin / file.name
+    if archive.is_file():
+        _require_official(archive, file, OR_UNPACKED)
+        _copy(archive, data_dir / file.name)
+        return True
     return _take_unpacked(file.target, data_dir, origin)
 
 
@@ -341,18 +328,9 @@ def _copy_folder(source: Path, target: Path, above: frozenset[Path] = frozenset(
 
 
 def _require_official(path: Path, file: RemoteFile, remedy: str) -> None:
-    problem = _problem(path, file)
+    problem = find_difference(path, file)
     if problem is not None:
         raise DataError(f"{path} is not the official file ({problem}): {remedy}")
-
-
-def _problem(path: Path, file: RemoteFile) -> str | None:
-    """Say how a file differs from the official one; the length first, since it is cheap."""
-    size = path.stat().st_size
-    if file.size is not None and size != file.size:
-        return f"{size:,} bytes, expected {file.size:,}"
-    md5 = _md5(path)
-    return None if md5 == file.md5 else f"md5 {md5}, expected {file.md5}"
 
 
 def _md5(path: Path) -> str:
@@ -374,7 +352,7 @@ def _download_from(url: str, file: RemoteFile, part: Path, report: FetchProgress
                 raise _AddressError(str(error)) from error
             time.sleep(BACK_OFF_S * failures)
             continue
-        problem = _problem(part, file)
+        problem = find_difference(part, file)
         if problem is None:
             return
         part.unlink()
@@ -399,13 +377,7 @@ def _receive(url: str, file: RemoteFile, part: Path, report: FetchProgress) -> N
         offset = 0
     headers = {"User-Agent": f"smallvit/{__version__}"}
     headers |= {"Range": f"bytes={offset}-"} if offset else {}
-    request = urllib.request.Request(url, headers=headers)
-    unreachable = explained(
-        _why_unreachable, urllib.error.URLError, TimeoutError, into=_AddressError
-    )
-    with _connected(), unreachable:
-        response = urllib.request.build_opener(_AnyAnswer).open(request, timeout=TIMEOUT_S)
-    with response:
+    with _answer_to(urllib.request.Request(url, headers=headers)) as response:
         span = _span(response, offset)
         if span is None:
             part.unlink()
@@ -443,7 +415,7 @@ def _append(
         raise _AgainError(f"the connection ended after {done:,} of {total:,} bytes")
 
 
-def _span(response: http.client.HTTPResponse, offset: int) -> tuple[int, int | None] | None:
+def _span(response: Any, offset: int) -> tuple[int, int | None] | None:
     """Return where the body begins in the file, and the file's length where it is told.
 
     ``None`` says that what is there, of ``offset`` bytes, is no beginning of the file.
@@ -476,10 +448,20 @@ def _connected() -> AbstractContextManager[None]:
     return explained(reason, OSError, http.client.HTTPException, into=_AgainError)
 
 
-def _why_unreachable(error: OSError) -> str:
-    if isinstance(error, urllib.error.HTTPError):  # of a redirect that is not followed
-        return f"HTTP {error.code} {error.reason}"
-    return reason(getattr(error, "reason", error))
+def _answer_to(request: urllib.request.Request) -> Any:
+    """Return what a server answers, be it an error: the status says what to do."""
+    with (
+        _connected(),
+        explained(
+            lambda error: reason(getattr(error, "reason", error)),
+            *(urllib.error.URLError, TimeoutError),
+            into=_AddressError,
+        ),
+    ):
+        try:
+            return urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        except urllib.error.HTTPError as answer:
+            return answer
 
 
 def _length(path: Path) -> int:
