@@ -36,16 +36,13 @@ def load_dataset(config: DataConfig) -> Dataset:
         )
     if dataset.kind:
         say_once(logging.INFO, f"{dataset.name}: {describe(dataset)}")
-    for line in dataset.left_out:
-        say_once(logging.WARNING, f"{dataset.name}: {line}")
+    notes = list(dataset.left_out)
     if dataset.broken:
-        more = " ..." if len(dataset.broken) > 5 else ""
-        say_once(
-            logging.WARNING,
-            f"{dataset.name}: {len(dataset.broken)} files could not be decoded and are left out: "
-            f"{', '.join(dataset.broken[:5])}{more}",
+        notes.append(
+            f"{len(dataset.broken)} files could not be decoded and are left out: "
+            f"{some(dataset.broken)}"
         )
-    for note in dataset.notes:
+    for note in (*notes, *dataset.notes):
         say_once(logging.WARNING, f"{dataset.name}: {note}")
     return dataset
 
@@ -159,16 +156,9 @@ def say_other_grey(run: Run, dataset: Dataset, option: str) -> None:
         low, high = theirs
         here = "each file on its own" if ours == "file" else f"{ours[0]:g} to {ours[1]:g}"
         logger.warning(
-            "%s %s saw grey values on the scale %g to %g, %s has %s: the same picture has other "
-            "pixels here; --data.grey-range %g %g keeps them",
-            option,
-            run.path,
-            low,
-            high,
-            dataset.name,
-            here,
-            low,
-            high,
+            f"{option} {run.path} saw grey values on the scale {low:g} to {high:g}, {dataset.name} "
+            f"has {here}: the same picture has other pixels here; --data.grey-range {low:g} "
+            f"{high:g} keeps them"
         )
 
 

@@ -174,7 +174,7 @@ def _not_shared(name: str, store: PackedStore, split: str, dataset: Dataset) -> 
         _refuse(name, f"{count:,} of its {total:,} images are in {dataset.name} too")
     if count:
         logger.warning(
-            "%d of the %d images of %s are in %s too: left out", count, total, name, dataset.name
+            f"{count} of the {total} images of {name} are in {dataset.name} too: left out"
         )
     return torch.from_numpy(np.flatnonzero(~shared))
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -96,19 +97,14 @@ def _seen_by_itself(run: Run, dataset: Dataset, option: str, *, allow_leak: bool
     name = str(env["dataset"]["name"])
     same = env["dataset"]["fingerprint"] == dataset.fingerprint
     record = find_record(run, dataset)
-    beside = "none"
     if record is None:
-        foreign = name != dataset.name
-    else:
-        foreign = not same and _knows_others(record, run, dataset)
+        return _untold(run, dataset, named, allow_leak=allow_leak)
+    beside, foreign = "none", not same and _knows_others(record, run, dataset)
     if foreign:
         beside = check_leak(name, dataset.name, allow=allow_leak, option=named)
-    if record is None:
-        untold = _untold(run, dataset, named, beside, allow_leak=allow_leak)
-        return Seen(extra_data=untold, foreign=foreign)
     held = _find_held_out(record, run, dataset)
     if held is None or _is_recorded(held, run, dataset):
-        labels = _other_labels(record, run, dataset, option) if beside == "none" else beside
+        labels = _other_labels(record, run, dataset, named) if beside == "none" else beside
         return Seen(extra_data=labels, learned=record.learned, foreign=foreign)
     if held.refused and not allow_leak:
         remedy = "use its data.split_seed and fractions" if same else "train it again on this data"
@@ -119,11 +115,8 @@ def _seen_by_itself(run: Run, dataset: Dataset, option: str, *, allow_leak: bool
             "to go on and have it recorded"
         )
     logger.warning(
-        "%s %s %s of %s: the accuracy may be too high, and is recorded with it",
-        named,
-        held.how,
-        held.images,
-        dataset.name,
+        f"{named} {held.how} {held.images} of {dataset.name}: the accuracy may be too high, and is "
+        "recorded with it"
     )
     mark = ALLOWED if held.refused or beside.endswith(ALLOWED) else ""
     return Seen(
@@ -162,8 +155,7 @@ def check_scored(run: Run, dataset: Dataset, split: str) -> str | None:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _HeldOut:
+class _HeldOut(NamedTuple):
     """Held-out images that a run knows.
 
     Attributes:
@@ -179,19 +171,15 @@ class _HeldOut:
 
 def _find_held_out(record: Record, run: Run, dataset: Dataset) -> _HeldOut | None:
     learned = record.learned
-    labelled = count_held_out(learned.labelled, dataset)
-    if labelled:
-        return _HeldOut(
-            images=_listed(labelled, dataset), how="learned the labels of", refused=True
-        )
+    if labelled := count_held_out(learned.labelled, dataset):
+        return _HeldOut(_listed(labelled, dataset), "learned the labels of", refused=True)
     counts = count_held_out(learned.unlabelled, dataset)
     if not counts:
         return None
     # What has no labels, or is other data for the most part, could not have been split as this is.
     alike = bool(run.env["dataset"]["class_names"]) and _is_mostly(record, dataset)
     refused = alike and bool(count_held_out(record.own.unlabelled, dataset))
-    how = "was pretrained without labels on"
-    return _HeldOut(images=_listed(counts, dataset), how=how, refused=refused)
+    return _HeldOut(_listed(counts, dataset), "was pretrained without labels on", refused)
 
 
 def _is_mostly(record: Record, dataset: Dataset) -> bool:
@@ -224,11 +212,12 @@ def _knows_others(record: Record, run: Run, dataset: Dataset) -> bool:
     return not bool(np.isin(own, contents_of(dataset.content_hashes)).all())
 
 
-def _untold(run: Run, dataset: Dataset, named: str, beside: str, *, allow_leak: bool) -> str:
+def _untold(run: Run, dataset: Dataset, named: str, *, allow_leak: bool) -> Seen:
     """Say what is known of a run that kept no record, and whose data is not here as it was.
 
     Raises:
-        ConfigError: If it was trained on data of the same name, whose splits are not these.
+        ConfigError: If it was trained on data of the same name, whose splits are not these, or on
+            data that shares images with it by its name.
     """
     name = run.env["dataset"]["name"]
     told = (
@@ -237,18 +226,19 @@ def _untold(run: Run, dataset: Dataset, named: str, beside: str, *, allow_leak: 
         "be told"
     )
     if name != dataset.name:
-        logger.warning("%s", told)
-        return beside
+        beside = check_leak(name, dataset.name, allow=allow_leak, option=named)
+        logger.warning(told)
+        return Seen(extra_data=beside, foreign=True)
     if not allow_leak:
         raise ConfigError(
             f"{told}: train it again on this data, or pass --allow-leak to go on and have it "
             "recorded"
         )
-    logger.warning("%s; it is recorded", told)
-    return f"{name} (images unknown){ALLOWED}"
+    logger.warning(f"{told}; it is recorded")
+    return Seen(extra_data=f"{name} (images unknown){ALLOWED}")
 
 
-def _other_labels(record: Record, run: Run, dataset: Dataset, option: str) -> str:
+def _other_labels(record: Record, run: Run, dataset: Dataset, named: str) -> str:
     """Say which labels of the same images a run was trained on, where they are not these."""
     if run.result["stage"] in ("pretrain", "segment"):
         return "none"
@@ -260,12 +250,8 @@ def _other_labels(record: Record, run: Run, dataset: Dataset, option: str) -> st
         return "none"
     theirs, ours = run.result.get("num_labels"), len(dataset.splits["labelled"])
     logger.warning(
-        "%s %s was trained on %s labels of %s, not on the %d of this run: it is recorded",
-        option,
-        run.path,
-        theirs,
-        dataset.name,
-        ours,
+        f"{named} was trained on {theirs} labels of {dataset.name}, not on the {ours} of this run: "
+        "it is recorded"
     )
     return f"{OTHER_LABELS} of {dataset.name} ({theirs} where this has {ours})"
 
