@@ -21,7 +21,6 @@ from smallvit.data.dataset import Dataset
 from smallvit.data.files.class_lists import some
 from smallvit.data.files.config import DataConfig
 from smallvit.data.files.load import open_source
-from smallvit.data.files.own import open_path
 from smallvit.data.files.registry import DATASETS, sharing_dataset
 from smallvit.data.files.store import PackedStore, open_store
 from smallvit.evaluate.ood import NOISES, Noise, noise_images
@@ -79,16 +78,12 @@ def open_foreign(
     config = _config(name)
     _refuse(name, _shared_name(name, dataset.name))
     with show_progress() as (progress, fetch_progress):
-        if config.path is not None:
-            # Which folders are classes and which are splits matters little here.
-            source = open_path(config.path, sure=False)
-        else:
-            source = open_source(
-                config,
-                data_dir=places.data_dir(),
-                offline=places.offline(),
-                progress=fetch_progress,
-            )
+        source = open_source(
+            config,
+            data_dir=places.data_dir(),
+            offline=places.offline(),
+            progress=fetch_progress,
+        )
         store = open_store(
             source,
             image_size=dataset.image_size,
@@ -133,7 +128,8 @@ def _config(name: str) -> DataConfig:
     if name in DATASETS or name.startswith("hf:"):
         return DataConfig(dataset=name)
     if name and Path(name).expanduser().exists():
-        return DataConfig(path=Path(name).expanduser())
+        # Which folders are classes and which are splits matters little: it is not asked.
+        return DataConfig(path=Path(name).expanduser(), split_version=1)
     raise UnknownNameError("set of foreign images", name, [NOISE, *DATASETS])
 
 

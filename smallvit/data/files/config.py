@@ -9,6 +9,12 @@ from smallvit.core.config import Range
 from smallvit.core.errors import ConfigError
 from smallvit.data.files import registry
 
+_OF_OWN_DATA = {
+    "layout": "images of your own",
+    "image_column": "tables and the Hub",
+    "label_column": "tables and the Hub",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -67,15 +73,10 @@ class DataConfig:
             )
         if self.dataset is not None and not self.dataset.startswith("hf:"):
             registry.get_dataset_spec(self.dataset)
-            if self.layout is not None:
-                raise ConfigError(
-                    f"data.layout is for images of your own, not for {self.dataset}: leave it out"
-                )
-            for name in ("image_column", "label_column"):
+            for name, what in _OF_OWN_DATA.items():
                 if getattr(self, name) is not None:
                     raise ConfigError(
-                        f"data.{name} is for tables and the Hub, not for {self.dataset}: leave it "
-                        "out"
+                        f"data.{name} is for {what}, not for {self.dataset}: leave it out"
                     )
         if self.grey_range is not None:
             check_range(self.grey_range)

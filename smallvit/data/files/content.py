@@ -15,12 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from smallvit.data.files.grey import GreyExtent, GreySetting
+from smallvit.data.files.grey import GreyExtent, GreySetting, grey_extent
 from smallvit.data.files.images import (
     find_turn,
     huge_image_alone,
     is_deep_grey,
-    look_at_grey,
     over_white,
     to_rgb,
 )
@@ -89,7 +88,7 @@ def pack_image(
     full, large = image.size, _is_large_jpeg(image)
     # What is kept for the hash must not fill the memory; what is not is gone by then.
     with nullcontext() if large else huge_image_alone(image):
-        grey = look_at_grey(image)
+        grey = grey_extent(image) if is_deep_grey(image) else None
         if grey is not None and grey_range == "auto":
             pixels = np.zeros((3, size, size), dtype=np.uint8)
         else:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -38,14 +39,12 @@ class _Found:
         roots: Folder of each split.
         classes: Images of each class folder, by split.
         loose: Images in no class folder, by split.
-        outside: Images that are in no split.
         notes: What is left out, and why.
     """
 
     roots: dict[str, str]
     classes: dict[str, dict[str, list[str]]]
     loose: dict[str, list[str]]
-    outside: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -61,23 +60,28 @@ def open_folder(path: Path, found: Walk, layout: Layout | None, *, sure: bool = 
     Raises:
         DataError: If it has no images, or they cannot be sorted into classes and splits.
     """
-    unread = [file for file in found.files if file.name.lower().endswith(_UNREAD)]
+    names = [file.name for file in found.files]
+    unread = [name for name in names if name.lower().endswith(_UNREAD)]
     if unread:
         raise DataError(
             f"{path} has {plural(len(unread), 'image')} in a format that is not read (such as "
-            f"{unread[0].name}): convert to PNG or JPEG, or remove"
+            f"{unread[0]}): convert to PNG or JPEG, or remove"
         )
-    files = found.files
-    if not files:
+    if not names:
         raise DataError(
             f"{path} has no images{_other_files(path, advise=True)}: give a folder with a folder "
             f"of images for each class{tables_beside(path)}"
         )
-    names = [file.name for file in files]
     sorted_in = _sort(path, names, layout, sure=sure)
     class_names: tuple[str, ...] = ()
     if not sorted_in.classes["train"] and sorted_in.loose["train"]:
-        sorted_in.notes += _unread_splits(sorted_in)
+        roots = sorted_in.roots
+        others = [root for split, root in roots.items() if split != "train"]
+        if others:
+            sorted_in.notes.append(
+                f"left out: {', '.join(others)}, since the images of {roots['train']} lie in "
+                "no class folders; if these folders are the classes, set --data.layout classes"
+            )
         beside = tables_beside(path)
         if beside and layout is None:
             sorted_in.notes.append(f"without labels{beside}, if it has the classes")
@@ -87,19 +91,13 @@ def open_folder(path: Path, found: Walk, layout: Layout | None, *, sure: bool = 
             _leave_out_unlabelled(sorted_in)
         results = [*found.written, *found.drawn]
         class_names = _check_class_folders(path, sorted_in, results)
-    lists = {
-        split: [classes[label] for label in sorted(classes)]
-        for split, classes in sorted_in.classes.items()
-    }
 
     def list_images() -> Listing:
         splits = {}
-        for split, parts in lists.items():
-            chosen = [name for part in parts for name in part]
+        for split, classes in sorted_in.classes.items():
+            parts = [classes[label] for label in sorted(classes)]
             labels = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-            splits[split] = file_split(
-                path, chosen, labels if class_names else np.full(len(chosen), -1)
-            )
+            splits[split] = file_split(path, list(chain(*parts)), labels if class_names else None)
         return Listing(class_names=tuple(map(printable, class_names)), splits=splits)
 
     kind = "folder of images"
@@ -109,7 +107,7 @@ def open_folder(path: Path, found: Walk, layout: Layout | None, *, sure: bool = 
     return own_source(
         path.resolve(),
         kind,
-        ("folder", files_key(files)),
+        ("folder", files_key(found.files)),
         list_images,
         layout=layout,
         notes=(*sorted_in.notes, *found.notes),
@@ -140,6 +138,7 @@ def _sort(path: Path, names: Sequence[str], layout: Layout | None, *, sure: bool
     found = _Found(
         roots, {split: {} for split in roots}, {split: [] for split in roots}, notes=notes
     )
+    outside: list[str] = []
     starts = [(split, f"{root}/" if root else "") for split, root in roots.items()]
     for name in names:
         for split, start in starts:
@@ -152,23 +151,13 @@ def _sort(path: Path, names: Sequence[str], layout: Layout | None, *, sure: bool
                 found.loose[split].append(name)
             break
         else:
-            found.outside.append(name)
-    if found.outside:
+            outside.append(name)
+    if outside:
         found.notes.append(
-            f"left out: {plural(len(found.outside), 'image')} outside the folders of data.layout "
-            f"(such as {found.outside[0]})"
+            f"left out: {plural(len(outside), 'image')} outside the folders of data.layout "
+            f"(such as {outside[0]})"
         )
     return found
-
-
-def _unread_splits(found: _Found) -> Iterator[str]:
-    """Say that images without labels are those of train alone."""
-    others = [root for split, root in found.roots.items() if split != "train"]
-    if others:
-        yield (
-            f"left out: {', '.join(others)}, since the images of {found.roots['train']} lie in no "
-            "class folders; if these folders are the classes, set --data.layout classes"
-        )
 
 
 def _leave_out_unlabelled(found: _Found) -> None:
@@ -238,12 +227,10 @@ def _folders(root: Path, *, below: str, results: Sequence[str]) -> Iterator[Path
 
 def _other_files(folder: Path, *, advise: bool = False) -> str:
     """Say which other files a folder has: these may be images in a format that is not read."""
-    every = walk(folder, ("",)).files
-    suffixes = sorted(
-        {PurePosixPath(file.name).suffix.lower() for file in every} - {"", ".db", ".ini"}
-    )
-    advice = filter(None, map(advice_for, suffixes if advise else ()))
-    how = "".join(f": {text}" for text in list(advice)[:1])
+    every = {PurePosixPath(file.name).suffix.lower() for file in walk(folder, ("",)).files}
+    suffixes = sorted(every - {"", ".db", ".ini"})
+    advice = next(filter(None, map(advice_for, suffixes if advise else ())), None)
+    how = "" if advice is None else f": {advice}"
     return f" but files that are not read ({some(suffixes)}{how})" if suffixes else ""
 
 

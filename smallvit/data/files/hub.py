@@ -18,7 +18,7 @@ from smallvit.core.errors import ConfigError, DataError, explained, reason
 from smallvit.data.files.layout import parse_layout, refuse_classes
 from smallvit.data.files.parquet import list_parquet, parquet_splits
 from smallvit.data.files.registry import DATASETS
-from smallvit.data.files.sources import Source, find_files, source_key
+from smallvit.data.files.sources import Columns, Source, find_files, source_key
 from smallvit.data.files.walk import mark_folder
 
 SYNTAX = "hf:OWNER/NAME@COMMIT, or hf:OWNER/NAME@COMMIT#CONFIG"
@@ -193,9 +193,7 @@ def open_hub(
         hflip=known is None or known.hflip,
         autoaugment="imagenet" if known is None else known.autoaugment,
         image_size=None,
-        list_images=lambda: list_parquet(
-            splits, image_column=image_column, label_column=label_column, named=named
-        ),
+        list_images=lambda: list_parquet(splits, Columns(image_column, label_column), named),
         kind="parquet of the Hub",
     )
 

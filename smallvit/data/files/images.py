@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from smallvit.core.errors import explained
 from smallvit.data.files.file_kinds import kind_of, what_instead
-from smallvit.data.files.grey import GreyExtent, GreyRange, grey_extent, grey_values, to_levels
+from smallvit.data.files.grey import GreyRange, grey_values, to_levels
 
 # Before version 11.3, which brought AVIF, features.check("avif") would warn.
 _AVIF = {"AVIF": (".avif",)} if "avif" in features.get_supported_modules() else {}
@@ -151,25 +151,6 @@ def to_rgb(image: Image.Image, size: int, grey_range: GreyRange | None = None) -
             pixels = image.width * image.height
     with _one_huge_image if pixels > HUGE_PIXELS else nullcontext():
         return _decode_rgb(image, size, grey_range)
-
-
-def look_at_grey(image: Image.Image) -> GreyExtent | None:
-    """Decode an image with grey values of more than 8 bits, and say what they reach.
-
-    Args:
-        image: Opened image; others than these are left undecoded.
-
-    Returns:
-        ``None`` for images of 8 bits a channel.
-
-    Raises:
-        ValueError: If some values are no finite numbers.
-        OSError: If the content of the image breaks off.
-    """
-    if not is_deep_grey(image):
-        return None
-    with huge_image_alone(image):
-        return grey_extent(image)
 
 
 def _decode_rgb(image: Image.Image, size: int, grey_range: GreyRange | None) -> np.ndarray:

@@ -74,15 +74,14 @@ def parse_layout(text: str | None) -> Layout | None:
         return None
     if text.strip() in ("classes", "unlabelled"):
         return Layout(kind="classes" if text.strip() == "classes" else "unlabelled")
-    splits: dict[str, str] = {}
-    for entry in re.split(r",\s*(?=\w+\s*=)", text):
-        given, equals, name = entry.partition("=")
-        split = SPLIT_NAMES.get(given.strip().lower())
-        name = name.strip().replace("\\", "/").strip("/")
-        if not equals or split is None or split in splits or not name or ".." in name.split("/"):
-            raise ConfigError(f"data.layout cannot be {text!r}: give {FORMS}")
-        splits[split] = name
-    if "train" not in splits:
+    entries = [entry.partition("=") for entry in re.split(r",\s*(?=\w+\s*=)", text)]
+    splits = {
+        SPLIT_NAMES.get(word.strip().lower(), ""): name.strip().replace("\\", "/").strip("/")
+        for word, _, name in entries
+    }
+    folders = [name.split("/") for name in splits.values()]
+    unclear = len(splits) < len(entries) or "" in splits or "train" not in splits
+    if unclear or any(parts == [""] or ".." in parts for parts in folders):
         raise ConfigError(f"data.layout cannot be {text!r}: give {FORMS}")
     for name in splits.values():
         if any(other != name and f"{other}/".startswith(f"{name}/") for other in splits.values()):
@@ -181,10 +180,8 @@ def guess_splits(path: Path, top: Folder) -> dict[str, str]:
         DataError: If another layout is as likely; the message says which, and how to name it.
     """
     _stop_at_wrapper(path, top)
-    found: dict[str, list[str]] = {}
-    for name in sorted(top.folders):
-        if (split := SPLIT_NAMES.get(name.lower())) is not None:
-            found.setdefault(split, []).append(name)
+    found = _named_splits(top)
+    splits = {split: names[0] for split, names in found.items()}
     others = sorted(set(top.folders) - {name for names in found.values() for name in names})
     if not found:
         _stop_at_likely_splits(path, top, others)
@@ -193,12 +190,11 @@ def guess_splits(path: Path, top: Folder) -> dict[str, str]:
         return {"train": ""}
     for names in found.values():
         if len(names) > 1:
-            chosen = _first(found) | {SPLIT_NAMES[names[1].lower()]: names[1]}
+            chosen = splits | {SPLIT_NAMES[names[1].lower()]: names[1]}
             raise DataError(
                 f"{path} has both {' and '.join(names)}: keep one of them, or name the splits, as "
                 f"in {option(chosen)}; if these are classes, --data.layout classes"
             )
-    splits = _first(found)
     likely = _likely(top.folders)
     if "train" not in splits:
         only = next(iter(splits.values()))
@@ -227,11 +223,17 @@ def guess_splits(path: Path, top: Folder) -> dict[str, str]:
 
 def plain_splits(top: Folder) -> dict[str, str]:
     """Return the folder of each split by its name alone, as older runs read their images."""
-    found: dict[str, str] = {}
+    found = {split: names[0] for split, names in _named_splits(top).items()}
+    return found if "train" in found else {"train": ""}
+
+
+def _named_splits(top: Folder) -> dict[str, list[str]]:
+    """Return the folders that have the name of a split, in the order of splits and of names."""
+    found: dict[str, list[str]] = {split: [] for split in _ORDER}
     for name in sorted(top.folders):
         if (split := SPLIT_NAMES.get(name.lower())) is not None:
-            found.setdefault(split, name)
-    return found if "train" in found else {"train": ""}
+            found[split].append(name)
+    return {split: names for split, names in found.items() if names}
 
 
 def find_splits(path: Path, top: Folder, layout: Layout) -> dict[str, str]:
@@ -251,10 +253,6 @@ def find_splits(path: Path, top: Folder, layout: Layout) -> dict[str, str]:
                 f"images: {there}"
             )
     return dict(layout.splits)
-
-
-def _first(found: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    return {split: found[split][0] for split in _ORDER if split in found}
 
 
 def _paths(top: Folder) -> Iterator[str]:
@@ -347,7 +345,8 @@ def _stop_at_shared_folders(path: Path, top: Folder) -> None:
         return
     names = list(deep)
     one = f"--data {shlex.quote(str(path / names[0]))}"
-    meant = f"probably the classes: name the splits, as in {option(_pair(names))}, or give {one}"
+    pair = option(dict(zip(("train", "test"), names, strict=False)))
+    meant = f"probably the classes: name the splits, as in {pair}, or give {one}"
     if all(name.lower() in SPLIT_NAMES for name in shared):
         meant = f"splits: give one folder, as in {one}"
     raise DataError(
@@ -371,19 +370,11 @@ def _stop_at_copy(path: Path, top: Folder) -> None:
 def _stop_at_wrapped_splits(path: Path, top: Folder, splits: Mapping[str, str]) -> None:
     """Stop where the train folder holds one folder that holds the classes, or all the images."""
     inside, inner = _descend(top.folders[splits["train"]])
-    if not inside or not (inner.folders or _likely_wrapper(splits["train"], inside)):
+    # The images of one folder that is called like the split, or like any folder, have no labels.
+    likely = inside.rpartition("/")[2].lower() in (*_ANY, splits["train"].lower())
+    if not inside or not (inner.folders or likely):
         return
     raise DataError(
         f"{path}: {splits['train']} holds one folder, {inside}, and no other: if its folders are "
         f"the classes, or its images have none, {option(_deepest(top, splits))}"
     )
-
-
-def _likely_wrapper(split: str, inside: str) -> bool:
-    """Tell whether the one folder in a split is called like the split or like any folder."""
-    name = inside.rpartition("/")[2].lower()
-    return name == split.lower() or name in _ANY
-
-
-def _pair(names: Sequence[str]) -> dict[str, str]:
-    return dict(zip(("train", "test"), names, strict=False))

@@ -198,27 +198,20 @@ def prepare_dataset(
         name: (torch.from_numpy(store.images[name]), torch.from_numpy(facts.labels))
         for name, facts in store.facts.items()
     }
-
-    def in_order(array: str, index: np.ndarray) -> np.ndarray:
-        if not source.by_content:
-            return index
-        labels, hashes, contents = (each[index] for each in store.facts[array])
-        return index[content_order(contents, labels, hashes)]
-
-    parts = {"train": ("train", cut.train), "labelled": ("train", cut.labelled)}
-    for name, index in (("val", cut.val), ("test", cut.test)):
-        whole = name in packed
-        parts[name] = (name, np.arange(len(packed[name][1]))) if whole else ("train", index)
-    parts = {name: (array, in_order(array, index)) for name, (array, index) in parts.items()}
-    splits = {}
-    for name, (array, index) in parts.items():
+    splits, contents, hashes, split_hashes = {}, {}, {}, {}
+    by_content = config.split_version > 1
+    for name in ("train", "labelled", "val", "test"):
+        array = name if name in packed else "train"
         images, labels = packed[array]
+        brought = name == array != "train"
+        index = np.arange(len(labels)) if brought else getattr(cut, name)
+        if source.by_content:
+            of_labels, of_pixels, of_content = (each[index] for each in store.facts[array])
+            index = index[content_order(of_content, of_labels, of_pixels)]
         splits[name] = Split(images=images, labels=labels, index=torch.from_numpy(index))
-    contents = {name: store.facts[array].contents[index] for name, (array, index) in parts.items()}
-    grey, by_content = store.manifest.grey, config.split_version > 1
-    known = {name: index for name, (_, index) in parts.items()}
-    if by_content:
-        known = {name: values.view(np.int64) for name, values in contents.items()}
+        _, hashes[name], contents[name] = (each[index] for each in store.facts[array])
+        split_hashes[name] = split_hash(contents[name].view(np.int64) if by_content else index)
+    grey = store.manifest.grey
     return Dataset(
         name=source.name,
         class_names=store.manifest.class_names,
@@ -229,12 +222,10 @@ def prepare_dataset(
         hflip=source.hflip if config.hflip is None else config.hflip,
         autoaugment=source.autoaugment,
         fingerprint=store.manifest.unordered if by_content else store.manifest.fingerprint,
-        split_hashes={name: split_hash(values) for name, values in known.items()},
+        split_hashes=split_hashes,
         broken=store.manifest.broken,
         content_hashes=contents,
-        image_hashes={
-            name: store.facts[array].hashes[index] for name, (array, index) in parts.items()
-        },
+        image_hashes=hashes,
         grey="" if grey is None else str(grey),
         grey_range=None if grey is None or not grey.count else grey.range or "file",
         store_path=store.path,

@@ -17,6 +17,7 @@ from smallvit.data.files.fetch import is_present, manual_steps, targets
 from smallvit.data.files.parquet import list_parquet
 from smallvit.data.files.registry import DatasetSpec
 from smallvit.data.files.sources import (
+    Columns,
     FoundFile,
     Listing,
     Source,
@@ -131,12 +132,9 @@ def _check_counts(spec: DatasetSpec, listing: Listing) -> None:
     """Refuse what was copied or unpacked in part, which its annotations need not tell."""
     found = {"classes": len(listing.class_names)}
     found |= {f"{name} images": len(split.names) for name, split in listing.splits.items()}
-    official = {
-        "classes": spec.num_classes,
-        "train images": spec.num_train,
-        "val images": spec.num_val,
-        "test images": spec.num_test,
-    }
+    official = {"classes": spec.num_classes}
+    for split in ("train", "val", "test"):
+        official[f"{split} images"] = getattr(spec, f"num_{split}")
     differences = [
         f"{found.get(what, 0):,} {what} here, {num:,} officially"
         for what, num in official.items()
@@ -392,7 +390,7 @@ def _list_cars_parquet(root: Path) -> Listing:
     for split, paths in files.items():
         if not paths:
             raise BrokenLayoutError(f"{root} has no parquet file of the split {split}")
-    return list_parquet(files, image_column=None, label_column=None)
+    return list_parquet(files, Columns())
 
 
 LAYOUTS = {

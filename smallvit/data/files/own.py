@@ -15,8 +15,8 @@ from smallvit.data.files.folders import open_folder
 from smallvit.data.files.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from smallvit.data.files.layout import Layout, parse_layout, refuse_classes
 from smallvit.data.files.parquet import list_parquet, parquet_splits
-from smallvit.data.files.sources import Source, files_key, own_source
-from smallvit.data.files.tables import TABLE_SUFFIXES, Columns, open_table
+from smallvit.data.files.sources import Columns, Source, files_key, own_source
+from smallvit.data.files.tables import TABLE_SUFFIXES, open_table
 from smallvit.data.files.walk import FoundFile, is_written, walk
 
 TAKES = (
@@ -138,9 +138,7 @@ def _parquet_source(
         path.resolve() if path.is_dir() else path,  # a file in the Hub's cache links to a hash
         "parquet",
         ("parquet", files_key(found), *columns),
-        lambda: list_parquet(
-            files, image_column=columns.image, label_column=columns.label, named=layout
-        ),
+        lambda: list_parquet(files, columns, layout),
         layout=layout,
         notes=notes,
     )

@@ -18,7 +18,7 @@ from smallvit.data.files.class_lists import check_listing, make_listing, plural
 from smallvit.data.files.file_kinds import refuse_stand_in
 from smallvit.data.files.images import open_image
 from smallvit.data.files.layout import Layout, rows_by_split
-from smallvit.data.files.sources import FoundFile, Listing, SourceSplit
+from smallvit.data.files.sources import Columns, FoundFile, Listing, SourceSplit
 
 BATCH_BYTES = 2**24  # images of a parquet file decompressed at a time, about
 _TEXTS = ("string", "large_string", "string_view")
@@ -74,9 +74,7 @@ def parquet_splits(
 
 def list_parquet(
     files: Mapping[str, Sequence[Path]],
-    *,
-    image_column: str | None = None,
-    label_column: str | None = None,
+    columns: Columns,
     named: Layout | None = None,
 ) -> Listing:
     """List the images of parquet files.
@@ -94,9 +92,9 @@ def list_parquet(
 
     Args:
         files: The files of each split, in order.
-        image_column: Column of the images; ``None`` is the one whose type fits.
-        label_column: Column of the labels; ``None`` is the one that the metadata marks as class
-            labels, else ``label``.
+        columns: Column of the images, where ``None`` is the one whose type fits, and of the
+            labels, where ``None`` is the one that the metadata marks as class labels, else
+            ``label``.
         named: What a column ``split`` calls each split, or that labels are not read, where the
             user named it.
 
@@ -106,7 +104,7 @@ def list_parquet(
             image or label is missing, a label is out of range, or a class has no image.
     """
     every = chain.from_iterable(files.values())
-    layouts = [_read_layout(file, image_column, label_column) for file in every]
+    layouts = [_read_layout(file, columns) for file in every]
     if named is not None and named.kind == "unlabelled":
         layouts = [replace(each, label=None, text=False, class_names=None) for each in layouts]
     layout = layouts[0]
@@ -199,7 +197,7 @@ def _reading(path: Path) -> AbstractContextManager[None]:
     return explained(explain, OSError, _pyarrow().ArrowException)
 
 
-def _read_layout(path: Path, image_column: str | None, label_column: str | None) -> _Layout:
+def _read_layout(path: Path, columns: Columns) -> _Layout:
     pa = _pyarrow()
     refuse_stand_in(path)
     with _reading(path):
@@ -207,37 +205,35 @@ def _read_layout(path: Path, image_column: str | None, label_column: str | None)
     types = {field.name: _plain_type(field.type) for field in schema}
     fits = {name: _image_leaf(kind, name) for name, kind in types.items()}
     fits = {name: leaf for name, leaf in fits.items() if leaf is not None}
-    for name, option in ((image_column, "image-column"), (label_column, "label-column")):
+    for option, name in columns._asdict().items():
         if name is not None and name not in types:
             raise ConfigError(
                 f"{path} has no column {name!r}; its columns: {', '.join(types)}: set "
-                f"--data.{option} to one of them"
+                f"--data.{option}-column to one of them"
             )
     if not fits:
         raise ConfigError(
             f"{path} has no column of encoded images, only {', '.join(types)}: write the content "
             "of the files to it, or, where it names files, save it as CSV"
         )
-    if image_column is not None and image_column not in fits:
+    image = columns.image or next(iter(fits))
+    if image not in fits:
         raise ConfigError(
-            f"column {image_column!r} of {path} is {types[image_column]}, not encoded images; set "
+            f"column {image!r} of {path} is {types[image]}, not encoded images; set "
             f"--data.image-column to one that is: {', '.join(fits)}"
         )
-    if image_column is None and len(fits) != 1:
+    if columns.image is None and len(fits) > 1:
         raise ConfigError(
             f"{path} has several columns of encoded images ({', '.join(fits)}): name one with "
             "--data.image-column"
         )
-    image = next(iter(fits)) if image_column is None else image_column
     class_labels = {name: names for name, names in _hub_classes(schema).items() if name in types}
-    label = label_column
-    if label is None and len(class_labels) > 1:
+    if columns.label is None and len(class_labels) > 1:
         raise ConfigError(
             f"{path} has several columns of class labels ({', '.join(class_labels)}): name one "
             "with --data.label-column"
         )
-    if label is None:
-        label = next(iter(class_labels), "label" if "label" in types else None)
+    label = columns.label or next(iter(class_labels), "label" if "label" in types else None)
     for name in (image, label, "split"):
         if schema.names.count(name) > 1:
             raise DataError(

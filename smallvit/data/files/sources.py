@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -48,6 +49,13 @@ class Listing:
 
     class_names: tuple[str, ...]
     splits: dict[str, SourceSplit]
+
+
+class Columns(NamedTuple):
+    """Columns of the images and labels of a table that the user named."""
+
+    image: str | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

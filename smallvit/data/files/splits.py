@@ -22,6 +22,7 @@ import torch
 from smallvit.core import rng
 from smallvit.core.errors import DataError
 from smallvit.core.whole_file import write_text
+from smallvit.data.files.class_lists import plural
 from smallvit.data.files.store import anew_if_broken, stored_if_possible
 
 PARTS = ("train", "labelled", "val", "test")
@@ -169,13 +170,10 @@ def _find_fault(
         first = int(np.flatnonzero(~present)[0])
         count = int((labels == first).sum())
         whose = f"class {class_names[first]!r}" if len(class_names) > 1 else "the data"
-        return (
-            f"{whose} has {count} image{'' if count == 1 else 's'}, and the cut leaves none of "
-            "them to train on"
-        )
-    sizes = {"test": bounds[0], "val": bounds[1] - bounds[0]}
-    for name, wanted in sizes.items():
-        if wanted > 0 and not (side == (TEST if name == "test" else VAL)).any():
+        return f"{whose} has {plural(count, 'image')}, and the cut leaves none of them to train on"
+    wanted = {"test": (TEST, bounds[0]), "val": (VAL, bounds[1] - bounds[0])}
+    for name, (number, share) in wanted.items():
+        if share > 0 and not (side == number).any():
             return f"none of the {len(labels)} images falls into the {name} split"
     return ""
 

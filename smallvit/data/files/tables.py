@@ -15,7 +15,14 @@ from smallvit.data.files.class_lists import make_listing, plural, some
 from smallvit.data.files.file_kinds import refuse_stand_in
 from smallvit.data.files.images import IMAGE_SUFFIXES
 from smallvit.data.files.layout import Layout, refuse_classes, rows_by_split
-from smallvit.data.files.sources import FoundFile, Source, file_split, files_key, own_source
+from smallvit.data.files.sources import (
+    Columns,
+    FoundFile,
+    Source,
+    file_split,
+    files_key,
+    own_source,
+)
 from smallvit.data.files.walk import LEFT_BY_SYSTEMS
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
@@ -24,13 +31,6 @@ MOST_SEARCHED = 500  # folders beside a table in which its images are looked for
 IMAGE_HEADERS = "image file filename file_name filepath path img image_id image_name id id_code"
 LABEL_HEADERS = "class category class_name label_name labels target species breed diagnosis y"
 _IMAGES = tuple(IMAGE_SUFFIXES)
-
-
-class Columns(NamedTuple):
-    """Columns that the user named."""
-
-    image: str | None
-    label: str | None
 
 
 class _Row(NamedTuple):

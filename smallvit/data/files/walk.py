@@ -139,7 +139,10 @@ def walk(root: Path, suffixes: Iterable[str]) -> Walk:
         for entry in entries:
             name = entry.name
             if name.startswith("."):
-                _pass_hidden(entry, wanted, passed)
+                if entry.is_dir():
+                    passed[f"folder {name}"] += 1
+                elif name.lower().endswith(wanted):
+                    passed["files ._*" if name.startswith("._") else "hidden files"] += 1
             elif entry.is_dir():
                 if name.lower() in LEFT_BY_SYSTEMS:
                     passed[f"folder {name}"] += 1
@@ -194,12 +197,3 @@ def mark_folder(folder: Path) -> None:
     """
     if not any(folder.iterdir()):
         (folder / MARKER).write_text("Written by smallvit, and never read as images.\n")
-
-
-def _pass_hidden(entry: "os.DirEntry[str]", wanted: tuple[str, ...], passed: Counter[str]) -> None:
-    if entry.is_dir():
-        passed[f"folder {entry.name}"] += 1
-    elif entry.name.startswith("._") and entry.name.lower().endswith(wanted):
-        passed["files ._*"] += 1
-    elif entry.name.lower().endswith(wanted):
-        passed["hidden files"] += 1

@@ -13,7 +13,7 @@ from smallvit.core.errors import ConfigError, DataError
 from smallvit.data.files import parquet as reader
 from smallvit.data.files.own import open_path
 from smallvit.data.files.parquet import list_parquet
-from smallvit.data.files.sources import Listing
+from smallvit.data.files.sources import Columns, Listing
 
 
 def listed(path: Path, **columns: str) -> Listing:
@@ -421,7 +421,7 @@ def test_a_listing_of_named_files_is_one_split_each(tmp_path):
         "train": [parquet(tmp_path / "x.parquet", [0, 1, 2])],
         "val": [parquet(tmp_path / "y.parquet", [2, 1, 0])],
     }
-    listing = list_parquet(files, image_column="image", label_column="label")
+    listing = list_parquet(files, Columns("image", "label"))
     assert listing.splits["val"].labels.tolist() == [2, 1, 0]
 
 
