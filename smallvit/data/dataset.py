@@ -52,6 +52,12 @@ class Split:
         torch.index_select(self.images, 0, place.cpu(), out=batch)
         return batch.to(place.device, non_blocking=True)
 
+    def pick(self, position: slice | Int[Tensor, " n"]) -> "Split":
+        """Return some of the images as a split, by their position in this one."""
+        if isinstance(position, Tensor):
+            position = position.to(self.index.device)
+        return replace(self, index=self.index[position])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -138,6 +144,17 @@ class Dataset:
             images, labels = moved[key]
             splits[name] = Split(images=images, labels=labels, index=split.index.to(device))
         return replace(self, splits=splits)
+
+
+def even_positions(split: Split, most: int) -> Int[Tensor, " n"]:
+    """Return positions in a split at even distances, on the host; all where it has no more."""
+    num = min(most, len(split))
+    return torch.arange(num) * len(split) // max(num, 1)
+
+
+def take_evenly(split: Split, most: int) -> Split:
+    """Return ``most`` images of a split at even distances, or all where it has no more."""
+    return split.pick(even_positions(split, most))
 
 
 def class_counts(split: Split, num_classes: int) -> list[int]:

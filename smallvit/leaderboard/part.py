@@ -135,8 +135,7 @@ def subset_positions(split: Split, config: BenchConfig) -> Int[Tensor, " n"]:
 
 def subset_of(split: Split, config: BenchConfig) -> Split:
     """Return those images."""
-    chosen = subset_positions(split, config)
-    return Split(images=split.images, labels=split.labels, index=split.index[chosen])
+    return split.pick(subset_positions(split, config))
 
 
 def _one(config: BenchConfig) -> Sequence[str]:

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.run_folder import Run
-from smallvit.data.dataset import Dataset, Split
+from smallvit.data.dataset import Dataset, Split, even_positions
 from smallvit.data.views import eval_batches
 from smallvit.engine.log import TrainLog
 from smallvit.engine.runtime import Runtime
@@ -170,7 +168,7 @@ def _label(
     pending: list[ScoreMaps] = []
     labelled_now = 0
     with TrainLog(None, "label", num_batches, first) as log:
-        batches = eval_batches(dataset, _pick(labelled, slice(parts.done, None)), size)
+        batches = eval_batches(dataset, labelled.pick(slice(parts.done, None)), size)
         for number, (images, _) in enumerate(batches, start=first + 1):
             try:
                 with runtime.autocast():
@@ -223,8 +221,8 @@ def _check_and_write(
     write_score_maps(unchecked, maps, header)
     maps, _ = read_score_maps(unchecked)
     labelled = dataset.splits["labelled"]
-    position = _even_places(labelled, CHECKED_IMAGES)
-    images = (image for image, _ in eval_batches(dataset, _pick(labelled, position), 1))
+    position = even_positions(labelled, CHECKED_IMAGES)
+    images = (image for image, _ in eval_batches(dataset, labelled.pick(position), 1))
     worst = spot_check(annotator.teacher, images, maps, position, autocast=runtime.autocast)
     precision = runtime.precision
     # Logits differ by rounding; a temperature below 1 makes more of it.
@@ -253,8 +251,8 @@ def _pooled_agreement(maps: ScoreMaps, labelled: Split, batch_size: int) -> floa
 
 def _draw(folder: Path, maps: ScoreMaps, dataset: Dataset, annotator: Annotator, seed: int) -> None:
     labelled = dataset.splits["labelled"]
-    position = _even_places(labelled, DRAWN_IMAGES)
-    shown = _pick(labelled, position)
+    position = even_positions(labelled, DRAWN_IMAGES)
+    shown = labelled.pick(position)
     (folder / "plots").mkdir(exist_ok=True)
     draw_alignment(
         folder / "plots" / "alignment.png",
@@ -266,16 +264,3 @@ def _draw(folder: Path, maps: ScoreMaps, dataset: Dataset, annotator: Annotator,
         seed=seed,
         title=f"{dataset.name}: score maps of {annotator.run.result['model']}",
     )
-
-
-def _even_places(split: Split, most: int) -> Int[Tensor, " B"]:
-    """Return places in a split at even distances, on the CPU, as the maps are."""
-    num = min(most, len(split))
-    return torch.arange(num) * len(split) // num
-
-
-def _pick(split: Split, position: slice | Int[Tensor, " B"]) -> Split:
-    """Return some images of a split."""
-    if not isinstance(position, slice):
-        position = position.to(split.index.device)
-    return Split(images=split.images, labels=split.labels, index=split.index[position])

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.core.errors import CollapsedError
-from smallvit.data.dataset import Dataset, Split
+from smallvit.data.dataset import Dataset, Split, take_evenly
 from smallvit.data.views import eval_batches
 from smallvit.engine.log import read_metrics
 from smallvit.engine.runtime import Runtime
@@ -52,13 +52,6 @@ FEWEST_IMAGES = 16  # whose features say something of a spread
 # this factor between evaluations, by more than a rounding error.
 LEAVING = 1.5
 ROUNDING = 0.01  # of the bound
-
-
-def take_evenly(split: Split, most: int) -> Split:
-    """Return ``most`` images of a split at even distances, or all where it has no more."""
-    num = min(most, len(split))
-    places = torch.arange(num, device=split.index.device) * len(split) // max(num, 1)
-    return Split(images=split.images, labels=split.labels, index=split.index[places])
 
 
 class Monitor:

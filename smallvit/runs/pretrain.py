@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from smallvit.core.errors import ConfigError, explained, reason
-from smallvit.data.dataset import Dataset
+from smallvit.data.dataset import Dataset, take_evenly
 from smallvit.data.views import ViewBatches
 from smallvit.engine.optim import warmup_steps
 from smallvit.engine.plan import FitPlan
@@ -20,7 +20,7 @@ from smallvit.runs.config import PretrainConfig, Recipe
 from smallvit.runs.finish import finish_network
 from smallvit.runs.init_weights import load_init, say_origin
 from smallvit.runs.job import Job, describe_run, plan_fit, prepare_backbone
-from smallvit.runs.monitor import CollapseWatch, Monitor, collapse_bounds, take_evenly
+from smallvit.runs.monitor import CollapseWatch, Monitor, collapse_bounds
 from smallvit.runs.session import Session
 
 logger = logging.getLogger("smallvit")

@@ -12,6 +12,7 @@ from smallvit.core import places, rng
 from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import DataError, attempt
 from smallvit.core.run_folder import open_run
+from smallvit.data.dataset import take_evenly
 from smallvit.engine.checkpoint import AGAIN, BEST, as_scored, load_checkpoint
 from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.runtime import Runtime, open_runtime
@@ -22,7 +23,6 @@ from smallvit.runs.config import Call, SegmentRecipe
 from smallvit.runs.finish import finish_network
 from smallvit.runs.init_weights import TIMM, find_export, init_settings, load_init
 from smallvit.runs.job import Job, describe_run, plan_fit, prepare_backbone
-from smallvit.runs.monitor import take_evenly
 from smallvit.runs.moved import check_same
 from smallvit.runs.recipe import read_layer
 from smallvit.runs.session import Session

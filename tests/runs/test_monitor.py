@@ -25,7 +25,6 @@ from smallvit.runs.monitor import (
     collapse_bounds,
     collapse_distances,
     get_remedy,
-    take_evenly,
 )
 
 LOG_K = math.log(16)
@@ -102,12 +101,6 @@ def judge(watch: CollapseWatch, *evaluations: tuple[int, dict[str, float]]) -> N
             file.write(json.dumps({"step": step, **kept}) + "\n")
             file.write(json.dumps({"step": step + 1, "opt/lr": 0.1}) + "\n")
         watch(step, metrics)
-
-
-def test_images_are_taken_at_even_distances():
-    split = make_dataset().splits["train"]
-    assert take_evenly(split, 4).index.tolist() == [0, 7, 15, 22]
-    assert take_evenly(split, 300).index.tolist() == list(range(30))
 
 
 def test_the_numbers_are_those_of_their_own_functions(small_vit):
