@@ -2,7 +2,7 @@
 
 Shapes in this file:
     B    images
-    H W  image in pixels; values in [0, 1] until ``normalise``
+    H W  image in pixels; values in [0, 1] until ``normalize``
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def to_float(images: UInt8[Tensor, "B 3 H W"]) -> Images:
     return images.float().div_(255)
 
 
-def normalise(
+def normalize(
     images: Images,
     mean: Float[Tensor, "3"],
     std: Float[Tensor, "3"],
@@ -89,8 +89,8 @@ def adjust_brightness_(images: Images, factor: Float[Tensor, " B"]) -> Images:
 
 def adjust_contrast_(images: Images, factor: Float[Tensor, " B"]) -> Images:
     """Blend with the mean luminance, in place: 0 is an even grey, 1 the image."""
-    centre = _mean_luminance(images)
-    return images.mul_(each(factor)).add_(each(centre * (1 - factor))).clamp_(0, 1)
+    center = _mean_luminance(images)
+    return images.mul_(each(factor)).add_(each(center * (1 - factor))).clamp_(0, 1)
 
 
 def _mean_luminance(images: Images) -> Float[Tensor, " B"]:

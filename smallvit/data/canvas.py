@@ -74,7 +74,7 @@ class Canvas:
         self.axes.set_axis_off()
         self.limits = (-MARGIN, whole[0] - MARGIN, whole[1] - HEADER, -HEADER)
         self.text(0, 12 - HEADER, title, width, size=1.6 * SIZE, weight="bold")
-        self.text(0, 36 - HEADER, below, width, colour="#555555")
+        self.text(0, 36 - HEADER, below, width, color="#555555")
 
     def image(
         self,
@@ -114,7 +114,7 @@ class Canvas:
         text: str,
         width: float,
         *,
-        colour: str = "black",
+        color: str = "black",
         size: float = SIZE,
         weight: str = "normal",
     ) -> None:
@@ -127,13 +127,13 @@ class Canvas:
             top + LINE / 2,
             text if len(text) <= most else f"{text[: max(most - 3, 1)]}...",
             fontsize=size,
-            color=colour,
+            color=color,
             weight=weight,
             verticalalignment="center",
             parse_math=False,  # class names may have dollar signs
         )
 
-    def box(self, left: float, top: float, scale: float, box: Box, colour: str) -> None:
+    def box(self, left: float, top: float, scale: float, box: Box, color: str) -> None:
         """Draw the outline of a box of an image that lies at (left, top)."""
         self.axes.add_patch(
             Rectangle(
@@ -141,17 +141,17 @@ class Canvas:
                 scale * box.width,
                 scale * box.height,
                 fill=False,
-                edgecolor=colour,
+                edgecolor=color,
                 linewidth=1.4,
                 path_effects=[patheffects.withStroke(linewidth=2.6, foreground="white", alpha=0.6)],
             )
         )
 
-    def badge(self, left: float, top: float, text: str, colour: str) -> None:
+    def badge(self, left: float, top: float, text: str, color: str) -> None:
         """Write a number on a coloured ground."""
         self.axes.add_patch(
             Rectangle(
-                (left, top), *BADGE, facecolor=colour, edgecolor="white", linewidth=0.6, zorder=3
+                (left, top), *BADGE, facecolor=color, edgecolor="white", linewidth=0.6, zorder=3
             )
         )
         self.axes.text(
@@ -165,9 +165,9 @@ class Canvas:
             zorder=4,
         )
 
-    def swatch(self, left: float, top: float, colour: str) -> None:
+    def swatch(self, left: float, top: float, color: str) -> None:
         """Draw the square of a legend."""
-        self.axes.add_patch(Rectangle((left, top + 3), LINE - 6, LINE - 6, facecolor=colour))
+        self.axes.add_patch(Rectangle((left, top + 3), LINE - 6, LINE - 6, facecolor=color))
 
     def save(self, path: Path) -> None:
         """Write the PNG."""

@@ -56,7 +56,7 @@ MAP_HEADS = (
 MOST_NAMED = 5  # classes named beside a score map
 GLOBAL, LOCAL = "#d55e00", "#0072b2"  # told apart by colour-blind eyes too
 CROP = "#009e73"
-CLASS_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00")
+CLASS_COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00")
 OTHER_CLASS = "#777777"
 
 
@@ -262,11 +262,11 @@ def draw_views(
         scale = large / dataset.image_size
         # Small boxes first: their numbers have fewer places to go to.
         for number in reversed(range(len(sheet.views))):
-            box, colour = sheet.boxes[number][i], GLOBAL if number < num_large else LOCAL
-            canvas.box(0, top + LINE, scale, box, colour)
+            box, color = sheet.boxes[number][i], GLOBAL if number < num_large else LOCAL
+            canvas.box(0, top + LINE, scale, box, color)
             place = _free_place(box, scale, taken, limit=large)
             taken.append(place)
-            canvas.badge(place[0], top + LINE + place[1], str(number + 1), colour)
+            canvas.badge(place[0], top + LINE + place[1], str(number + 1), color)
         for number, view in enumerate(sheet.views):
             column, line = (0, number)
             if number >= num_large:
@@ -274,10 +274,10 @@ def draw_views(
             left = large + GAP + column * (tile + GAP)
             upper = top + line * (LINE + tile + GAP)
             mirrored = ", mirrored" if sheet.boxes[number][i].mirrored else ""
-            colour = GLOBAL if number < num_large else LOCAL
+            color = GLOBAL if number < num_large else LOCAL
             text = f"{number + 1}: {view.shape[-1]} px{mirrored}"
-            canvas.text(left, upper, text, tile, colour=colour)
-            canvas.image(left, upper + LINE, tile, to_pixels(view[i]), frame=colour)
+            canvas.text(left, upper, text, tile, color=color)
+            canvas.image(left, upper + LINE, tile, to_pixels(view[i]), frame=color)
     canvas.save(path)
 
 
@@ -341,19 +341,19 @@ def draw_score_maps(
         canvas.image(lefts[1], upper, tile, to_pixels(sheet.augmented[i]))
         named = name_classes(score_map, label)
         canvas.image(lefts[2], upper, tile, to_pixels(sheet.augmented[i], grey=True))
-        canvas.image(lefts[2], upper, tile, colour_top_classes(score_map, named))
+        canvas.image(lefts[2], upper, tile, color_top_classes(score_map, named))
         canvas.image(lefts[3], upper, tile, score_map[label].numpy(), **VIRIDIS)
         mean = score_map.mean(dim=(1, 2))
         lines = [
-            (colour, f"{mean[number]:.2f} {dataset.class_names[number]}", number == label)
-            for colour, number in zip(CLASS_COLOURS, named, strict=False)
+            (color, f"{mean[number]:.2f} {dataset.class_names[number]}", number == label)
+            for color, number in zip(CLASS_COLORS, named, strict=False)
         ]
         if len(named) < len(mean):
             rest = max(1 - mean[list(named)].sum().item(), 0)
             lines.append((OTHER_CLASS, f"{rest:.2f} others", False))
-        for line, (colour, text, bold) in enumerate(lines):
+        for line, (color, text, bold) in enumerate(lines):
             lower, weight = upper + line * LINE, "bold" if bold else "normal"
-            canvas.swatch(legend, lower, colour)
+            canvas.swatch(legend, lower, color)
             canvas.text(legend + LINE, lower, text, LEGEND - LINE, weight=weight)
     canvas.save(path)
 
@@ -365,21 +365,21 @@ def name_classes(score_map: Float[Tensor, "C h w"], label: int) -> tuple[int, ..
     return (*named, label) if label not in named else tuple(named)
 
 
-def colour_top_classes(score_map: Float[Tensor, "C h w"], named: Sequence[int]) -> np.ndarray:
+def color_top_classes(score_map: Float[Tensor, "C h w"], named: Sequence[int]) -> np.ndarray:
     """Colour each cell by its top class, as opaque as that class is probable.
 
     Args:
         score_map: Distributions over the classes.
-        named: Classes that have a colour of their own, in the order of ``CLASS_COLOURS``.
+        named: Classes that have a colour of their own, in the order of ``CLASS_COLORS``.
 
     Returns:
         Red, green, blue and opacity in [0, 1], of shape (h, w, 4).
     """
     prob, top = score_map.max(dim=0)
-    colours = np.tile(to_rgb(OTHER_CLASS), (len(score_map), 1))
-    for number, colour in zip(named, CLASS_COLOURS, strict=False):
-        colours[number] = to_rgb(colour)
-    return np.concatenate([colours[top.numpy()], 0.8 * prob.numpy()[..., None]], axis=2)
+    colors = np.tile(to_rgb(OTHER_CLASS), (len(score_map), 1))
+    for number, color in zip(named, CLASS_COLORS, strict=False):
+        colors[number] = to_rgb(color)
+    return np.concatenate([colors[top.numpy()], 0.8 * prob.numpy()[..., None]], axis=2)
 
 
 def _free_place(
@@ -408,8 +408,8 @@ def _overhang(box: Box, side: int) -> float:
 def _to_bytes(images: Float[Tensor, "B 3 H W"], dataset: Dataset) -> UInt8[Tensor, "B 3 H W"]:
     """Undo the normalisation."""
     mean, std = channel_tensors(dataset, images.device)
-    colours = images * std[:, None, None] + mean[:, None, None]
-    return (colours * 255).round().clamp(0, 255).to(torch.uint8)
+    colors = images * std[:, None, None] + mean[:, None, None]
+    return (colors * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _names(dataset: Dataset, split: Split, position: Int[Tensor, " B"]) -> list[str]:

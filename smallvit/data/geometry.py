@@ -234,7 +234,7 @@ def warp(
         fill: What lies outside the map: black, the nearest cell, or a level in [0, 1].
     """
     height, width = maps.shape[2:]
-    places = _moved(_cell_centres(height, width, maps.device), to_source)
+    places = _moved(_cell_centers(height, width, maps.device), to_source)
     if fill == "edge" and not nearest and not maps.is_cuda:
         return _mean_of_four(maps, places)
     out = F.grid_sample(
@@ -327,7 +327,7 @@ def _mean_of_four(
 
 
 @lru_cache(maxsize=16)
-def _cell_centres(height: int, width: int, device: torch.device) -> Float[Tensor, "cells 3"]:
+def _cell_centers(height: int, width: int, device: torch.device) -> Float[Tensor, "cells 3"]:
     """Place (x, y, 1) of every cell, row by row, in units of half a side from the centre."""
     y, x = ((torch.arange(n, device=device) + 0.5) * (2 / n) - 1 for n in (height, width))
     y, x = torch.meshgrid(y, x, indexing="ij")
@@ -396,9 +396,9 @@ def _axis_weights(
     device = start.device
     first, length = (start * in_size)[:, None], (extent * in_size)[:, None]
     scale = length / out_size
-    centre = first + (torch.arange(out_size, device=device) + 0.5) * scale  # (B, out)
+    center = first + (torch.arange(out_size, device=device) + 0.5) * scale  # (B, out)
     cell = torch.arange(-pad, in_size + pad, device=device, dtype=start.dtype)
-    distance = (cell + 0.5 - centre[..., None]) / scale.clamp(min=1.0)[..., None]  # (B, out, in)
+    distance = (cell + 0.5 - center[..., None]) / scale.clamp(min=1.0)[..., None]  # (B, out, in)
     weights = _cubic(distance) if kernel == "bicubic" else (1 - distance.abs()).clamp(min=0)
     if not whole_cells:
         covered = torch.minimum(cell + 1, first + length) - torch.maximum(cell, first)  # (B, in)

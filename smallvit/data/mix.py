@@ -54,8 +54,8 @@ def sample_mask(
     )
     half = 0.5 * share.sqrt()
     inside = []
-    for length, centre in zip(size, draws[:, 3:].T, strict=True):
-        middle, reach = (centre * length).floor(), (half * length).floor()
+    for length, center in zip(size, draws[:, 3:].T, strict=True):
+        middle, reach = (center * length).floor(), (half * length).floor()
         inside.append(within(length, middle - reach, middle + reach))
     box = inside[0][:, :, None] * inside[1][:, None]
     mask = torch.where(use_box[:, None, None], box, share[:, None, None])

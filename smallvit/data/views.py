@@ -126,7 +126,7 @@ class ViewBatches:
         view = augment.change_chosen_(view, blurred, augment.blur, sigma)
         if number == 1:
             view = augment.solarize_(view, draws[:, 13] < config.solarize_prob)
-        augment.normalise(view, self.mean, self.std, out=out)
+        augment.normalize(view, self.mean, self.std, out=out)
 
 
 def view_geometry(
@@ -262,7 +262,7 @@ class LabelledBatches:
         if self.policy != "none":
             out = policies.apply_operations(out, self._operations(draws))
         augment.jitter_color_(out, color_draws, strength=config.color_jitter, prob=1.0)
-        out = augment.normalise(out, self.mean, self.std)
+        out = augment.normalize(out, self.mean, self.std)
         return augment.erase_(
             out, erase_draws, prob=config.erasing_prob, aspect=config.erasing_aspect
         )
@@ -324,8 +324,8 @@ def sample_token_box(seed: int, step: int, grid: tuple[int, int]) -> TokenBox:
     area, y, x = rng.scalar(seed, "mix_token", step, 3)
     sides = []
     for place, size in ((y, grid[0]), (x, grid[1])):
-        half, centre = int(size * area**0.5) // 2, int(place * size)
-        sides.append((max(centre - half, 0), min(centre + half, size)))
+        half, center = int(size * area**0.5) // 2, int(place * size)
+        sides.append((max(center - half, 0), min(center + half, size)))
     (top, bottom), (left, right) = sides
     return TokenBox(top=top, left=left, bottom=bottom, right=right, grid=grid)
 
@@ -338,7 +338,7 @@ def eval_batches(
     mean, std = channel_tensors(dataset, device)
 
     def make(position: Tensor) -> tuple[Tensor, Tensor]:
-        images = augment.normalise(augment.to_float(split.take(position)), mean, std)
+        images = augment.normalize(augment.to_float(split.take(position)), mean, std)
         return images, split.labels[split.index[position]]
 
     return InOrder(make, torch.arange(len(split), device=device), batch_size)

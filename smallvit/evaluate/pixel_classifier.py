@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from smallvit.data.augment import normalise, to_float
+from smallvit.data.augment import normalize, to_float
 from smallvit.data.dataset import Split
 from smallvit.models.measure import frozen
 from smallvit.models.tokens import AbstractBackbone
@@ -48,7 +48,7 @@ class PixelClassifier(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         """Return the logits that the network itself returns for colours in [0, 1]."""
-        return self.backbone.logits(self.backbone(normalise(images, self.mean, self.std)))
+        return self.backbone.logits(self.backbone(normalize(images, self.mean, self.std)))
 
 
 def pixel_batches(

@@ -181,7 +181,7 @@ def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
 def exported_model(folder: Path) -> dict[str, Any]:
     """Return the settings of ``ModelConfig`` that an export's network has.
 
-    What a setting does not cover stays as the name makes it; ``initialise_from`` tells where the
+    What a setting does not cover stays as the name makes it; ``initialize_from`` tells where the
     two differ.
 
     Raises:
@@ -248,7 +248,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return {"model_args": {"num_classes": config["num_classes"]}, **config}
 
 
-def initialise_from(
+def initialize_from(
     backbone: AbstractBackbone, folder: Path, class_names: tuple[str, ...]
 ) -> list[str]:
     """Copy an export's weights into a fresh network, by name.
@@ -303,7 +303,7 @@ def find_timm_weights(name: str) -> str:
     return f"{architecture}.{tag}" if tag else architecture
 
 
-def initialise_from_timm(backbone: AbstractBackbone, name: str, *, offline: bool) -> list[str]:
+def initialize_from_timm(backbone: AbstractBackbone, name: str, *, offline: bool) -> list[str]:
     """Copy timm's weights into a fresh network, by name, all but the classifier.
 
     Weights for another image, patch or window size are resampled.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from smallvit.core.errors import ConfigError, DataError, explained, reason
 from smallvit.core.run_folder import Run
-from smallvit.data.augment import normalise, to_float
+from smallvit.data.augment import normalize, to_float
 from smallvit.data.files.config import check_range
 from smallvit.data.files.grey import GreyRange
 from smallvit.data.files.images import is_deep_grey, open_image, to_rgb
@@ -101,7 +101,7 @@ def read_image(
     if not normalized:
         return pixels
     mean, std = torch.tensor(reading.mean), torch.tensor(reading.std)
-    return normalise(to_float(torch.from_numpy(pixels.copy())[None]), mean, std)[0]
+    return normalize(to_float(torch.from_numpy(pixels.copy())[None]), mean, std)[0]
 
 
 def _open(image: ImageLike) -> Image.Image:

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from smallvit.core.errors import ConfigError
-from smallvit.data.augment import normalise, to_float
+from smallvit.data.augment import normalize, to_float
 from smallvit.data.canvas import GAP, LINE, VIRIDIS, Canvas, tile_side, to_pixels
 from smallvit.models.swin import SwinBackbone
 from smallvit.models.timm_model import TimmBackbone
@@ -136,11 +136,11 @@ def token_colors(patch: Float[Tensor, "B N D"]) -> tuple[Float[Tensor, "B N 3"],
     low, high = projected.quantile(torch.tensor([TAILS, 1 - TAILS], dtype=projected.dtype), dim=0)
     span = high - low
     rounding = span <= 1e-6 * flat.abs().max()  # of tokens that are all alike
-    colours = ((projected - low) / span.masked_fill(rounding, 1)).clamp(0, 1)
-    colours = colours.masked_fill(rounding, 0.5)
+    colors = ((projected - low) / span.masked_fill(rounding, 1)).clamp(0, 1)
+    colors = colors.masked_fill(rounding, 0.5)
     variance = values.square()
     part = variance[:3].sum() / variance.sum().clamp(min=1e-30)
-    return colours.float().unflatten(0, patch.shape[:2]), float(part)
+    return colors.float().unflatten(0, patch.shape[:2]), float(part)
 
 
 @torch.no_grad()
@@ -181,7 +181,7 @@ def draw_tokens(
             pixels = F.interpolate(inputs, scale_factor=2, mode="bicubic").clamp(0, 1)
         try:
             with autocast():
-                tokens, weights = _look(backbone, normalise(pixels, *channels))
+                tokens, weights = _look(backbone, normalize(pixels, *channels))
         except (AssertionError, ConfigError, IndexError, RuntimeError, ValueError):
             if factor == 1:
                 raise
@@ -268,8 +268,8 @@ def _draw_colors(
     width, height = _tile(images)
     rows = [("images", [to_pixels(image) for image in images])]
     for size, tokens, _ in looks:
-        colours, share = token_colors(tokens.patch)
-        grids = colours.unflatten(1, tokens.grid).numpy()
+        colors, share = token_colors(tokens.patch)
+        grids = colors.unflatten(1, tokens.grid).numpy()
         rows.append((f"{size}: {share:.0%} of the variance", [*grids]))
     whole, step = len(images) * (width + GAP) - GAP, LINE + height + GAP
     canvas = Canvas(

@@ -20,7 +20,7 @@ from smallvit.core.run_folder import Run, what_is_at
 from smallvit.data.dataset import Dataset
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import Runtime
-from smallvit.inference.export import find_timm_weights, initialise_from_timm, read_export
+from smallvit.inference.export import find_timm_weights, initialize_from_timm, read_export
 from smallvit.models.convert.adapt import adapt, position_grid
 from smallvit.models.convert.checkpoint import read_checkpoint
 from smallvit.models.registry import check_fit, create_exported, model_arguments, settings_from
@@ -214,7 +214,7 @@ def _open(init: str, model: ModelConfig, dataset: Dataset) -> Adopted:
     if init.startswith(TIMM):
         name = find_timm_weights(init.removeprefix(TIMM))
         adopted = _build(_named(model, name.partition(".")[0]), dataset)
-        adopted.notes = initialise_from_timm(adopted.backbone, name, offline=places.offline())
+        adopted.notes = initialize_from_timm(adopted.backbone, name, offline=places.offline())
         config = get_pretrained_cfg(name)
         assert config is not None
         adopted.pixels = {"mean": config.mean, "std": config.std}

@@ -14,8 +14,8 @@ from smallvit.inference.export import (
     WEIGHTS,
     exported_model,
     find_timm_weights,
-    initialise_from,
-    initialise_from_timm,
+    initialize_from,
+    initialize_from_timm,
 )
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretraining.config import DinoConfig
@@ -101,9 +101,9 @@ def load_init(
     traced = trace_init(init, dataset, allow_leak=allow_leak)
     if folder is None:
         name = find_timm_weights(init.removeprefix(TIMM))
-        notes = initialise_from_timm(backbone, name, offline=places.offline())
+        notes = initialize_from_timm(backbone, name, offline=places.offline())
     else:
-        notes = initialise_from(backbone, folder, dataset.class_names)
+        notes = initialize_from(backbone, folder, dataset.class_names)
     logger.info("weights of %s", init)
     for note in notes:
         logger.info("  %s", note)

@@ -76,7 +76,7 @@ class SegmentBatches:
         images = images.contiguous().clamp_(0, 1)  # the kernel overshoots
         masks = crop_masks(self.data.take_masks(self.split, draw.position).long(), where)
         return SegmentBatch(
-            images=augment.normalise(images, self.mean, self.std),
+            images=augment.normalize(images, self.mean, self.std),
             masks=masks,
             counted=processes.add_up_((masks != IGNORED).sum().float()),
         )
@@ -105,7 +105,7 @@ def eval_batches(data: SegmentData, split: Split, batch_size: int) -> InOrder[Se
     mean, std = channel_tensors(data.dataset, device)
 
     def make(position: Tensor) -> SegmentBatch:
-        images = augment.normalise(augment.to_float(split.take(position)), mean, std)
+        images = augment.normalize(augment.to_float(split.take(position)), mean, std)
         return SegmentBatch(images=images, masks=data.take_masks(split, position).long())
 
     return InOrder(make, torch.arange(len(split), device=device), batch_size)

@@ -140,7 +140,7 @@ def test_a_small_turn_needs_no_channel_renamed(turn):
 def test_bytes_are_scaled_and_normalised_in_closed_form():
     images = torch.tensor([0, 51, 255], dtype=torch.uint8)[None, :, None, None]
     mean, std = torch.tensor([0.0, 0.1, 0.5]), torch.tensor([1.0, 0.2, 0.25])
-    found = augment.normalise(augment.to_float(images), mean, std)
+    found = augment.normalize(augment.to_float(images), mean, std)
     torch.testing.assert_close(found.flatten(), torch.tensor([0.0, 0.5, 2.0]))
 
 

@@ -13,7 +13,7 @@ from smallvit.data.config import AugmentConfig, ViewsConfig
 from smallvit.data.contact_sheet import (
     Box,
     choose_images,
-    colour_top_classes,
+    color_top_classes,
     draw_batch,
     draw_images,
     draw_score_maps,
@@ -159,11 +159,11 @@ def test_cells_have_the_colour_of_their_top_class_as_opaque_as_it_is_probable():
     score_map = torch.tensor([[[0.7, 0.1]], [[0.2, 0.1]], [[0.1, 0.8]]])
     named = name_classes(score_map, 1)
     assert named == (2, 0, 1)
-    colours = colour_top_classes(score_map, named[:1])
-    assert colours.shape == (1, 2, 4)
-    assert colours[0, :, 3] == pytest.approx([0.8 * 0.7, 0.8 * 0.8])
-    assert colours[0, 1, :3] == pytest.approx([0xE6 / 255, 0x9F / 255, 0])  # the first colour
-    assert colours[0, 0, :3] == pytest.approx([0x77 / 255] * 3)  # class 0 is not among the named
+    colors = color_top_classes(score_map, named[:1])
+    assert colors.shape == (1, 2, 4)
+    assert colors[0, :, 3] == pytest.approx([0.8 * 0.7, 0.8 * 0.8])
+    assert colors[0, 1, :3] == pytest.approx([0xE6 / 255, 0x9F / 255, 0])  # the first colour
+    assert colors[0, 0, :3] == pytest.approx([0x77 / 255] * 3)  # class 0 is not among the named
 
 
 def test_the_label_is_named_though_its_probability_is_small():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from smallvit.data.augment import normalise, to_float
+from smallvit.data.augment import normalize, to_float
 from smallvit.data.dataset import Split
 from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.runtime import open_runtime
@@ -25,7 +25,7 @@ def images_of(num: int) -> torch.Tensor:
 def test_logits_are_those_of_the_network_on_normalised_images(small_vit):
     backbone, runtime = small_vit(), open_runtime(RuntimeConfig(device="cpu", precision="fp32"))
     images = images_of(5)
-    inputs = normalise(to_float(images), torch.tensor(MEAN), torch.tensor(STD))
+    inputs = normalize(to_float(images), torch.tensor(MEAN), torch.tensor(STD))
     labels = torch.zeros(5, dtype=torch.int64)
     wanted, _ = predict_logits(backbone, [(inputs, labels)], autocast=runtime.autocast)
     found = predict_pixels(

@@ -14,7 +14,7 @@ from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.model_config import ModelConfig
 from smallvit.inference.export import (
     exported_model,
-    initialise_from,
+    initialize_from,
     read_export,
     weights_hash,
     write_export,
@@ -85,7 +85,7 @@ def test_an_export_tells_its_settings(tmp_path):
         "drop_path_rate": 0.1,
     }
     backbone = create_backbone(ModelConfig(**settings), num_classes=3, image_size=32)
-    assert initialise_from(backbone, tmp_path, CLASSES) == []
+    assert initialize_from(backbone, tmp_path, CLASSES) == []
 
 
 def test_another_architecture_is_named_with_a_remedy(tmp_path):
@@ -95,7 +95,7 @@ def test_another_architecture_is_named_with_a_remedy(tmp_path):
         ConfigError,
         match=r"holds a vit_tiny_patch16_224 with patches of 4 px: .*leave --model and its",
     ):
-        initialise_from(other, tmp_path, CLASSES)
+        initialize_from(other, tmp_path, CLASSES)
 
 
 @pytest.mark.parametrize("config", ["{", "[]", "{}", '{"architecture": "vit_tiny_patch16_224"}'])
@@ -130,7 +130,7 @@ def test_a_token_head_comes_back_with_its_dense_logits_and_timm_takes_the_plain_
         torch.testing.assert_close(again.classify_tokens(again(images).patch), head(tokens.patch))
         torch.testing.assert_close(plain(images), backbone.logits(tokens))
     assert not any("aux" in name for name in load_file(tmp_path / "model.safetensors"))
-    assert initialise_from(backbone, tmp_path, CLASSES) == []
+    assert initialize_from(backbone, tmp_path, CLASSES) == []
 
 
 def test_an_export_without_a_token_head_removes_that_of_an_earlier_one(tmp_path):

@@ -98,13 +98,13 @@ def _box_weights(size: int, new: int, device: torch.device) -> Float[Tensor, "ne
     support = 0.5 * max(scale, 1.0)
     weights = torch.zeros(new, size, dtype=torch.float64)
     for i in range(new):
-        centre = (i + 0.5) * scale
-        start = max(0, int(centre - support + 0.5))
-        stop = min(size, int(centre + support + 0.5))
+        center = (i + 0.5) * scale
+        start = max(0, int(center - support + 0.5))
+        stop = min(size, int(center + support + 0.5))
         inside = [
             place
             for place in range(start, stop)
-            if -0.5 < (place - centre + 0.5) / max(scale, 1.0) <= 0.5
+            if -0.5 < (place - center + 0.5) / max(scale, 1.0) <= 0.5
         ]
         weights[i, inside] = float(int(0.5 + 2**PIL_BITS / len(inside)))
     return weights.to(device)

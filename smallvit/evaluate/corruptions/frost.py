@@ -68,7 +68,7 @@ def draw_frost(draws: Draws, size: tuple[int, int], scale: float) -> Float[Tenso
     patch = scale * PATCH_LENGTH
     patches = _waves(draws, "patches", size, (patch, patch), direction)
     mixed = math.sqrt(GRAIN) * grain + math.sqrt(CRYSTALS) * crystals + math.sqrt(PATCHES) * patches
-    return _colour(mixed, draws.uniform("photograph", 1)[:, 0])
+    return _color(mixed, draws.uniform("photograph", 1)[:, 0])
 
 
 def _unit_grain(noise: Float[Tensor, "B height width"], sigma: float) -> Float[Tensor, "B H W"]:
@@ -110,7 +110,7 @@ def _waves(
     return out * math.sqrt(2 / WAVES)
 
 
-def _colour(
+def _color(
     mixed: Float[Tensor, "B H W"], photograph: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
     """Give normal numbers the luminance and the colours of one photograph an image."""

@@ -45,13 +45,13 @@ def spatter(images: Bytes, strength: Strength, draws: Draws) -> Levels:
     if mud:
         cover = smooth((liquid > threshold).double(), amount)
         cover = cover.masked_fill_(cover < LEAST_MUD, 0)[:, None]
-        return images * (1 - cover) + cover * _colour(MUD, images)
+        return images * (1 - cover) + cover * _color(MUD, images)
     water = draw_water((255 * liquid).floor())
-    return images + amount * water[:, None] * _colour(WATER, images)
+    return images + amount * water[:, None] * _color(WATER, images)
 
 
-def _colour(colour: tuple[float, ...], images: Tensor) -> Float[Tensor, "3 1 1"]:
-    return constant(colour, images.device).double()[:, None, None]
+def _color(color: tuple[float, ...], images: Tensor) -> Float[Tensor, "3 1 1"]:
+    return constant(color, images.device).double()[:, None, None]
 
 
 def draw_water(liquid: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
@@ -69,7 +69,7 @@ def draw_water(liquid: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
         distanceTransform, blur, equalizeHist and filter2D.
     """
     distance = distance_from(find_edges(liquid)).clamp(max=FARTHEST)
-    relief = equalise(_box_mean(distance).floor())
+    relief = equalize(_box_mean(distance).floor())
     relief = correlate(relief, RELIEF).clamp_(0, 255)
     relief = (_box_mean(relief) + 0.5).floor()
     water = liquid * relief
@@ -153,7 +153,7 @@ def _path(dx: Float[Tensor, "B H W"], dy: int) -> Float[Tensor, "B H W"]:
     return torch.maximum(length, diagonal * dx + knight * dy)
 
 
-def equalise(maps: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
+def equalize(maps: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
     """Spread the levels of each map evenly over 0 to 255, as cv2.equalizeHist does.
 
     Args:

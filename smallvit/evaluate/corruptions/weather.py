@@ -95,14 +95,14 @@ def plasma(uniform: Float[Tensor, "B draws"], decay: float) -> Float[Tensor, "B 
         height: it multiplies numbers drawn from [-height, height] by height.
     """
     side = math.isqrt(uniform.shape[1] + 1)
-    centred = 2 * uniform.double() - 1
-    maps = centred.new_zeros(len(uniform), side, side)
+    centered = 2 * uniform.double() - 1
+    maps = centered.new_zeros(len(uniform), side, side)
     step, height, used = side, 100.0, 0
 
     def displaced(total: Tensor) -> Tensor:
         nonlocal used
         num = total[0].numel()
-        noise = centred[:, used : used + num].reshape(total.shape)
+        noise = centered[:, used : used + num].reshape(total.shape)
         used += num
         return total / 4 + height**2 * noise
 
@@ -111,11 +111,11 @@ def plasma(uniform: Float[Tensor, "B draws"], decay: float) -> Float[Tensor, "B 
         corners = maps[:, ::step, ::step]
         total = corners + corners.roll(-1, 1)
         maps[:, half::step, half::step] = displaced(total + total.roll(-1, 2))
-        centres = maps[:, half::step, half::step]
+        centers = maps[:, half::step, half::step]
         corners = maps[:, ::step, ::step]
-        above = centres + centres.roll(1, 1) + corners + corners.roll(-1, 2)
+        above = centers + centers.roll(1, 1) + corners + corners.roll(-1, 2)
         maps[:, ::step, half::step] = displaced(above)
-        beside = centres + centres.roll(1, 2) + corners + corners.roll(-1, 1)
+        beside = centers + centers.roll(1, 2) + corners + corners.roll(-1, 1)
         maps[:, half::step, ::step] = displaced(beside)
         step, height = half, height / decay
     low, high = maps.flatten(1).aminmax(dim=1)
