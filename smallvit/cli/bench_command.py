@@ -1,9 +1,10 @@
 """``smallvit bench``."""
 
 import signal
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from cyclopts import Parameter
 
@@ -12,6 +13,7 @@ from smallvit.core import places
 from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import ConfigError, DataError, InterruptedRunError, suggest
 from smallvit.core.run_folder import find_runs, open_run
+from smallvit.engine.config import RuntimeConfig
 from smallvit.leaderboard.protocol import ROBUST, BenchConfig
 
 
@@ -41,10 +43,6 @@ class SuiteOptions:
             raise ConfigError(f"--node-cpus must be above 0, got {self.node_cpus}")
         if self.node_gpus is not None and self.node_gpus < 0:
             raise ConfigError(f"--node-gpus must not be negative, got {self.node_gpus}")
-
-
-SUITE_OPTIONS = ("launcher", "jobs", "node_cpus", "node_gpus", "dry_run")
-NOT_MEASURED = ("runs", "out", "data", "device", "precision", "robust", "offline", *SUITE_OPTIONS)
 
 
 def bench_command(
@@ -83,9 +81,8 @@ def bench_command(
     # Imported late: the help of this command does not wait for torch.
     from smallvit.leaderboard.suite import find_suite
 
-    over = (ROBUST if robust else {}) | {
-        key: value for key, value in given.options.items() if key not in NOT_MEASURED
-    }
+    over = (ROBUST if robust else {}) | _of(BenchConfig, given)
+    runtime_config = RuntimeConfig(device=device, precision=precision)
     named = [name for name in runs if not Path(name).is_dir() and find_suite(name) is not None]
     if named and len(runs) > 1:
         raise ConfigError(f"{named[0]} is a suite, which is given alone")
@@ -93,9 +90,9 @@ def bench_command(
         if named and data is not None:
             raise ConfigError("--data is for runs: a suite names its own data, leave it out")
         if named:
-            _bench_suite(named[0], out, over, suite, device, precision, given)
+            _bench_suite(named[0], out, over, suite, runtime_config, given.argv)
         else:
-            _bench_runs(runs, out, data, over, device, precision, given)
+            _bench_runs(runs, out, data, over, runtime_config, _of(SuiteOptions, given))
     except KeyboardInterrupt:
         raise InterruptedRunError(
             signal.SIGINT,
@@ -103,39 +100,35 @@ def bench_command(
         ) from None
 
 
+def _of(cls: type, given: Given) -> dict[str, Any]:
+    """Return the options given that are settings of a class."""
+    return {key: given.options[key] for key in get_type_hints(cls) if key in given.options}
+
+
 def _bench_runs(
     names: tuple[str, ...],
     out: Path | None,
     data: str | None,
     over: dict[str, Any],
-    device: Any,
-    precision: Any,
-    given: Given,
+    runtime_config: RuntimeConfig,
+    of_suites: Iterable[str],
 ) -> None:
     """Score runs by their folders, or all there are."""
-    from smallvit.engine.config import RuntimeConfig
     from smallvit.leaderboard.runner import bench_runs, finetuned_runs
     from smallvit.leaderboard.suite import shipped_suites
 
     for name in names:
         if not (Path(name) / "result.json").is_file():
             raise _no_run(Path(name), shipped_suites())
-    of_suites = [f"--{key.replace('_', '-')}" for key in SUITE_OPTIONS if key in given.options]
     if of_suites:
+        options = ", ".join(f"--{key.replace('_', '-')}" for key in of_suites)
         raise ConfigError(
-            f"{', '.join(of_suites)} is for suites: name one ({', '.join(shipped_suites())} or a "
-            "YAML file), or leave it out"
+            f"{options} is for suites: name one ({', '.join(shipped_suites())} or a YAML file), "
+            "or leave it out"
         )
     config = resolve(BenchConfig, [Layer(source="command line", values=over)])
     chosen = [open_run(Path(name)) for name in names] if names else finetuned_runs()
-    bench_runs(
-        chosen,
-        out or places.runs_dir() / "leaderboard",
-        title="Leaderboard",
-        config=config,
-        place=data,
-        runtime_config=RuntimeConfig(device=device, precision=precision),
-    )
+    bench_runs(chosen, out, config=config, place=data, runtime_config=runtime_config)
 
 
 def _no_run(path: Path, suites: list[str]) -> DataError:
@@ -159,12 +152,10 @@ def _bench_suite(
     out: Path | None,
     over: dict[str, Any],
     options: SuiteOptions,
-    device: Any,
-    precision: Any,
-    given: Given,
+    runtime_config: RuntimeConfig,
+    argv: Sequence[str],
 ) -> None:
     """Make what is missing of a suite, and its leaderboard of what there is."""
-    from smallvit.engine.config import RuntimeConfig
     from smallvit.leaderboard.launcher import LocalLauncher, RayLauncher
     from smallvit.leaderboard.runner import bench_runs
     from smallvit.leaderboard.suite import plan_suite, read_suite
@@ -187,7 +178,7 @@ def _bench_suite(
         if options.launcher == "ray"
         else LocalLauncher(options.jobs)
     )
-    made = run_suite(plan, launcher, argv=given.argv)
+    made = run_suite(plan, launcher, argv=argv)
     if made.runs:
         with whole_suite_lock(plan):
             bench_runs(
@@ -195,7 +186,7 @@ def _bench_suite(
                 plan.folder / "leaderboard",
                 title=suite.config.description or suite.name,
                 config=config,
-                runtime_config=RuntimeConfig(device=device, precision=precision),
+                runtime_config=runtime_config,
                 notes=made.notes,
             )
     made.raise_for_failures()

@@ -5,7 +5,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from smallvit.core import places
 from smallvit.core.alone import alone
 from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import ConfigError
@@ -167,31 +166,27 @@ def bench(
         given = {key: value for key, value in {**measured, **more}.items() if value is not None}
         values = (ROBUST if robust else {}) | given
         config = resolve(BenchConfig, [Layer(source="arguments", values=values)])
-        opened = finetuned_runs() if runs is None else [open_run(path) for path in _paths(runs)]
+        opened = finetuned_runs() if runs is None else _open(runs)
         if not opened:
             raise ConfigError("bench needs runs: name at least one")
         return bench_runs(
             opened,
-            places.runs_dir() / "leaderboard" if out is None else Path(out),
-            title="Leaderboard",
+            None if out is None else Path(out),
             config=config,
             place=data,
             runtime_config=RuntimeConfig(device=device, precision=precision),
         )
 
 
-def _paths(runs: Any) -> list[Path]:
-    if isinstance(runs, Run | str | PathLike) or not isinstance(runs, Iterable):
-        return [_path(runs)]
-    return [_path(run) for run in runs]
-
-
-def _path(run: Any) -> Path:
-    if isinstance(run, Run):
-        return run.path
-    if not isinstance(run, str | PathLike):
-        raise ConfigError(
-            f"bench takes runs or their folders, not {type(run).__name__} ({run!r}): give what "
-            'sv.finetune returned, or a path such as "runs/digits/..."'
-        )
-    return Path(run).expanduser()
+def _open(runs: Any) -> list[Run]:
+    listed: list[Any] = [runs]
+    if isinstance(runs, Iterable) and not isinstance(runs, Run | str | PathLike):
+        listed = list(runs)
+    for run in listed:
+        if not isinstance(run, Run | str | PathLike):
+            raise ConfigError(
+                f"bench takes runs or their folders, not {type(run).__name__} ({run!r}): give what "
+                'sv.finetune returned, or a path such as "runs/digits/..."'
+            )
+    paths = [run.path if isinstance(run, Run) else Path(run).expanduser() for run in listed]
+    return [open_run(path) for path in paths]

@@ -138,22 +138,6 @@ def subset_of(split: Split, config: BenchConfig) -> Split:
     return split.pick(subset_positions(split, config))
 
 
-def _one(config: BenchConfig) -> Sequence[str]:
-    return ("",)
-
-
-def _run_path(opened: OpenedRun) -> Hashable:
-    return opened.run.path
-
-
-def _describe(group: Sequence[OpenedRun], task: str) -> str:
-    return str(group[0].run.path)
-
-
-def _needs_nothing(dataset: Dataset, task: str, config: BenchConfig) -> None:
-    pass
-
-
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One measurement of a leaderboard.
@@ -175,8 +159,8 @@ class Part:
     measure: Callable[
         [Sequence[OpenedRun], str, BenchConfig, Runtime], Sequence[Sequence[Measured]]
     ]
-    tasks: Callable[[BenchConfig], Sequence[str]] = _one
-    together: Callable[[OpenedRun], Hashable] = _run_path
-    check: Callable[[Dataset, str, BenchConfig], Any] = _needs_nothing
-    describe: Callable[[Sequence[OpenedRun], str], str] = _describe
+    tasks: Callable[[BenchConfig], Sequence[str]] = lambda config: ("",)
+    together: Callable[[OpenedRun], Hashable] = lambda opened: opened.run.path
+    check: Callable[[Dataset, str, BenchConfig], Any] = lambda *_: None
+    describe: Callable[[Sequence[OpenedRun], str], str] = lambda group, task: str(group[0].run.path)
     is_required: bool = False

@@ -73,22 +73,20 @@ class BenchConfig:
             )
         if self.attacks and not self.eps:
             raise ConfigError("attacks need an eps: leave it out for 1, 2 and 8")
-        needs = {
-            "eps": ("--attacks", bool(self.attacks)),
-            "pgd_steps": ("--attacks pgd", "pgd" in self.attacks),
-            "pgd_restarts": ("--attacks pgd", "pgd" in self.attacks),
-            "subset": (
-                "--corruptions or --attacks",
-                bool(self.attacks) or self.corruptions != "none",
-            ),
-        }
-        for name, (option, there) in needs.items():
-            if not there and getattr(self, name) != getattr(BenchConfig, name):
-                value = getattr(self, name)
+        robust = bool(self.attacks) or self.corruptions != "none"
+        needs = (
+            ("eps", "--attacks", bool(self.attacks)),
+            ("pgd_steps", "--attacks pgd", "pgd" in self.attacks),
+            ("pgd_restarts", "--attacks pgd", "pgd" in self.attacks),
+            ("subset", "--corruptions or --attacks", robust),
+        )
+        for name, option, there in needs:
+            value = getattr(self, name)
+            if not there and value != getattr(BenchConfig, name):
                 values = value if isinstance(value, tuple) else (value,)
-                given = ", ".join(f"{each:g}" for each in values)
+                shown = ", ".join(f"{each:g}" for each in values)
                 raise ConfigError(
-                    f"{name} {given} is of {option}, which is not asked for: add it, or leave "
+                    f"{name} {shown} is of {option}, which is not asked for: add it, or leave "
                     f"{name} out"
                 )
         paths = [Path(name) for name in self.ood if "/" in name and not name.startswith("hf:")]

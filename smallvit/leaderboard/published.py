@@ -1,7 +1,6 @@
 """Published figures, for the reference rows of a leaderboard."""
 
 import csv
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -80,15 +79,10 @@ def _all() -> tuple[Reference, ...]:
     text = resources.files("smallvit.leaderboard").joinpath("published.csv").read_text("utf-8")
     return tuple(
         Reference(
-            study=line["study"],
-            method=line["method"],
-            model=line["model"],
-            params_m=float(line["params_m"]) if line["params_m"] else None,
-            dataset=line["dataset"].removesuffix(CORRUPTED),
-            metric=line["metric"],
-            value=float(line["value"]),
-            source=line["source"],
-            note=line["note"],
+            dataset=line.pop("dataset").removesuffix(CORRUPTED),
+            params_m=float(size) if (size := line.pop("params_m")) else None,
+            value=float(line.pop("value")),
+            **line,
         )
-        for line in csv.DictReader(io.StringIO(text))
+        for line in csv.DictReader(text.splitlines())
     )

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from smallvit.core import places
 from smallvit.core.alone import alone
+from smallvit.core.console import say
 from smallvit.core.errors import ConfigError, DataError, explained
 from smallvit.core.run_folder import Run, find_runs
 from smallvit.engine.config import RuntimeConfig
@@ -22,13 +23,19 @@ from smallvit.leaderboard.scores import Scores, score_runs
 from smallvit.leaderboard.settings import chosen_on, settings_of
 from smallvit.leaderboard.verdict import compare_rows, describe_score
 
-# How else a run that has no place in a leaderboard is scored.
+# Options of 'smallvit eval' for runs that have no place in a leaderboard.
 SCORED_BY = {
-    "teacher": " ('smallvit eval {run} --split test' scores it)",
-    "segment": " ('smallvit eval {run} --split test' scores it)",
-    "pretrain": " ('smallvit eval {run} --knn --split test' scores it)",
+    "teacher": "--split test",
+    "segment": "--split test",
+    "pretrain": "--knn --split test",
 }
 TABLE_WIDTH = 100  # columns that the table needs
+# What an entry has of a run's result and of its environment, under the same names.
+OF_RESULT = (
+    *("dataset", "model", "init", "token_labels", "label_fraction", "num_labels", "seed"),
+    *("params", "samples_seen", "wall_s", "images_per_s", "extra_data"),
+)
+OF_ENVIRONMENT = ("dirty", "machine", "device", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +94,9 @@ def finetuned_runs() -> list[Run]:
 @alone()
 def bench_runs(
     runs: Sequence[Run],
-    folder: Path,
+    folder: Path | None = None,
     *,
-    title: str,
+    title: str = "Leaderboard",
     config: BenchConfig | None = None,
     place: Path | str | None = None,
     runtime_config: RuntimeConfig | None = None,
@@ -99,7 +106,7 @@ def bench_runs(
 
     Args:
         runs: Finished fine-tuned runs.
-        folder: Where its files go.
+        folder: Where its files go; ``None`` is ``leaderboard`` in the runs folder.
         title: Heading of the leaderboard.
         config: What to measure beyond accuracy and calibration.
         place: Where the runs' data is; ``None`` is where it was.
@@ -117,11 +124,13 @@ def bench_runs(
     """
     config = config or BenchConfig()
     config.check()
+    folder = folder or places.runs_dir() / "leaderboard"
     for run in runs:
-        if run.result["stage"] != "finetune":
+        if (stage := run.result["stage"]) != "finetune":
+            words = SCORED_BY.get(stage)
+            remedy = f" ('smallvit eval {run.path} {words}' scores it)" if words else ""
             raise ConfigError(
-                f"{run.path} is a {run.result['stage']} run: a leaderboard is of fine-tuned ones"
-                f"{SCORED_BY.get(run.result['stage'], '').format(run=run.path)}"
+                f"{run.path} is a {stage} run: a leaderboard is of fine-tuned ones{remedy}"
             )
     prepare_folder(folder)
     once = {run.path.resolve(): run for run in reversed(runs)}
@@ -140,7 +149,7 @@ def bench_runs(
     for line in [*leaderboard.verdict, *leaderboard.warnings]:
         console.print(line, markup=False, highlight=False)
     for path in files.values():
-        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+        say(str(path), console)
     if unmeasured is not None:
         raise unmeasured
     return BenchResult(leaderboard=leaderboard, files=files)
@@ -184,37 +193,22 @@ def _merge_protocols(scores: Sequence[Scores], entries: Sequence[Entry]) -> dict
 
 
 def _entry(scored: Scores) -> Entry:
-    run = scored.run
+    run, summary = scored.run, scored.summary
     result, env = run.result, run.env
-    summary = scored.summary
     upstream = result["upstream"]
     return Entry(
-        dataset=result["dataset"],
-        model=result["model"],
-        init=result["init"],
-        token_labels=result["token_labels"],
-        label_fraction=result["label_fraction"],
-        num_labels=result["num_labels"],
-        seed=result["seed"],
+        **{name: result[name] for name in OF_RESULT},
+        **{name: env[name] for name in OF_ENVIRONMENT},
         top1=summary["top1"],
         top5=summary["top5"],
         correct=int(scored.correct.sum()),
         n_test=int(summary["n"]),
-        params=result["params"],
-        samples_seen=result["samples_seen"],
         pretrain_samples=int(upstream.get("pretrain", {}).get("samples_seen", 0)),
         teacher_samples=sum(
             int(upstream.get(stage, {}).get("samples_seen", 0)) for stage in ("teacher", "adopted")
         ),
-        wall_s=result["wall_s"],
         total_wall_s=result["wall_s"] + sum(cost["wall_s"] for cost in upstream.values()),
-        images_per_s=result["images_per_s"],
-        extra_data=result["extra_data"],
         commit=env["commit"] or "",
-        dirty=env["dirty"],
-        machine=env["machine"],
-        device=env["device"],
-        precision=env["precision"],
         run=str(run.path),
         fingerprint=env["dataset"]["fingerprint"],
         split_hash=env["split_hashes"]["test"],

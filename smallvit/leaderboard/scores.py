@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from smallvit.core.errors import DataError, SmallViTError
+from smallvit.core.errors import DataError, SmallViTError, attempt
 from smallvit.core.run_folder import Run
 from smallvit.data.dataset import Dataset
 from smallvit.engine.config import RuntimeConfig
@@ -105,12 +106,11 @@ def score_runs(
                 each.measured += measured
         if groups and len(errors) == len(groups):
             unmeasured = errors[0]
-    rows = {each.run.path: row_identity(each.run) for each in opened}
-    pictured = {rows[each.run.path]: each for each in reversed(opened)}
-    scores = []
+    scores, pictured = [], set()
     for each in opened:
-        first = pictured[rows[each.run.path]] is each
-        scores.append(_collect(each, draw_attention(each, runtime) if first else None))
+        row = row_identity(each.run)
+        scores.append(_collect(each, None if row in pictured else draw_attention(each, runtime)))
+        pictured.add(row)
     return scores, notes, unmeasured
 
 
@@ -171,13 +171,9 @@ def _check_sources(
     """
     datasets = [group[0].dataset for group in _group(opened, lambda each: each.images)]
     for part, task in tasks:
-        errors = []
-        for dataset in datasets:
-            try:
-                part.check(dataset, task, config)
-            except SmallViTError as error:
-                errors.append(error)
-        if datasets and len(errors) == len(datasets):
+        checks = [partial(part.check, dataset, task, config) for dataset in datasets]
+        errors = [attempt(check, SmallViTError)[1] for check in checks]
+        if errors and errors[0] is not None and None not in errors:
             raise errors[0]
 
 
