@@ -80,7 +80,7 @@ class Leaderboard:
 
 
 def sum_evidence(evidence: Sequence[Evidence]) -> Evidence:
-    """Add up the counts of a row's runs; the attention is that of the first run that has any."""
+    """Add up the counts of a row's runs."""
     first = evidence[0]
     confusion = np.sum([each.confusion for each in evidence], axis=0).tolist()
     return Evidence(
@@ -88,7 +88,6 @@ def sum_evidence(evidence: Sequence[Evidence]) -> Evidence:
         confusion=tuple(tuple(row) for row in confusion),
         reliability=_sum_bins([each.reliability for each in evidence]),
         reliability_scaled=_sum_bins([each.reliability_scaled for each in evidence]),
-        attention=next((each.attention for each in evidence if each.attention), None),
     )
 
 

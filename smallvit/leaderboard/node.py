@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -50,7 +51,7 @@ class Job:
     folder: str
     lock: str
     log: str
-    argv: tuple[str, ...] = ()
+    argv: Sequence[str] = ()
     environ: dict[str, str]
 
     def line(self) -> bytes:
@@ -126,14 +127,10 @@ def main() -> int:
     """Make the run that standard input names."""
     told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to the log
-    line = b""
-    while not line.endswith(b"\n"):
-        part = os.read(0, 1 << 16)
-        if not part:
-            return 1  # who started it is gone
-        line += part
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        return 1  # who started it is gone
     job = json.loads(line)
-    job["argv"] = tuple(job["argv"])
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     start_logging()
     outcome = make_run(Job(**job))

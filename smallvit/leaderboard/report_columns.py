@@ -8,6 +8,7 @@ from smallvit.leaderboard.figures import in_order, kind_of, label_of
 from smallvit.leaderboard.part import Unit
 from smallvit.leaderboard.parts.cost import ROUNDS_OF
 from smallvit.leaderboard.report_text import (
+    UNITS,
     format_commonest,
     format_count,
     format_labels,
@@ -23,8 +24,6 @@ from smallvit.leaderboard.rows import Figure, Row
 ATTACKS_NOTE = "not adversarially trained"
 COMMONEST_HEAD = "commonest class, %"  # what naming it always would score
 MEAN_PER_CLASS = "accuracy/mean_per_class"
-# Units that a column's head names; a time says its own, a ratio has none.
-UNIT_NAMES = {"fraction": "%", "ms": "ms", "MiB": "MiB", "nats": "nats"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +159,7 @@ def _figure_bands(rows: Sequence[Row]) -> dict[str, list[Column]]:
     for name in figure_names(rows):
         kind = kind_of(name)
         if kind.column and (uneven or name != MEAN_PER_CLASS):
-            unit = UNIT_NAMES.get(kind.unit)
+            unit, _ = UNITS[kind.unit]
             head = f"{label_of(name)}, {unit}" if unit else label_of(name)
             cells = [_figure_cell(row, name) for row in rows]
             bands.setdefault(kind.group, []).append(Column(head=head, cells=cells))

@@ -3,7 +3,6 @@
 import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -45,53 +44,7 @@ from smallvit.leaderboard.report_text import (
 )
 from smallvit.leaderboard.rows import ARMS, Entry, Row, distinct
 
-# Above this many classes a confusion matrix is a list of the most confused pairs.
-MAX_MATRIX_CLASSES = 20
-NUM_PAIRS = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detail:
-    """What is shown of a single row.
-
-    Attributes:
-        label: Of the row.
-        best: Whether no row of the dataset has a higher mean accuracy.
-        evidence: What it is drawn of.
-    """
-
-    label: str
-    best: bool
-    evidence: Evidence
-
-    @property
-    def attention(self) -> str | None:
-        """The attention picture as an address that holds the picture itself."""
-        png = self.evidence.attention
-        return None if png is None else f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-    @property
-    def matrix(self) -> list[tuple[str, list[tuple[int, float]]]]:
-        """Each true class with the count and the share of its images by predicted class."""
-        names, confusion = self.evidence.class_names, self.evidence.confusion
-        if len(names) > MAX_MATRIX_CLASSES:
-            return []
-        return [
-            (name, [(count, count / max(sum(counts), 1)) for count in counts])
-            for name, counts in zip(names, confusion, strict=True)
-        ]
-
-    @property
-    def pairs(self) -> list[tuple[str, str, int, float]]:
-        """The most confused pairs: true class, predicted class, count, share of the true class."""
-        names, confusion = self.evidence.class_names, self.evidence.confusion
-        pairs = [
-            (names[true], names[predicted], count, count / sum(counts))
-            for true, counts in enumerate(confusion)
-            for predicted, count in enumerate(counts)
-            if true != predicted and count
-        ]
-        return sorted(pairs, key=lambda pair: -pair[2])[:NUM_PAIRS]
+NUM_PAIRS = 12  # of classes that are confused
 
 
 def render_html(leaderboard: Leaderboard) -> str:
@@ -145,6 +98,8 @@ def _templates() -> Environment:
         "difference": format_difference,
         "p": format_p,
         "tick": format_tick,
+        "confused": _confused,
+        "inline": _inline,
         "typeset": _typeset,
         "unbroken": _unbroken,
         "markdown": _markdown,
@@ -195,7 +150,7 @@ def _section(
         "attack_plots": attack_plots(rows, styles),
         "attacks": [ATTACKS[name] for name in ATTACKS if name in drawn],
         "details": [
-            Detail(label=label, best=row.best, evidence=leaderboard.evidence[row.key])
+            (label, row.best, leaderboard.evidence[row.key])
             for label, row in zip(labels, rows, strict=True)
             if row.key in leaderboard.evidence
         ],
@@ -257,6 +212,23 @@ def _measured(rows: Sequence[Row], entries: Sequence[Entry]) -> list[tuple[str, 
 def _format_passes(row: Row) -> str:
     passes = f"{row.mean('samples_seen') / row.num_labels:,.1f}".removesuffix(".0")
     return f"{passes} passes over {row.num_labels:,} labelled images"
+
+
+def _confused(evidence: Evidence) -> list[tuple[str, str, int, float]]:
+    """Return the most confused pairs: true and predicted class, count, share of the true class."""
+    names = evidence.class_names
+    pairs = [
+        (names[true], names[predicted], count, count / sum(counts))
+        for true, counts in enumerate(evidence.confusion)
+        for predicted, count in enumerate(counts)
+        if true != predicted and count
+    ]
+    return sorted(pairs, key=lambda pair: -pair[2])[:NUM_PAIRS]
+
+
+def _inline(png: bytes) -> str:
+    """Return an address that holds the picture itself."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _typeset(text: str) -> str:

@@ -1,6 +1,6 @@
 """How the figures of a leaderboard are written, in every file and on the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from smallvit.core.console import format_duration
 from smallvit.leaderboard.part import Unit
@@ -59,19 +59,22 @@ def format_commit(commit: str) -> str:
     return ", ".join(part[:7] for part in commit.split(", "))
 
 
+# What a column's head says of a unit, and how its values are written: a time says its own unit, a
+# ratio has none.
+UNITS: dict[Unit, tuple[str, Callable[[float], str]]] = {
+    "fraction": ("%", format_percent),
+    "nats": ("nats", "{:.3f}".format),
+    "ratio": ("", "{:.3f}".format),
+    "count": ("", short_count),
+    "images/s": ("", format_count),
+    "ms": ("ms", "{:,.2f}".format),
+    "MiB": ("MiB", format_count),
+}
+
+
 def format_value(value: float, unit: Unit) -> str:
     """Write one value of a figure, without its unit."""
-    match unit:
-        case "fraction":
-            return format_percent(value)
-        case "nats" | "ratio":
-            return f"{value:.3f}"
-        case "count":
-            return short_count(value)
-        case "ms":
-            return f"{value:,.2f}"
-        case "images/s" | "MiB":
-            return format_count(value)
+    return UNITS[unit][1](value)
 
 
 def format_std(figure: Figure, unit: Unit) -> str:

@@ -272,6 +272,11 @@ class Row:
         """Different seeds."""
         return len(set(self.seeds))
 
+    @property
+    def repeats_seeds(self) -> bool:
+        """Whether a seed was run more than once."""
+        return len(self.seeds) > self.num_seeds
+
     def mean(self, attribute: str) -> float:
         """Average what an attribute of its runs holds."""
         return fmean(getattr(entry, attribute) for entry in self.entries)

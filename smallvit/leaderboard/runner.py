@@ -1,7 +1,7 @@
 """From finished runs to a leaderboard: score each on its test split, compare, write and show."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from smallvit.core.errors import ConfigError, DataError, explained
 from smallvit.core.run_folder import Run, find_runs
 from smallvit.engine.config import RuntimeConfig
 from smallvit.evaluate.yardstick import measure_yardstick
-from smallvit.leaderboard.board import Leaderboard, sum_evidence
+from smallvit.leaderboard.board import Evidence, Leaderboard, sum_evidence
 from smallvit.leaderboard.protocol import BenchConfig
 from smallvit.leaderboard.published import published_references
 from smallvit.leaderboard.report import prepare_folder, render_table, write_leaderboard
@@ -167,13 +167,17 @@ def build_leaderboard(
         rows=rows,
         entries=entries,
         comparisons=compare_rows(rows, {path: each.correct for path, each in by_run.items()}),
-        evidence={
-            row.key: sum_evidence([by_run[entry.run].evidence for entry in row.entries])
-            for row in rows
-        },
+        evidence={row.key: _evidence([by_run[each.run] for each in row.entries]) for row in rows},
         references=published_references(dict.fromkeys(entry.dataset for entry in entries)),
         protocol=_merge_protocols(scores, entries),
         notes=notes,
+    )
+
+
+def _evidence(scores: Sequence[Scores]) -> Evidence:
+    """Add up what was counted of a row's runs; the picture is of the first."""
+    return replace(
+        sum_evidence([each.evidence for each in scores]), attention=scores[0].draw_attention()
     )
 
 

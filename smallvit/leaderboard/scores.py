@@ -20,7 +20,6 @@ from smallvit.leaderboard.attention import draw_attention
 from smallvit.leaderboard.board import Bin, Evidence
 from smallvit.leaderboard.part import OpenedRun, Part, unpack_correct
 from smallvit.leaderboard.protocol import BenchConfig
-from smallvit.leaderboard.settings import row_identity
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.runs.moved import MovedError
 from smallvit.runs.provenance import check_scored
@@ -38,7 +37,8 @@ class Scores:
         summary: ``top1``, ``top5`` and ``n`` of its classifier on test.
         figures: All other figures, by the paths of ``figures.kind_of``.
         correct: Whether each test image is classified correctly, in the order of the split.
-        evidence: What pictures are drawn of.
+        evidence: What pictures are drawn of, but for the attention.
+        draw_attention: Returns a PNG of where its network looks, drawn before or now.
         protocol: How each group of figures was measured, in words.
         missing: Why a figure that was asked for could not be had, by its path.
     """
@@ -48,6 +48,7 @@ class Scores:
     figures: dict[str, float]
     correct: Bool[np.ndarray, " N"]
     evidence: Evidence
+    draw_attention: Callable[[], bytes]
     protocol: dict[str, str]
     missing: dict[str, str]
 
@@ -106,12 +107,7 @@ def score_runs(
                 each.measured += measured
         if groups and len(errors) == len(groups):
             unmeasured = errors[0]
-    scores, pictured = [], set()
-    for each in opened:
-        row = row_identity(each.run)
-        scores.append(_collect(each, None if row in pictured else draw_attention(each, runtime)))
-        pictured.add(row)
-    return scores, notes, unmeasured
+    return [_collect(each, runtime) for each in opened], notes, unmeasured
 
 
 def _open_all(
@@ -177,7 +173,7 @@ def _check_sources(
             raise errors[0]
 
 
-def _collect(opened: OpenedRun, attention: bytes | None) -> Scores:
+def _collect(opened: OpenedRun, runtime: Runtime) -> Scores:
     accuracy = opened.measured[0]
     merged: dict[str, dict[str, Any]] = {"figures": {}, "protocol": {}, "missing": {}}
     for part in opened.measured:
@@ -193,8 +189,8 @@ def _collect(opened: OpenedRun, attention: bytes | None) -> Scores:
             confusion=tuple(tuple(row) for row in evidence["confusion"]),
             reliability=_bins(evidence["reliability"]),
             reliability_scaled=_bins(evidence["reliability_scaled"]),
-            attention=attention,
         ),
+        draw_attention=partial(draw_attention, opened, runtime),
         **merged,
     )
 

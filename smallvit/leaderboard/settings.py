@@ -8,18 +8,22 @@ from smallvit.core.run_folder import Run
 from smallvit.runs.init_weights import pretrain_method
 from smallvit.runs.recipe import run_values
 
-# Of a recipe: what has a column of its own, and where files lie.
-NOT_SETTINGS = (
-    "data.dataset",
-    "data.path",
-    "data.label_fraction",
-    "data.allow_leak",
-    "model.name",
-    "finetune.init",
-    "finetune.score_maps",
-    "finetune.teacher",
-    "finetune.token_label.enabled",
-)
+# Settings that the cells of a suite and the rows of a leaderboard differ in, and the key of a suite
+# that says them.
+VARIED = {
+    "seed": "seeds",
+    "data.dataset": "datasets",
+    "data.path": "datasets",
+    "data.label_fraction": "fractions",
+    "model.name": "models",
+    "pretrain.method.name": "inits",
+    "finetune.init": "inits",
+    "finetune.token_label.enabled": "token_label",
+    "finetune.score_maps": "token_label",
+    "finetune.teacher": "token_label",
+    "label.teacher": "token_label",
+    "arms": "inits and token_label",
+}
 
 
 def settings_of(run: Run) -> dict[str, Any]:
@@ -31,7 +35,7 @@ def settings_of(run: Run) -> dict[str, Any]:
     flat = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in flatten({key: plain[key] for key in ("data", "model", "finetune")})
-        if name not in NOT_SETTINGS
+        if name not in {*VARIED, "data.allow_leak"}
     }
     if not plain["finetune"]["token_label"]["enabled"]:
         flat = {k: v for k, v in flat.items() if not k.startswith("finetune.token_label.")}
@@ -53,15 +57,3 @@ def settings_of(run: Run) -> dict[str, Any]:
 def chosen_on(run: Run) -> str:
     """Return the split and metric that a run's weights were chosen by, without the step."""
     return str(run.result.get("selected_on", "")).partition(" at step")[0]
-
-
-def row_identity(run: Run) -> str:
-    """Return all that tells the row of a run from others: equal for runs that differ in their seed.
-
-    ``rows.separate`` and ``rows.row_key`` make rows of the same facts.
-    """
-    result, env = run.result, run.env
-    names = ("dataset", "model", "init", "token_labels", "label_fraction")
-    facts = [result[name] for name in names]
-    data = env["dataset"]["fingerprint"], env["split_hashes"]["test"], chosen_on(run)
-    return repr((facts, data, sorted(settings_of(run).items())))

@@ -22,6 +22,7 @@ from smallvit.core.errors import ConfigError, DataError, attempt, suggest
 from smallvit.core.model_config import ModelConfig
 from smallvit.core.run_folder import Run
 from smallvit.data.files.registry import DATASETS
+from smallvit.leaderboard.settings import VARIED
 from smallvit.models.registry import check_model
 from smallvit.pretraining.config import METHODS
 from smallvit.runs.chain import arm_recipe, refuse_other_settings
@@ -40,21 +41,6 @@ from smallvit.runs.recipe import (
 SCRATCH = "scratch"
 SHIPPED = "suites"  # folder of the shipped ones, below the recipes
 AXES = ("datasets", "models", "inits", "token_label", "fractions", "seeds")
-# Settings that the cells differ in, and the key of a suite that says them.
-VARIED = {
-    "seed": "seeds",
-    "data.dataset": "datasets",
-    "data.path": "datasets",
-    "data.label_fraction": "fractions",
-    "model.name": "models",
-    "pretrain.method.name": "inits",
-    "finetune.init": "inits",
-    "finetune.token_label.enabled": "token_label",
-    "finetune.score_maps": "token_label",
-    "finetune.teacher": "token_label",
-    "label.teacher": "token_label",
-    "arms": "inits and token_label",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,15 +323,13 @@ def _load_recipes(suite: Suite) -> dict[tuple[str, str], dict[str, Recipe] | Dat
 def passes_of(node: Node) -> float:
     """Return how often a run sees its images; adopting a teacher counts as none."""
     recipe = node.recipe
-    match node.stage:
-        case "pretrain":
-            return recipe.pretrain.schedule.epochs
-        case "teacher":
-            return 0.0 if recipe.teacher.adopt else recipe.teacher.schedule.epochs
-        case "label":
-            return 1.0
-        case "finetune":
-            return recipe.finetune.schedule.epochs
+    passes = {
+        "pretrain": recipe.pretrain.schedule.epochs,
+        "teacher": 0.0 if recipe.teacher.adopt else recipe.teacher.schedule.epochs,
+        "label": 1.0,
+        "finetune": recipe.finetune.schedule.epochs,
+    }
+    return passes[node.stage]
 
 
 def samples_of(node: Node) -> float | None:

@@ -122,7 +122,7 @@ def _start_ready(plan: Plan, board: Board, launcher: AbstractLauncher, argv: Seq
                     folder=str(plan.folder / name),
                     lock=str(_lock(plan, name)),
                     log=str(plan.folder / "logs" / f"{name.replace('/', '-')}.log"),
-                    argv=tuple(argv),
+                    argv=argv,
                     environ=_environ(),
                 )
             )

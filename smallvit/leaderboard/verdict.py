@@ -46,24 +46,22 @@ def compare_rows(
         rows: What ``build_rows`` made.
         correct: Whether each test image is classified correctly, by the path of the run.
     """
-    answers = {row.key: {entry.seed: correct[entry.run] for entry in row.entries} for row in rows}
     comparisons = []
     for dataset, of_dataset in _by_dataset(rows):
         groups = _compared(of_dataset)
-        together = [*groups, [max(group, key=_merit) for group in groups]]
         pairs = []
-        for group in together:
-            of_group = {row.name: answers[row.key] for row in group}
-            spread = _spread(list(of_group.values()))
+        for group in (*groups, [max(group, key=_merit) for group in groups]):
+            answers = {
+                row.key: {entry.seed: correct[entry.run] for entry in row.entries} for row in group
+            }
+            spread = _spread(list(answers.values()))
             for pair in combinations(group, 2):
-                first, second = sorted(pair, key=lambda row: -row.top1_mean)
-                names = first.name, second.name
-                ours, theirs = (of_group[name] for name in names)
-                seeds = sorted(ours.keys() & theirs.keys())
-                repeated = any(len(row.seeds) > row.num_seeds for row in pair)
-                if seeds and not repeated:
-                    stacked = [np.stack([side[seed] for seed in seeds]) for side in (ours, theirs)]
-                    pairs.append((stacked, names, spread))
+                ranked = sorted(pair, key=lambda row: -row.top1_mean)
+                sides = [answers[row.key] for row in ranked]
+                seeds = sorted(sides[0].keys() & sides[1].keys())
+                if seeds and not any(row.repeats_seeds for row in pair):
+                    stacked = [np.stack([side[seed] for seed in seeds]) for side in sides]
+                    pairs.append((stacked, (ranked[0].name, ranked[1].name), spread))
         comparisons += [
             compare(
                 *stacked, dataset=dataset, names=names, spread=spread, num_comparisons=len(pairs)
@@ -158,7 +156,7 @@ def _beside(rows: Sequence[Row]) -> str:
 
 
 def _say_test(top: Row, other: Row, comparisons: Sequence[Comparison]) -> str:
-    if any(len(row.seeds) > row.num_seeds for row in (top, other)):
+    if top.repeats_seeds or other.repeats_seeds:
         return "a seed was run more than once, so no paired test was made"
     test = _find_test(top, other, comparisons)
     if test is None:

@@ -156,7 +156,6 @@ def _take_splits(
         MovedError: If images of a split that is needed are not there, or have another class.
     """
     env, kept = run.env, read_record(run.path).splits
-    class_names = tuple(env["dataset"]["class_names"])
     contents = contents_of(dataset.content_hashes)
     order = np.argsort(contents, kind="stable")
     splits: dict[str, Split] = {}
@@ -168,12 +167,12 @@ def _take_splits(
             what = f"{int(found.sum()):,} of its {len(found):,} {name} images are at {where}"
             raise MovedError(_moved(run, what), found=int(found.sum()))
         splits[name] = _take(dataset, position, kept[name])
-    _check_labels(run, dataset, kept, needed, class_names, where)
+    _check_labels(run, dataset, kept, needed, where)
     logger.info("%s: its %s images are taken out of %s", run.path, " and ".join(needed), where)
     return replace(
         dataset,
         name=env["dataset"]["name"],
-        class_names=class_names,
+        class_names=tuple(env["dataset"]["class_names"]),
         splits=splits,
         mean=as_trained.mean,
         std=as_trained.std,
@@ -204,7 +203,6 @@ def _check_labels(
     dataset: Dataset,
     kept: Mapping[str, KeptSplit],
     needed: Sequence[str],
-    class_names: Sequence[str],
     where: str,
 ) -> None:
     """Refuse images that have another class than the run had them in, where they have any.
@@ -212,6 +210,7 @@ def _check_labels(
     Raises:
         MovedError: Saying how many.
     """
+    class_names = run.env["dataset"]["class_names"]
     if not (dataset.labelled and class_names):
         return
     there: set[tuple[int, str]] = set()

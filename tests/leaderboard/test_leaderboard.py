@@ -13,9 +13,8 @@ def test_evidence_of_a_row_counts_the_images_of_all_its_runs():
                 confusion=((1, 2), (3, 4)),
                 reliability=each,
                 reliability_scaled=bins,
-                attention=picture,
             )
-            for each, picture in ((bins, None), (other, b"png"))
+            for each in (bins, other)
         ]
     )
     assert summed.confusion == ((2, 4), (6, 8))
@@ -23,4 +22,3 @@ def test_evidence_of_a_row_counts_the_images_of_all_its_runs():
     assert summed.reliability[0].confidence == pytest.approx((0.5 + 3 * 0.7) / 4)
     assert summed.reliability[0].accuracy == pytest.approx(0.25)
     assert summed.reliability[1] == other[1]
-    assert summed.attention == b"png"

@@ -501,17 +501,20 @@ def test_every_variant_of_an_arm_has_an_attention_picture(runs, home):
         **LEARN | {"schedule": {"epochs": 0.1}},
         out=home / "short",
     )
-    found, *_ = score_runs([*runs, other], BenchConfig(cost=False))
-    assert [each.evidence.attention is not None for each in found] == [True, False, True]
+    board = sv.bench([*runs, other], out=home / "variants", cost=False).leaderboard
+    assert [row.num_seeds for row in board.rows] == [1, 2]
+    assert all(each.attention is not None for each in board.evidence.values())
+    drawn = [len(list((run.path / "bench").glob("attention-*.png"))) for run in (*runs, other)]
+    assert drawn == [1, 0, 1]
 
 
 def test_a_picture_of_another_version_is_drawn_anew(runs, home, monkeypatch):
     run = copy_of(runs[0], home / "drawn")
-    score_runs([run], BenchConfig(cost=False))
-    score_runs([run], BenchConfig(cost=False))
+    sv.bench(run, out=home / "drawn-board", cost=False)
+    sv.bench(run, out=home / "drawn-board", cost=False)
     assert len(list((run.path / "bench").glob("attention-*.png"))) == 1
     monkeypatch.setattr(attention, "PICTURE_VERSION", attention.PICTURE_VERSION + 1)
-    score_runs([run], BenchConfig(cost=False))
+    sv.bench(run, out=home / "drawn-board", cost=False)
     assert len(list((run.path / "bench").glob("attention-*.png"))) == 2
 
 

@@ -132,8 +132,7 @@ def _generate(opened: OpenedRun, config: BenchConfig) -> _Corrupted:
 
 
 def _open_archive(opened: OpenedRun, config: BenchConfig) -> _Corrupted:
-    assert config.archive is not None
-    archive = open_official(config.archive, opened.dataset)
+    archive = _archive(opened.dataset, config)
     device = opened.test.index.device
     num_images = len(archive.labels)
     return _Corrupted(
@@ -192,11 +191,9 @@ def _tasks(config: BenchConfig) -> list[str]:
     return [task for task in ("generated", "official") if config.corruptions in (task, "both")]
 
 
-def _check(dataset: Dataset, task: str, config: BenchConfig) -> OfficialCorruptions | None:
-    if task == "official":
-        assert config.archive is not None
-        return open_official(config.archive, dataset)
-    return None
+def _archive(dataset: Dataset, config: BenchConfig) -> OfficialCorruptions:
+    assert config.archive is not None
+    return open_official(config.archive, dataset)
 
 
 def _kind(label: str, *, column: bool = True) -> FigureKind:
@@ -207,7 +204,7 @@ CORRUPTED = Part(
     measure=measure_corruptions,
     tasks=_tasks,
     together=lambda opened: opened.images,
-    check=_check,
+    check=lambda dataset, task, config: task == "official" and _archive(dataset, config),
     describe=lambda group, task: f"corruptions, {task}, of {group[0].dataset.name}",
     figures={
         "corruption/generated": _kind("generated"),
