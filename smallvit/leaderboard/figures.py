@@ -21,7 +21,7 @@ def kind_of(name: str) -> FigureKind:
     Raises:
         ConfigError: If nothing is known of it.
     """
-    return _known()[_key_of(name)]
+    return _find(name)[1]
 
 
 def label_of(name: str) -> str:
@@ -30,20 +30,20 @@ def label_of(name: str) -> str:
     Raises:
         ConfigError: If nothing is known of it.
     """
-    key = _key_of(name)
-    return _known()[key].label.format(name.removeprefix(key).replace("_", " "))
+    key, kind = _find(name)
+    return kind.label.format(name.removeprefix(key).replace("_", " "))
 
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Return paths of figures in the order of tables, those of one kind by number."""
     known = list(_known())
 
-    def place(name: str) -> tuple[int, int, list[tuple[float, str]]]:
-        group = kind_of(name).group
-        of_group = GROUPS.index(group) if group in GROUPS else len(GROUPS)
-        return of_group, known.index(_key_of(name)), natural_key(name)
+    def position(name: str) -> tuple[int, int, list[tuple[float, str]]]:
+        key, kind = _find(name)
+        of_group = GROUPS.index(kind.group) if kind.group in GROUPS else len(GROUPS)
+        return of_group, known.index(key), natural_key(name)
 
-    return sorted(names, key=place)
+    return sorted(names, key=position)
 
 
 def natural_key(name: str) -> list[tuple[float, str]]:
@@ -56,9 +56,10 @@ def _known() -> dict[str, FigureKind]:
     return {path: kind for part in parts.PARTS for path, kind in part.figures.items()}
 
 
-def _key_of(name: str) -> str:
+def _find(name: str) -> tuple[str, FigureKind]:
     known = _known()
     fitting = [key for key in known if key == name or (key.endswith("/") and name.startswith(key))]
     if not fitting:
         raise ConfigError(f"unknown figure {name!r}: a leaderboard has {', '.join(known)}")
-    return max(fitting, key=len)
+    key = max(fitting, key=len)
+    return key, known[key]

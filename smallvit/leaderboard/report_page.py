@@ -42,15 +42,23 @@ from smallvit.leaderboard.report_text import (
     row_titles,
     spread_name,
 )
-from smallvit.leaderboard.rows import ARMS, Entry, Row, distinct
+from smallvit.leaderboard.rows import ARMS, Row, distinct
 
 NUM_PAIRS = 12  # of classes that are confused
 
 
 def render_html(leaderboard: Leaderboard) -> str:
     """Return a page that needs no other file and no network."""
-    measured = _measured(leaderboard.rows, leaderboard.entries)
-    return _render("report.html.j2", leaderboard, full_axis=FULL_AXIS, measured=measured)
+    entries = leaderboard.entries
+    return _render(
+        "report.html.j2",
+        leaderboard,
+        full_axis=FULL_AXIS,
+        seeds=sorted({each.seed for each in entries}),
+        extra_data=distinct(each.extra_data for each in entries),
+        machines=distinct(f"{each.machine}; {each.device}, {each.precision}" for each in entries),
+        commits=distinct(each.commit + " + uncommitted changes" * each.dirty for each in entries),
+    )
 
 
 def render_markdown(leaderboard: Leaderboard) -> str:
@@ -125,6 +133,8 @@ def _section(
         "titles": row_titles(rows),
         "models": distinct(f"{row.model}, {row.params:,} parameters" for row in rows),
         "test_sizes": distinct(f"{row.n_test:,}" for row in rows),
+        "splits": distinct(entry.split_hash[:12] for entry in entries),
+        "passes": _passes(rows, labels),
         # What naming the commonest class of the test images always would score.
         "yardsticks": distinct(
             f"{row.commonest} always: {format_percent(row.commonest_share)} %"
@@ -181,32 +191,12 @@ def _ranked(references: Iterable[Reference]) -> list[Reference]:
     )
 
 
-def _measured(rows: Sequence[Row], entries: Sequence[Entry]) -> list[tuple[str, list[str]]]:
-    """Return the facts of the section on how it was measured: a name and its values."""
-    test, passes = [], []
-    for dataset, group in groupby(rows, key=lambda row: row.dataset):
-        shown = list(group)
-        hashes = distinct(e.split_hash[:12] for e in entries if e.shown_dataset == dataset)
-        counts = distinct(f"{row.n_test:,}" for row in shown)
-        test.append(f"{dataset}: {' or '.join(counts)} images, split {', '.join(hashes)}")
-        texts = [_format_passes(row) for row in shown]
-        if len(set(texts)) == 1:
-            every = ", each row" if len(shown) > 1 else ""
-            passes.append(f"{dataset}{every}: {texts[0]}")
-        else:
-            labels = row_labels(shown)
-            passes += [f"{dataset}, {labels[i]}: {text}" for i, text in enumerate(texts)]
-    return [
-        ("Test images", test),
-        ("Training, stage 2", passes),
-        ("Seeds", [", ".join(str(seed) for seed in sorted({e.seed for e in entries}))]),
-        ("Extra data", distinct(entry.extra_data for entry in entries)),
-        ("Machine", distinct(f"{e.machine}; {e.device}, {e.precision}" for e in entries)),
-        (
-            "Commit",
-            distinct(e.commit + (" + uncommitted changes" if e.dirty else "") for e in entries),
-        ),
-    ]
+def _passes(rows: Sequence[Row], labels: Sequence[str]) -> list[str]:
+    """Say how often the rows saw their images, once where they agree."""
+    texts = [_format_passes(row) for row in rows]
+    if len(set(texts)) > 1:
+        return [f", {label}: {text}" for label, text in zip(labels, texts, strict=True)]
+    return [f"{', each row' if len(rows) > 1 else ''}: {texts[0]}"]
 
 
 def _format_passes(row: Row) -> str:

@@ -411,18 +411,15 @@ def _place_data(path: Path, dataset: str) -> str:
 def _place_images(bench: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return settings of the leaderboard with folders of images as absolute paths."""
 
-    def place_one(key: str, value: Any) -> Any:
-        if not isinstance(value, str) or value.startswith("hf:"):
+    def absolute(key: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(key, each) for each in value]
+        if key not in ("archive", "ood") or not isinstance(value, str) or value.startswith("hf:"):
             return value
         beside = place(folder, f"bench.{key}", value)
         return str(beside) if beside.exists() or "/" in value else value
 
-    placed = dict(bench)
-    if "archive" in placed:
-        placed["archive"] = place_one("archive", placed["archive"])
-    if isinstance(placed.get("ood"), list):
-        placed["ood"] = [place_one("ood", value) for value in placed["ood"]]
-    return placed
+    return {key: absolute(key, value) for key, value in bench.items()}
 
 
 def _slug(dataset: str) -> str:

@@ -44,11 +44,6 @@ class Board:
         """Whether nothing is left to do or to wait for."""
         return not {"waiting", "queued", "running", "elsewhere"} & set(self.states.values())
 
-    @property
-    def done_cells(self) -> int:
-        """Number of finished cells."""
-        return sum(self.states[name] == "done" for name in self.plan.cells)
-
     def set(self, name: str, state: State, what: str = "") -> None:
         """Note and show the state of a run.
 

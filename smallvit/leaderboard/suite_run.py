@@ -79,15 +79,16 @@ def run_suite(plan: Plan, launcher: AbstractLauncher, *, argv: Sequence[str] = (
         finally:
             for name, outcome in launcher.stop():
                 _settle(plan, board, name, outcome, stopping=True)
+        made = [name for name in plan.cells if board.states[name] == "done"]
         if received:
             raise stopped(
                 received,
-                f"with {board.done_cells} of {len(plan.cells)} cells done, state saved: the same "
-                "command goes on",
+                f"with {len(made)} of {len(plan.cells)} cells done, state saved: the same command "
+                "goes on",
             )
-    failures = {name: board.why[name] for name in plan.cells if board.states[name] != "done"}
+    failures = {name: board.why[name] for name in plan.cells if name not in made}
     return SuiteResult(
-        runs=[plan.run(name) for name in plan.cells if name not in failures],
+        runs=[plan.run(name) for name in made],
         failures=failures,
         notes=[*plan.notes(), *(f"no result of {name}: {why}" for name, why in failures.items())],
     )

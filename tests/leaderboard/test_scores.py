@@ -5,6 +5,7 @@ import shutil
 import textwrap
 import threading
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -397,7 +398,7 @@ def test_a_leaderboard_is_shown_as_its_table_without_the_bytes_of_its_pictures(r
     table = result._repr_html_()
     assert "<td>scratch</td>" in table
     assert f"<td>{100 * row.commonest_share:.2f}</td>" in table
-    assert f"naming &#x27;{row.commonest}&#x27; always" in table
+    assert f"naming '{row.commonest}' always" in unescape(table)
 
 
 def test_the_time_of_a_network_is_measured_once_for_all_its_runs(runs, home, monkeypatch):
