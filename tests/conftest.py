@@ -38,7 +38,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the pictures of runs empty: to draw them takes most of the time of a short run."""
     import smallvit.inference.token_pictures
     import smallvit.leaderboard.attention  # whose pictures stay: it has the function from now on
-    import smallvit.runs.finish
+    import smallvit.runs.job
 
     def touch_curves(_: Path, picture: Path, title: str) -> None:
         picture.parent.mkdir(exist_ok=True)
@@ -49,7 +49,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("tokens_pca.png", "attention.png"):
             (folder / name).touch()
 
-    monkeypatch.setattr(smallvit.runs.finish, "draw_curves", touch_curves)
+    monkeypatch.setattr(smallvit.runs.job, "draw_curves", touch_curves)
     monkeypatch.setattr(smallvit.inference.token_pictures, "draw_tokens", touch_tokens)
 
 

@@ -13,14 +13,12 @@ from smallvit.cli.options import (
     Switch,
     TrainOptions,
 )
+from smallvit.cli.training import asked
 from smallvit.core.console import say
-from smallvit.core.errors import ConfigError
 from smallvit.core.model_config import ModelConfig
 from smallvit.core.run_folder import Run
 from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
-from smallvit.runs.config import Call, SegmentConfig
-from smallvit.runs.options import to_settings
-from smallvit.runs.recipe import open_unfinished
+from smallvit.runs.config import SegmentConfig
 from smallvit.segment.config import HeadConfig, HeadName, SegmentAugmentConfig, SegmentDataConfig
 
 DEFAULTS = SegmentConfig()
@@ -83,33 +81,9 @@ def segment_command(
         schedule: Length and learning rate.
         log: How often to write.
     """
-    from smallvit.engine.runtime import say_precision
-    from smallvit.runs.segment import load_segment_recipe
-    from smallvit.runs.stage import run_stage
+    from smallvit.runs.stage import run_stage  # late: help is to be quick
 
-    settings = to_settings(given.options, "segment")
-    file = which.recipe
-    if training.resume is not None:
-        if file is not None:
-            raise ConfigError("--resume brings its own recipe: leave --recipe out")
-        file = training.resume / "recipe.yaml"
-        open_unfinished(training.resume, "segment")
-    if file is not None and not file.is_file():
-        raise ConfigError(
-            f"--recipe {file} is no file: none are shipped for segment, give one such as the "
-            "recipe.yaml of an earlier run"
-        )
-    recipe = load_segment_recipe(file, settings)
-    if training.resume is None:
-        say_precision(recipe.runtime)
-    call = Call(
-        out=where.out,
-        overwrite=where.overwrite,
-        resume=training.resume,
-        dry_run=where.dry_run,
-        argv=given.argv,
-    )
-    run = run_stage(recipe, "segment", call)
+    run = run_stage(*asked("segment", given))
     if run is not None:
         _say_done(run)
 

@@ -10,7 +10,7 @@ from smallvit.core.model_config import ModelConfig
 from smallvit.core.run_folder import Run
 from smallvit.data.files.config import DataConfig
 from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
-from smallvit.runs.config import Call, Recipe, Stage
+from smallvit.runs.config import AnyStage, Call, Recipe, SegmentRecipe
 from smallvit.runs.outcome import describe_outcome
 
 
@@ -42,7 +42,7 @@ class StageOptions:
     log: LogConfig = field(default_factory=LogConfig)
 
 
-def asked(stage: Stage, given: Given) -> tuple[Recipe, Stage, Call]:
+def asked(stage: AnyStage, given: Given) -> tuple[Recipe | SegmentRecipe, AnyStage, Call]:
     """Return what ``run_stage`` takes: the recipe that options ask for, and how it is called."""
     from smallvit.runs.request import Request, resolve  # late: help is to be quick
 

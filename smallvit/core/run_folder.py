@@ -107,17 +107,16 @@ def open_classifier(path: Path, option: str) -> "Run":
     return run
 
 
-def open_run(path: Path, *, stage: str | None = None, option: str = "") -> Run:
+def open_run(path: Path, *, option: str = "") -> Run:
     """Open a finished run.
 
     Args:
         path: Its folder.
-        stage: Stage that it must be of, or ``None`` for any.
         option: What named it, for messages.
 
     Raises:
         DataError: If it did not finish, or its result.json is broken.
-        ConfigError: If there is none, or it is of another stage.
+        ConfigError: If there is none.
     """
     named = f"{option} {path}".strip()
     if not (path / "result.json").is_file():
@@ -126,8 +125,6 @@ def open_run(path: Path, *, stage: str | None = None, option: str = "") -> Run:
     result = run.result
     if not {"stage", "status"} <= result.keys():
         raise DataError(f"{path}/result.json is broken: repeat the run")
-    if stage is not None and result["stage"] != stage:
-        raise ConfigError(f"{named} is a {result['stage']} run, a {stage} run is needed")
     if result["status"] != "completed":
         raise DataError(f"{named} {_why_unfinished(path, result)}")
     return run

@@ -38,9 +38,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.index)
 
-    def take(self, position: Int[Tensor, " B"]) -> UInt8[Tensor, "B 3 H W"]:
-        """Gather images by their position in the split, onto the device of ``index``."""
-        place = self.index[position]
+    def take(self, position: Int[Tensor, " B"] | None = None) -> UInt8[Tensor, "B 3 H W"]:
+        """Gather images by their position, or all, onto the device of ``index``."""
+        place = self.index if position is None else self.index[position]
         if self.images.device == place.device:
             return self.images.index_select(0, place)
         # Pinned memory lets the copy run beside the kernels that are queued already.

@@ -13,7 +13,8 @@ from smallvit.core.run_folder import Run, open_run
 from smallvit.engine.config import RuntimeConfig
 from smallvit.leaderboard.protocol import ROBUST, AttackName, BenchConfig, Corruptions
 from smallvit.leaderboard.runner import BenchResult, bench_runs, finetuned_runs
-from smallvit.runs.arguments import (
+from smallvit.runs.chain import plan_recipe, run_recipe
+from smallvit.runs.options import (
     Compile,
     DataLike,
     Device,
@@ -21,9 +22,8 @@ from smallvit.runs.arguments import (
     RunLike,
     Section,
     read_arguments,
+    to_settings,
 )
-from smallvit.runs.chain import plan_recipe, run_recipe
-from smallvit.runs.options import to_settings
 from smallvit.runs.request import open_recipe
 
 

@@ -26,10 +26,9 @@ from smallvit.models.convert.checkpoint import read_checkpoint
 from smallvit.models.registry import check_fit, create_exported, model_arguments, settings_from
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel.launch import refuse_several
-from smallvit.runs.classifier import judge_classifier, refuse_chance, score_classifier
+from smallvit.runs.classifier import describe_yardstick, judge_classifier, refuse_chance
 from smallvit.runs.config import Call, Recipe
 from smallvit.runs.data import require_labels
-from smallvit.runs.finish import export_network
 from smallvit.runs.init_weights import (
     TIMM,
     find_export,
@@ -37,10 +36,9 @@ from smallvit.runs.init_weights import (
     is_weights_file,
     trace_init,
 )
-from smallvit.runs.job import describe_run
+from smallvit.runs.job import describe_run, export_network
 from smallvit.runs.monitor import EVAL_BATCH
-from smallvit.runs.record import working_run
-from smallvit.runs.session import Session, open_session
+from smallvit.runs.session import Session, open_session, working_run
 from smallvit.teachers.adopt import (
     fit_classifier,
     linear_classifier,
@@ -153,8 +151,8 @@ def _adopt(
         _fit_classifier(backbone, dataset, runtime)
         samples = len(dataset.splits["labelled"])
     logger.info("seen beside %s: %s", dataset.name, extra_data)
-    scores = score_classifier(backbone, dataset, "val", runtime)
-    refuse_chance(scores, dataset, who=f"{OPTION} {init}", remedy=TAKE_ANOTHER)
+    scores, yardstick = judge_classifier(backbone, dataset, "val", runtime)
+    refuse_chance(scores["nll"], yardstick, who=f"{OPTION} {init}", remedy=TAKE_ANOTHER)
     metrics = {f"val/{name}": value for name, value in scores.items() if name != "n"}
     classifier = "taken as it was" if adopted.knows_classes else "fitted on its training images"
     export_network(
@@ -176,7 +174,7 @@ def _adopt(
         "images_per_s": samples / wall_s,
         "selected_on": "adopted, nothing to select",
         "metrics": metrics,
-        **judge_classifier(backbone, dataset, runtime, stage="teacher", remedy=TAKE_ANOTHER),
+        **describe_yardstick(yardstick, stage="teacher", remedy=TAKE_ANOTHER),
     }
 
 

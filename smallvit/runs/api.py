@@ -10,7 +10,8 @@ from typing import Any
 from smallvit.core.alone import alone
 from smallvit.core.python_call import python_call
 from smallvit.core.run_folder import Run
-from smallvit.runs.arguments import (
+from smallvit.runs.config import Stage
+from smallvit.runs.options import (
     Compile,
     DataLike,
     Device,
@@ -19,7 +20,6 @@ from smallvit.runs.arguments import (
     Section,
     read_arguments,
 )
-from smallvit.runs.config import Stage
 from smallvit.runs.outcome import describe_outcome
 from smallvit.runs.request import Request, resolve
 from smallvit.runs.stage import run_stage

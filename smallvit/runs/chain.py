@@ -217,7 +217,7 @@ def _make_score_maps(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) 
         argv: Command line, for env.json.
     """
     if teacher is None:
-        run = newest_run(load_dataset(recipe.data), "label", same=SAME_LABELS)
+        run = newest_run(load_dataset(recipe.data), "label")
         if run is not None and (run.path / SCORE_MAPS).is_file():
             logger.info("score maps: %s", run.path / SCORE_MAPS)
             return run.path / SCORE_MAPS
@@ -233,7 +233,7 @@ def _make_score_maps(recipe: Recipe, teacher: Path | None, argv: Sequence[str]) 
 def _find_teacher(recipe: Recipe, argv: Sequence[str]) -> Path:
     """Return the newest teacher of the same data and split; train one where there is none."""
     dataset = load_dataset(recipe.data)
-    run = newest_run(dataset, "teacher", same=SAME_LABELS)
+    run = newest_run(dataset, "teacher")
     if run is None:
         logger.info("no teacher of %s under %s: training one", dataset.name, places.runs_dir())
         run = run_stage(recipe, "teacher", Call(argv=argv))
@@ -242,12 +242,16 @@ def _find_teacher(recipe: Recipe, argv: Sequence[str]) -> Path:
 
 
 def newest_run(
-    dataset: Dataset, stage: Stage, *, same: Sequence[str], model: ModelConfig | None = None
+    dataset: Dataset | None,
+    stage: Stage,
+    *,
+    same: Sequence[str] = SAME_LABELS,
+    model: ModelConfig | None = None,
 ) -> Run | None:
     """Return the newest finished run of a stage on the same images and splits, if there is one.
 
     Args:
-        dataset: Images and splits that must be the same.
+        dataset: Images and splits that must be the same; ``None`` takes any.
         stage: Stage of the run.
         same: Splits whose hash must agree.
         model: Settings that its network must have; ``None`` takes any. A run passed over for its
@@ -257,17 +261,18 @@ def newest_run(
     for run in find_runs(places.runs_dir()):
         if not run.completed or run.result["stage"] != stage:
             continue
-        env = run.env
-        if env["dataset"]["fingerprint"] == dataset.fingerprint and all(
-            env["split_hashes"][split] == dataset.split_hashes[split] for split in same
+        if dataset is not None and (
+            run.env["dataset"]["fingerprint"] != dataset.fingerprint
+            or any(run.env["split_hashes"][part] != dataset.split_hashes[part] for part in same)
         ):
-            changed: Sequence[str] = ()
-            if model is not None:
-                changed = differences(run_values(run, stage).get("model"), to_plain(model))
-            if changed:
-                logger.info("passing over %s: model.%s", run.path, "; model.".join(changed))
-            else:
-                newest = run
+            continue
+        changed: Sequence[str] = ()
+        if model is not None:
+            changed = differences(run_values(run, stage).get("model"), to_plain(model))
+        if changed:
+            logger.info("passing over %s: model.%s", run.path, "; model.".join(changed))
+        else:
+            newest = run
     return newest
 
 

@@ -1,8 +1,4 @@
-"""Writing a teacher's score maps.
-
-Shapes in this file:
-    B    some images of a split
-"""
+"""Writing a teacher's score maps."""
 
 import logging
 import math
@@ -19,25 +15,21 @@ from smallvit.core.run_folder import Run
 from smallvit.data.dataset import Dataset, Split, even_positions
 from smallvit.data.views import eval_batches
 from smallvit.engine.log import TrainLog
-from smallvit.engine.runtime import Runtime
 from smallvit.engine.signals import note_signals, stopped
 from smallvit.inference.alignment import draw_alignment
 from smallvit.parallel.launch import refuse_several
-from smallvit.runs.annotator import Annotator, open_annotator
 from smallvit.runs.config import Call, LabelConfig, Recipe
 from smallvit.runs.data import require_labels
-from smallvit.runs.record import working_run
-from smallvit.runs.session import open_session
-from smallvit.runs.token_labels import SCORE_MAPS
-from smallvit.teachers.parts import Parts
+from smallvit.runs.session import Session, open_session, working_run
+from smallvit.runs.token_labels import SCORE_MAPS, Annotator, open_annotator
 from smallvit.teachers.score_maps import (
+    Parts,
     ScoreMapHeader,
     ScoreMaps,
     read_score_maps,
     write_score_maps,
 )
-from smallvit.teachers.spot_check import TOLERANCE, spot_check
-from smallvit.teachers.teacher import Teacher
+from smallvit.teachers.teacher import TOLERANCE, Teacher, spot_check
 
 logger = logging.getLogger("smallvit")
 PARTS = "parts"
@@ -81,42 +73,34 @@ def run_label(recipe: Recipe, call: Call) -> Run | None:
                 ScoreMaps.from_batch(annotator.teacher(images), 1)
             logger.info("dry run of label: settings, data, teacher and one batch are fine")
             return None
-        facts = _describe(recipe, dataset, annotator)
-        with working_run(session, facts, learns="nothing", learned=annotator.learned) as (
-            folder,
-            record,
+        result = annotator.run.result
+        cost = {key: result[key] for key in ("samples_seen", "wall_s")}
+        facts = {
+            "stage": "label",
+            "dataset": dataset.name,
+            "model": result["model"],
+            "seed": recipe.seed,
+            "upstream": {**result.get("upstream", {}), "teacher": cost},
+            "teacher": {"run": str(annotator.run.path), "model": result["model"]},
+            "extra_data": annotator.extra_data,
+        }
+        identity = {
+            "teacher": annotator.weights,
+            "images": dataset.fingerprint,
+            "training split": dataset.split_hashes["labelled"],
+        }
+        with (
+            working_run(session, facts, learns="nothing", learned=annotator.learned) as run,
+            note_signals() as received,  # during the checks after the last batch it waits for them
         ):
-            identity = {
-                "teacher": annotator.weights,
-                "images": dataset.fingerprint,
-                "training split": dataset.split_hashes["labelled"],
-            }
+            folder, record = run
             parts = Parts(folder / PARTS, identity, dataset.num_classes)
-            # A signal during the checks after the last batch waits for their end.
-            with note_signals() as received:
-                _label(annotator.teacher, dataset, runtime, config, parts, received)
-                maps = _check_and_write(folder, parts, annotator, dataset, runtime, config)
-                record |= _outcome(maps, parts, annotator, dataset, config.batch_size)
-                _draw(folder, maps, dataset, annotator, recipe.seed)
-                parts.remove()
+            _label(annotator.teacher, session, config, parts, received)
+            maps = _check_and_write(folder, parts, annotator, session, config)
+            record |= _outcome(maps, parts, annotator, dataset, config.batch_size)
+            _draw(folder, maps, dataset, annotator, recipe.seed)
+            parts.remove()
         return Run(folder)
-
-
-def _describe(recipe: Recipe, dataset: Dataset, annotator: Annotator) -> dict[str, Any]:
-    """Return what result.json says from the start."""
-    result = annotator.run.result
-    return {
-        "stage": "label",
-        "dataset": dataset.name,
-        "model": result["model"],
-        "seed": recipe.seed,
-        "upstream": {
-            **result.get("upstream", {}),
-            "teacher": {key: result[key] for key in ("samples_seen", "wall_s")},
-        },
-        "teacher": {"run": str(annotator.run.path), "model": result["model"]},
-        "extra_data": annotator.extra_data,
-    }
 
 
 def _outcome(
@@ -151,15 +135,11 @@ def _outcome(
 
 
 def _label(
-    teacher: Teacher,
-    dataset: Dataset,
-    runtime: Runtime,
-    config: LabelConfig,
-    parts: Parts,
-    received: Sequence[int],
+    teacher: Teacher, session: Session, config: LabelConfig, parts: Parts, received: Sequence[int]
 ) -> None:
     """Label the images that no part holds yet; parts end where batches do."""
-    labelled, size = dataset.splits["labelled"], config.batch_size
+    dataset, size = session.dataset, config.batch_size
+    labelled = dataset.splits["labelled"]
     if parts.done >= len(labelled):
         return
     top_k = config.top_k or (dataset.num_classes if dataset.num_classes <= ALL_CLASSES else 5)
@@ -171,7 +151,7 @@ def _label(
         batches = eval_batches(dataset, labelled.pick(slice(parts.done, None)), size)
         for number, (images, _) in enumerate(batches, start=first + 1):
             try:
-                with runtime.autocast():
+                with session.runtime.autocast():
                     pending.append(ScoreMaps.from_batch(teacher(images), top_k))
             except DataError:
                 parts.remove()  # they are of the same teacher
@@ -193,14 +173,10 @@ def _label(
 
 
 def _check_and_write(
-    folder: Path,
-    parts: Parts,
-    annotator: Annotator,
-    dataset: Dataset,
-    runtime: Runtime,
-    config: LabelConfig,
+    folder: Path, parts: Parts, annotator: Annotator, session: Session, config: LabelConfig
 ) -> ScoreMaps:
     """Write the file, read it back, compare some maps with the teacher's, and put it in place."""
+    dataset, runtime = session.dataset, session.runtime
     maps = parts.join()
     header = ScoreMapHeader(
         dataset=dataset.name,
@@ -224,9 +200,8 @@ def _check_and_write(
     position = even_positions(labelled, CHECKED_IMAGES)
     images = (image for image, _ in eval_batches(dataset, labelled.pick(position), 1))
     worst = spot_check(annotator.teacher, images, maps, position, autocast=runtime.autocast)
-    precision = runtime.precision
     # Logits differ by rounding; a temperature below 1 makes more of it.
-    tolerance = TOLERANCE[precision] / min(config.temperature, 1.0)
+    tolerance = TOLERANCE[runtime.precision] / min(config.temperature, 1.0)
     if not worst <= tolerance:
         parts.remove()
         raise DataError(
@@ -240,11 +215,9 @@ def _check_and_write(
 
 
 def _pooled_agreement(maps: ScoreMaps, labelled: Split, batch_size: int) -> float:
-    """Return the part of images whose label is the top class of their map's mean."""
-    pooled = [
-        maps.dense(place).mean(dim=(2, 3)).argmax(dim=1)
-        for place in torch.arange(len(labelled)).split(batch_size)
-    ]
+    """Return the share of images whose label is the top class of their map's mean."""
+    positions = torch.arange(len(labelled)).split(batch_size)
+    pooled = [maps.dense(each).mean(dim=(2, 3)).argmax(dim=1) for each in positions]
     labels = labelled.labels[labelled.index].cpu()
     return (torch.cat(pooled) == labels).float().mean().item()
 
@@ -256,7 +229,7 @@ def _draw(folder: Path, maps: ScoreMaps, dataset: Dataset, annotator: Annotator,
     (folder / "plots").mkdir(exist_ok=True)
     draw_alignment(
         folder / "plots" / "alignment.png",
-        shown.take(torch.arange(len(shown), device=shown.index.device)).cpu(),
+        shown.take().cpu(),
         maps.dense(position),
         shown.labels[shown.index].cpu(),
         dataset.class_names,

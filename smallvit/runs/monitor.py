@@ -8,6 +8,7 @@ Shapes in this file:
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.core.errors import CollapsedError
-from smallvit.data.dataset import Dataset, Split, take_evenly
+from smallvit.data.dataset import Dataset, Split, even_positions, take_evenly
 from smallvit.data.views import eval_batches
 from smallvit.engine.log import read_metrics
 from smallvit.engine.runtime import Runtime
@@ -52,12 +53,22 @@ FEWEST_IMAGES = 16  # whose features say something of a spread
 # this factor between evaluations, by more than a rounding error.
 LEAVING = 1.5
 ROUNDING = 0.01  # of the bound
+SLOWER = "lower optim.lr or raise schedule.warmup_epochs"
+REMEDIES = {
+    **dict.fromkeys(
+        ("dino", "ibot"), f"lower method.center_momentum, raise method.teacher_temp, {SLOWER}"
+    ),
+    **dict.fromkeys(("mocov3", "simclr"), f"{SLOWER}, or raise optim.batch_size"),
+    "lejepa": f"raise method.sigreg_weight, {SLOWER}",
+    **dict.fromkeys(("mae", "simmim"), f"{SLOWER}, or raise method.mask_ratio"),
+}
 
 
+@dataclass
 class Monitor:
     """The evaluation of stage 1: features are extracted once for all that is measured.
 
-    Args:
+    Attributes:
         backbone: The network to watch.
         dataset: On the device; without labels there is no probe.
         runtime: Precision.
@@ -65,52 +76,43 @@ class Monitor:
         features: What of an image is measured.
     """
 
-    def __init__(
-        self,
-        backbone: AbstractBackbone,
-        dataset: Dataset,
-        runtime: Runtime,
-        config: MonitorConfig,
-        *,
-        features: Features = "pooled",
-    ) -> None:
-        self.backbone = backbone
-        self.dataset = dataset
-        self.runtime = runtime
-        self.config = config
-        self.features: Features = features
-        self.bank = take_evenly(dataset.splits["labelled"], config.bank_size)
-        self.watched = dataset.splits["val" if dataset.labelled else "train"]
-        if not dataset.labelled:
+    backbone: AbstractBackbone
+    dataset: Dataset
+    runtime: Runtime
+    config: MonitorConfig
+    features: Features = "pooled"
+
+    def __post_init__(self) -> None:
+        self.bank = take_evenly(self.dataset.splits["labelled"], self.config.bank_size)
+        self.watched = self.dataset.splits["val" if self.dataset.labelled else "train"]
+        if not self.dataset.labelled:
             self.watched = take_evenly(self.watched, SPREAD_IMAGES)
 
     def __call__(self) -> dict[str, float]:
         """Measure the network as it is."""
-        features, labels = self._extract(self.watched)
-        rows = torch.arange(len(features), device=features.device)
-        if len(rows) > SPREAD_IMAGES:
-            rows = rows[:SPREAD_IMAGES] * len(features) // SPREAD_IMAGES
+        features, labels = self.extract(self.watched)
+        rows = even_positions(self.watched, SPREAD_IMAGES).to(features.device)
         spread = measure_spread(features[rows])
-        scores: dict[str, float] = {}
-        if self.dataset.labelled:
-            bank = self._extract(self.bank)
-            if not processes.is_first():
-                return spread  # the first one's scores count
-            scores["val/knn"] = self._knn(bank, (features, labels))
-            if self.config.linear_probe:
-                scores["val/linear"] = linear_top1(
-                    *bank, features, labels, max_iterations=PROBE_ITERATIONS
-                )
-        return {**scores, **spread}
+        if not self.dataset.labelled:
+            return spread
+        bank = self.extract(self.bank)
+        if not processes.is_first():
+            return spread  # the first one's scores count
+        scores = {"val/knn": self._knn(bank, (features, labels))}
+        if self.config.linear_probe:
+            scores["val/linear"] = linear_top1(
+                *bank, features, labels, max_iterations=PROBE_ITERATIONS
+            )
+        return scores | spread
 
     def measure_start(self) -> dict[str, float]:
         """Measure the spread of the features alone."""
-        return measure_spread(self._extract(take_evenly(self.watched, SPREAD_IMAGES))[0])
+        return measure_spread(self.extract(take_evenly(self.watched, SPREAD_IMAGES))[0])
 
     def score_knn(self, split: Split) -> float:
         """Return the k-NN accuracy on one split alone."""
         self._warn_of_small_bank()
-        return self._knn(self._extract(self.bank), self._extract(split))
+        return self._knn(self.extract(self.bank), self.extract(split))
 
     def announce(self) -> None:
         """Say once what the numbers are measured on."""
@@ -144,12 +146,10 @@ class Monitor:
             **spread,
         }
 
-    def _extract(self, split: Split) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
+    def extract(self, split: Split) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
         """Return the features and labels of a split's images, as they are."""
-        batches = eval_batches(self.dataset, split, EVAL_BATCH)
-        return extract_features(
-            self.backbone, batches, autocast=self.runtime.autocast, kind=self.features
-        )
+        batches, autocast = eval_batches(self.dataset, split, EVAL_BATCH), self.runtime.autocast
+        return extract_features(self.backbone, batches, autocast=autocast, kind=self.features)
 
     def _knn(self, bank: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -> float:
         return knn_top1(
@@ -216,6 +216,7 @@ def collapse_bounds(start: Mapping[str, float], num_images: int) -> dict[str, fl
     return bounds
 
 
+@dataclass(kw_only=True)
 class CollapseWatch:
     """Stops a run whose features or targets collapsed; a ``watch`` of ``engine.fit``.
 
@@ -224,7 +225,7 @@ class CollapseWatch:
     the run), and no sign that the run is leaving. The earlier of the two is read from
     metrics.jsonl, so that a resumed run judges as an unbroken one.
 
-    Args:
+    Attributes:
         config: Whether to stop.
         method: Name of the method, which the advice is for.
         max_entropy: Entropy of its uniform targets, in nats; ``None`` where it has none.
@@ -234,24 +235,15 @@ class CollapseWatch:
         bounds: Distance of each kind of collapse below which a run is at it.
     """
 
-    def __init__(
-        self,
-        config: MonitorConfig,
-        *,
-        method: str,
-        max_entropy: float | None,
-        metrics_path: Path,
-        warmup_steps: float,
-        total_steps: int,
-        bounds: Mapping[str, float] = BOUNDS,
-    ) -> None:
-        self.config = config
-        self.bounds = bounds
-        self.method = method
-        self.max_entropy = max_entropy
-        self.metrics_path = metrics_path
-        self.warmup_steps = warmup_steps
-        self.total_steps = total_steps
+    config: MonitorConfig
+    method: str
+    max_entropy: float | None
+    metrics_path: Path
+    warmup_steps: float
+    total_steps: int
+    bounds: Mapping[str, float] = field(default_factory=lambda: BOUNDS)
+
+    def __post_init__(self) -> None:
         self._said = False
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
@@ -320,20 +312,9 @@ def _describe(kind: str, metrics: Mapping[str, float], max_entropy: float | None
 
 def get_remedy(method: str, kind: str) -> str:
     """Return what to change in a method against a kind of collapse."""
-    slower = "lower optim.lr or raise schedule.warmup_epochs"
     if kind == "uniform":
         return (
             "lower method.teacher_temp and method.momentum, set method.head_batch_norm true or "
             "raise optim.lr"
         )
-    match method:
-        case "dino" | "ibot":
-            return f"lower method.center_momentum, raise method.teacher_temp, {slower}"
-        case "mocov3" | "simclr":
-            return f"{slower}, or raise optim.batch_size"
-        case "lejepa":
-            return f"raise method.sigreg_weight, {slower}"
-        case "mae" | "simmim":
-            return f"{slower}, or raise method.mask_ratio"
-        case _:
-            return slower
+    return REMEDIES.get(method, SLOWER)

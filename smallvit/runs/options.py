@@ -1,18 +1,29 @@
-"""The one map from options to settings: command line and Python functions read it alike.
+"""The one map from options and arguments to settings: command line and Python read it alike.
 
 An option is named as Python names it (``batch_size``, ``optim.lr``), without dashes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
-from smallvit.core.config import nest
-from smallvit.core.errors import ConfigError
-from smallvit.core.places import absolute
-from smallvit.runs.config import STAGES
-from smallvit.runs.recipe import SHARED, with_absolute_paths
+from smallvit.core import places
+from smallvit.core.config import nest, paths, show
+from smallvit.core.errors import ConfigError, UnknownNameError
+from smallvit.core.run_folder import Run
+from smallvit.core.words import hint
+from smallvit.data.files.registry import DATASETS
+from smallvit.runs.config import STAGES, Recipe, Stage
+from smallvit.runs.recipe import SHARED, is_init_name, with_absolute_paths
 
+RunLike = Run | Path | str
+DataLike = Path | str | Mapping[str, Any]
+Section = Mapping[str, Any]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Compile = Literal["auto", "on", "off"]
+INITS = ("init", "adopt")
+PATH_ARGUMENTS = ("teacher", "score_maps", "out", "resume")
 # Options whose setting has another name; {stage} is the stage of the command.
 SETTINGS = {
     "dataset": "data.dataset",
@@ -77,10 +88,108 @@ def to_settings(options: Mapping[str, Any], stage: str | None = None) -> dict[st
         if key == "data" and str(value).startswith("hf:"):
             key, value = "dataset", str(value)
         setting = find_setting(key, stage)
-        value = str(absolute(value)) if isinstance(value, Path) else value
+        value = str(places.absolute(value)) if isinstance(value, Path) else value
         if flat.get(setting, value) != value:
             raise ConfigError(
                 f"{origin[setting]} and {option} are one setting, {setting}: give one of them"
             )
         flat[setting], origin[setting] = value, option
     return with_absolute_paths(nest(flat))
+
+
+def read_arguments(arguments: Mapping[str, Any], stage: Stage | None = None) -> dict[str, Any]:
+    """Return arguments as options by name; those that are ``None`` were not given.
+
+    Args:
+        arguments: All of a function, ``more`` being what it has no parameter for.
+        stage: Stage of the function; ``None`` is of the whole recipe.
+
+    Raises:
+        ConfigError: If one is unknown, or of a kind that it cannot be.
+    """
+    given = {key: value for key, value in arguments.items() if value is not None}
+    for key in (more := given.pop("more")):
+        _check_known(key, {*arguments} - {"more"}, stage)
+    options = _name_data(given.pop("data")) if "data" in given else {}
+    if (recipe := given.pop("recipe", None)) is not None:
+        if not isinstance(recipe, str | Path) or not str(recipe).strip():
+            raise ConfigError(f"recipe must be the name or the file of one, got {show(recipe)}")
+        options["recipe"] = str(recipe)
+    for key, value in {**given, **more}.items():
+        if key in INITS and isinstance(value, str) and is_init_name(value):
+            options[key] = value
+        elif key in (*INITS, *PATH_ARGUMENTS) and not isinstance(value, Mapping):
+            options[key] = read_path(key, value)
+        else:
+            options.update(_flatten(key, value))
+    return options
+
+
+def read_path(name: str, run: Any) -> Path:
+    """Return the absolute path that an argument names; of a run, its folder.
+
+    Raises:
+        ConfigError: If it is neither a run nor a path, or empty.
+    """
+    if not isinstance(run, Run | Path | str):
+        raise ConfigError(f"{name} must be a run or a path, got {show(run)}")
+    if not isinstance(run, Run) and not str(run).strip():
+        raise ConfigError(f"{name} is empty: name a run or a path, or leave it out")
+    return places.absolute(run.path if isinstance(run, Run) else run)
+
+
+def _name_data(data: Any) -> dict[str, Any]:
+    """Return what names the data: a data set, a path, or a whole section."""
+    if isinstance(data, Mapping):
+        return dict(_flatten("data", data))
+    if not isinstance(data, str | Path):
+        what = f"{type(data).__module__}.{type(data).__qualname__}".removeprefix("builtins.")
+        raise ConfigError(
+            f"data must be the name of a data set, a path or a mapping of settings, got a {what}: "
+            "for images and labels that a program holds write a folder of class folders, or a CSV "
+            "file with the columns image_path and label"
+        )
+    name = str(data)
+    if not name.strip():
+        raise ConfigError("data is empty: name a data set or a path, or leave it out")
+    if name in DATASETS:
+        return {"dataset": name}
+    if isinstance(data, str) and name.replace("-", "").isalnum() and not Path(name).exists():
+        raise UnknownNameError("dataset", name, DATASETS)
+    return {"data": name}
+
+
+def _flatten(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a section as its settings, and every value as a recipe has it."""
+    if isinstance(value, Mapping):
+        if key == "token_label":
+            value = {"enabled": True, **value}
+        for name, each in value.items():
+            yield from _flatten(f"{key}.{name}", each)
+    elif isinstance(value, Run):
+        yield key, places.absolute(value.path)
+    elif getattr(value, "shape", None) == () and hasattr(value, "item"):  # of numpy or torch
+        yield key, value.item()
+    else:
+        yield key, str(value) if type(value).__name__ == "device" else value
+
+
+def _check_known(key: str, arguments: set[str], stage: Stage | None) -> None:
+    """Refuse an argument that no setting has, and name the one that is meant."""
+    sections = get_type_hints(Recipe)
+    if key.partition(".")[0] in {*arguments, *SHARED, *([stage] if stage else sections)}:
+        return
+    of_stage = list(paths(sections[stage])) if stage else []
+    shared = [path for path in paths(Recipe) if stage is None or path.partition(".")[0] in SHARED]
+    known = [*arguments, *of_stage, *shared]
+    said = f"{stage or 'run'}() has no argument {key!r}"
+    end = hint(key, known, show=_as_argument) or ": docs/python.md lists those there are"
+    raise ConfigError(f"{said}{end}")
+
+
+def _as_argument(name: str) -> str:
+    """Write a setting as an argument: ``optim={"lr": ...}``."""
+    name, _, value = name.partition(" ")
+    section, _, key = name.rpartition(".")
+    shown = f'"{value}"' if value else "..."
+    return f'{section}={{"{key}": {shown}}}' if section else f"{key}={shown}"

@@ -5,8 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from smallvit.core.errors import ConfigError, explained, reason
 from smallvit.data.dataset import Dataset, take_evenly
 from smallvit.data.views import ViewBatches
@@ -17,9 +15,8 @@ from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretraining.method import AbstractPretraining, check_batch_size
 from smallvit.pretraining.registry import create_objective
 from smallvit.runs.config import PretrainConfig, Recipe
-from smallvit.runs.finish import finish_network
 from smallvit.runs.init_weights import load_init, say_origin
-from smallvit.runs.job import Job, describe_run, plan_fit, prepare_backbone
+from smallvit.runs.job import Job, describe_run, finish_network, plan_fit, prepare_backbone
 from smallvit.runs.monitor import CollapseWatch, Monitor, collapse_bounds
 from smallvit.runs.session import Session
 
@@ -131,7 +128,7 @@ def _create_watch(
     monitor.announce()
     start = monitor.measure_start() if facts["init"] == "scratch" else {}
     return CollapseWatch(
-        monitor.config,
+        config=monitor.config,
         method=facts["method"],
         max_entropy=objective.max_entropy,
         metrics_path=metrics_path,
@@ -160,7 +157,7 @@ def _finish(
     images = take_evenly(dataset.splits["val" if dataset.labelled else "train"], DRAWN_IMAGES)
     draw_tokens(
         backbone,
-        images.take(torch.arange(len(images), device=images.index.device)),
+        images.take(),
         dataset.mean,
         dataset.std,
         folder / "plots",

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from smallvit.core import places
-from smallvit.core.config import merge
+from smallvit.core.config import Layer, merge
+from smallvit.core.config import resolve as resolve_layers
 from smallvit.core.errors import ConfigError
-from smallvit.core.run_folder import find_runs, open_classifier
+from smallvit.core.run_folder import open_classifier
 from smallvit.core.words import either
 from smallvit.engine.runtime import say_precision
+from smallvit.inference.export import exported_model
+from smallvit.models.registry import settings_of
 from smallvit.pretraining.config import METHODS, DinoConfig, get_method
 from smallvit.runs.adopt import adopt_settings
 from smallvit.runs.chain import add_token_labels, newest_run
-from smallvit.runs.config import Call, Recipe, Stage
+from smallvit.runs.config import AnyStage, Call, Recipe, SegmentRecipe
 from smallvit.runs.data import load_dataset
-from smallvit.runs.init_weights import init_settings
+from smallvit.runs.init_weights import TIMM, find_export, init_settings
 from smallvit.runs.options import to_settings
 from smallvit.runs.recipe import (
     find_recipe,
@@ -48,7 +51,7 @@ class Request:
         continues: Whether token labeling takes the newest pretrain run where no start is named.
     """
 
-    stage: Stage
+    stage: AnyStage
     options: Mapping[str, Any]
     argv: Sequence[str] = ()
     source: str = "command line"
@@ -57,7 +60,8 @@ class Request:
     @property
     def recipe(self) -> str | None:
         """Shipped recipe or file that was named."""
-        return self.options.get("recipe")
+        recipe = self.options.get("recipe")
+        return None if recipe is None else str(recipe)
 
     @property
     def resume(self) -> Path | None:
@@ -76,7 +80,7 @@ class Request:
         return to_settings(self.options, self.stage)
 
 
-def resolve(request: Request) -> Recipe:
+def resolve(request: Request) -> Recipe | SegmentRecipe:
     """Return the recipe that is asked for; what token labels lack is made on the way.
 
     Raises:
@@ -87,6 +91,7 @@ def resolve(request: Request) -> Recipe:
         "teacher": _teacher_recipe,
         "label": _label_recipe,
         "finetune": _finetune_recipe,
+        "segment": _segment_recipe,
     }
     return resolvers[request.stage](request)
 
@@ -113,11 +118,16 @@ def _open(
     """
     if request.resume is None:
         return open_recipe(request.recipe or default, settings, source=request.source, **how)[0]
+    return load_recipe(_own_recipe(request), settings, source=request.source, same_data=True)[0]
+
+
+def _own_recipe(request: Request) -> str:
+    """Return the file with the settings of the run to continue."""
+    assert request.resume is not None
     if request.recipe is not None:
         raise ConfigError("--resume brings its own recipe: leave --recipe out")
     open_unfinished(request.resume, request.stage)
-    own = str(request.resume / "recipe.yaml")
-    return load_recipe(own, settings, source=request.source, same_data=True)[0]
+    return str(request.resume / "recipe.yaml")
 
 
 def _with_init(request: Request, settings: dict[str, Any]) -> dict[str, Any]:
@@ -235,24 +245,52 @@ def _finetune_recipe(request: Request) -> Recipe:
 
 def _newest_start() -> str:
     """Return the newest pretrain run of all, where not even the data was named, and say so."""
-    found = [
-        run
-        for run in find_runs(places.runs_dir())
-        if run.completed and run.result["stage"] == "pretrain"
-    ]
-    if not found:
+    found = newest_run(None, "pretrain")
+    if found is None:
         raise ConfigError(
             f"no data named and no pretrain run under {places.runs_dir()}: give --dataset NAME or "
             "--data PATH, or run smallvit pretrain first"
         )
-    result = found[-1].result
+    result = found.result
     logger.info(
         "continuing from the newest pretrain run, on %s, started %s: %s",
         result["dataset"],
         result["started"],
-        found[-1].path,
+        found.path,
     )
-    return str(found[-1].path)
+    return str(found.path)
+
+
+def _segment_recipe(request: Request) -> SegmentRecipe:
+    file = request.recipe
+    if request.resume is not None:
+        file = _own_recipe(request)
+    elif file is not None and not Path(file).is_file():
+        raise ConfigError(
+            f"--recipe {file} is no file: none are shipped for segment, give one such as the "
+            "recipe.yaml of an earlier run"
+        )
+    settings = request.settings()
+    init = settings.get("segment", {}).get("init", "scratch")
+    layers = [Layer(source=request.source, values=settings)]
+    if file is not None:
+        layers.insert(0, read_layer(Path(file)))
+    elif init != "scratch":
+        values = {"model": _segment_model(init, settings)}
+        layers.insert(0, Layer(source=f"--init {init}", values=values))
+    recipe = resolve_layers(SegmentRecipe, layers)
+    if request.resume is None:
+        say_precision(recipe.runtime)
+    return recipe
+
+
+def _segment_model(init: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model that weights bring, with patches of the size that it was trained with."""
+    model = dict(init_settings(init, settings).get("model", {}))
+    if model and not init.startswith(TIMM) and "patch_size" in settings_of(model["name"]):
+        exported = exported_model(find_export(init))
+        model["patch_size"] = exported.get("patch_size", model.get("patch_size"))
+    return model
 
 
 def _complete(request: Request, recipe: Recipe, teacher: Path | None) -> Recipe:

@@ -9,21 +9,18 @@ from typing import Literal
 from smallvit.core.alone import alone
 from smallvit.core.errors import ConfigError
 from smallvit.core.run_folder import Run, open_run
-from smallvit.data.dataset import Dataset
-from smallvit.data.views import eval_batches
+from smallvit.data.dataset import Dataset, class_counts
 from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.runtime import Runtime, open_runtime
-from smallvit.evaluate.classify import classification_metrics, confusion_matrix, predict_logits
 from smallvit.evaluate.config import Readout
-from smallvit.evaluate.knn import extract_features
 from smallvit.evaluate.linear_probe import linear_top1
 from smallvit.evaluate.readout import check_readout, describe_readout, own_readout
-from smallvit.evaluate.yardstick import measure_yardstick
 from smallvit.inference.export import read_export
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretraining.registry import features_of
+from smallvit.runs.classifier import judge_classifier
 from smallvit.runs.data import require_labels
-from smallvit.runs.monitor import EVAL_BATCH, Monitor
+from smallvit.runs.monitor import Monitor
 from smallvit.runs.moved import open_run_data, recipe_of
 from smallvit.runs.provenance import check_scored
 from smallvit.runs.segment import score_segmentation
@@ -99,71 +96,68 @@ def evaluate_run(
         ConfigError: If a run without a classifier is scored without a probe, or by a readout; or
             if that reads a token head that nothing trained.
     """
-    run = open_run(path)
+    run, stage = _open_for(path, probed=knn or linear, readout=readout)
     runtime = open_runtime(runtime_config or RuntimeConfig())
-    if run.result["stage"] == "label":
-        teacher = run.recipe.get("label", {}).get("teacher")
-        raise ConfigError(
-            f"{path} holds score maps, no network: score its teacher"
-            + (f", {teacher}" if teacher else "")
-        )
-    if run.result["stage"] == "segment":
-        if knn or linear or readout is not None:
-            raise ConfigError(f"{path} is a segment run: leave --knn, --linear and --readout out")
-        scores = score_segmentation(path, split=split, place=place, runtime_config=runtime_config)
-        return RunScores(metrics=scores)
-    classifies = run.result["stage"] != "pretrain"
-    if not (classifies or knn or linear):
-        raise ConfigError(f"{path} is a pretrain run without a classifier: add --knn or --linear")
-    if readout is not None and not classifies:
-        raise ConfigError(
-            f"{path} is a pretrain run without a classifier: leave --readout {readout} out"
-        )
+    if stage == "segment":
+        return RunScores(metrics=score_segmentation(run, split, runtime, place=place))
     # Of the probes: a bank of labelled images, and what is watched beside it.
     needed = (split, *(("labelled", "val") if knn or linear else ()))
     backbone, dataset = open_scored(run, runtime, needed, place=place)
-    if said := check_scored(run, dataset, split):
-        logger.warning("%s", said)
-    recipe = recipe_of(run)
-    features = "pooled" if classifies else features_of(recipe.pretrain.method)
-    batches = eval_batches(dataset, dataset.splits[split], EVAL_BATCH)
-    scores: dict[str, float] = {}
+    if known := check_scored(run, dataset, split):
+        logger.warning("%s", known)
+    config, part = recipe_of(run).pretrain, dataset.splits[split]
+    counts = class_counts(part, dataset.num_classes)
+    commonest = {"commonest": max(counts) / len(part)}
     taken, reads, fault = None, None, ""
-    if classifies:
+    scores: dict[str, float] = {"n": len(part)}
+    if stage != "pretrain":
         taken = readout or own_readout(backbone)
         check_readout(backbone, taken)
         reads = describe_readout(backbone, taken)
-        answers = predict_logits(backbone, batches, autocast=runtime.autocast, readout=readout)
-        confusion = confusion_matrix(*answers).cpu().numpy()
-        yardstick = measure_yardstick(confusion, dataset.class_names)
+        metrics, yardstick = judge_classifier(backbone, dataset, split, runtime, readout=readout)
         fault = yardstick.fault
-        metrics = classification_metrics(*answers)
-        scores["top1"] = metrics.pop("top1")
-        scores["mean_per_class"] = yardstick.mean_per_class
-        scores |= {"commonest": yardstick.commonest_share, **metrics}
-    else:
-        scores["n"] = len(dataset.splits[split])
-    if knn:
-        monitor = Monitor(backbone, dataset, runtime, recipe.pretrain.monitor, features=features)
-        scores["knn"] = monitor.score_knn(dataset.splits[split])
-    if linear:
-        sides = [
-            extract_features(
-                backbone,
-                eval_batches(dataset, dataset.splits[part], EVAL_BATCH),
-                autocast=runtime.autocast,
-                kind=features,
-            )
-            for part in ("labelled", split)
-        ]
-        scores["linear"] = linear_top1(*sides[0], *sides[1])
-    part = dataset.splits[split]
-    counts = part.labels[part.index].bincount()
-    scores["commonest"] = counts.max().item() / len(part)
+        scores = {"top1": metrics["top1"], "mean_per_class": yardstick.mean_per_class}
+        scores |= commonest | metrics
+    if knn or linear:
+        features = features_of(config.method) if stage == "pretrain" else "pooled"
+        monitor = Monitor(backbone, dataset, runtime, config.monitor, features=features)
+        if knn:
+            scores["knn"] = monitor.score_knn(part)
+        if linear:
+            bank = monitor.extract(dataset.splits["labelled"])
+            scores["linear"] = linear_top1(*bank, *monitor.extract(part))
+    scores |= commonest
     return RunScores(
         metrics=scores,
-        commonest=dataset.class_names[int(counts.argmax())],
+        commonest=dataset.class_names[counts.index(max(counts))],
         fault=fault,
         readout=taken,
         reads=reads,
     )
+
+
+def _open_for(path: Path, *, probed: bool, readout: Readout | None) -> tuple[Run, str]:
+    """Open a run with its stage, and refuse what does not go together with that.
+
+    Raises:
+        ConfigError: If it has no network, or none that what is asked for can be read from.
+    """
+    run = open_run(path)
+    stage = run.result["stage"]
+    teacher = run.recipe.get("label", {}).get("teacher") if stage == "label" else None
+    no_classifier = f"{path} is a pretrain run without a classifier"
+    faults = {
+        f"{path} holds score maps, no network: score its teacher"
+        + (f", {teacher}" if teacher else ""): stage == "label",
+        f"{path} is a segment run: leave --knn, --linear and --readout out": (
+            stage == "segment" and (probed or readout is not None)
+        ),
+        f"{no_classifier}: add --knn or --linear": stage == "pretrain" and not probed,
+        f"{no_classifier}: leave --readout {readout} out": (
+            stage == "pretrain" and readout is not None
+        ),
+    }
+    for message, wrong in faults.items():
+        if wrong:
+            raise ConfigError(message)
+    return run, stage

@@ -1,6 +1,5 @@
-"""The segmentation stage: settings, training on images and masks, scoring."""
+"""The segmentation stage: training on images and masks, scoring."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,94 +10,52 @@ import torch
 from smallvit.core import places, rng
 from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import DataError, attempt
-from smallvit.core.run_folder import open_run
+from smallvit.core.run_folder import Run
 from smallvit.data.dataset import take_evenly
 from smallvit.engine.checkpoint import AGAIN, BEST, as_scored, load_checkpoint
-from smallvit.engine.config import RuntimeConfig
-from smallvit.engine.runtime import Runtime, open_runtime
+from smallvit.engine.runtime import Runtime
 from smallvit.engine.state import FitResult
-from smallvit.inference.export import exported_model
-from smallvit.models.registry import settings_of
 from smallvit.runs.config import Call, SegmentRecipe
-from smallvit.runs.finish import finish_network
-from smallvit.runs.init_weights import TIMM, find_export, init_settings, load_init
-from smallvit.runs.job import Job, describe_run, plan_fit, prepare_backbone
+from smallvit.runs.init_weights import load_init
+from smallvit.runs.job import Job, describe_run, finish_network, plan_fit, prepare_backbone
 from smallvit.runs.moved import check_same
-from smallvit.runs.recipe import read_layer
 from smallvit.runs.session import Session
 from smallvit.segment.batches import SegmentBatches, eval_batches
 from smallvit.segment.data import SegmentData, load_segment_data
 from smallvit.segment.heads import create_head
-from smallvit.segment.metrics import (
+from smallvit.segment.objective import (
+    SegmentObjective,
     class_ious,
     evaluate_segmentation,
     majority_confusion,
     segment_metrics,
 )
-from smallvit.segment.objective import SegmentObjective
 from smallvit.segment.picture import draw_segments
 
 STAGE: Literal["segment"] = "segment"
-EVAL_BATCH = 64
 DRAWN_IMAGES = 8
 
 
-def load_segment_recipe(recipe: Path | None, overrides: Mapping[str, Any]) -> SegmentRecipe:
-    """Resolve settings: defaults, then the model that a start brings, then a file, then overrides.
-
-    Args:
-        recipe: File such as a run's recipe.yaml, or ``None``.
-        overrides: Nested settings that win.
-
-    Raises:
-        ConfigError: On the first thing that is wrong.
-        DataError: If the start is not there.
-    """
-    layers = [Layer(source="command line", values=overrides)]
-    if recipe is not None:
-        return resolve(SegmentRecipe, [read_layer(recipe), *layers])
-    init = (overrides.get("segment") or {}).get("init", "scratch")
-    if init != "scratch":
-        values = {"model": _model_of(init, overrides)}
-        layers.insert(0, Layer(source=f"--init {init}", values=values))
-    return resolve(SegmentRecipe, layers)
-
-
-def _model_of(init: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the model that weights bring, with patches of the size that it was trained with."""
-    model = dict(init_settings(init, overrides).get("model", {}))
-    if model and not init.startswith(TIMM) and "patch_size" in settings_of(model["name"]):
-        exported = exported_model(find_export(init))
-        model["patch_size"] = exported.get("patch_size", model.get("patch_size"))
-    return model
-
-
 def score_segmentation(
-    path: Path,
-    *,
-    split: Literal["val", "test"] = "val",
-    place: Path | str | None = None,
-    runtime_config: RuntimeConfig | None = None,
+    run: Run, split: str, runtime: Runtime, *, place: Path | str | None = None
 ) -> dict[str, float]:
     """Score a finished segmentation run on a held-out split.
 
     Args:
-        path: Run folder.
+        run: The run.
         split: Validation or test.
+        runtime: Device and precision.
         place: Where the run's data is; ``None`` is where it was.
-        runtime_config: Device and precision; ``None`` is the automatic choice.
 
     Returns:
         ``miou``, ``pixel_accuracy``, the same of calling every pixel the most frequent class
         (``majority/...``), ``iou/NAME`` of each class that is there, and ``n`` images.
 
     Raises:
-        ConfigError: If the run is of another stage.
         DataError: If its data is no longer what it saw.
     """
-    run = open_run(path, stage=STAGE)
+    path = run.path
     layer = Layer(source=str(path / "recipe.yaml"), values=run.recipe)
-    runtime = open_runtime(runtime_config or RuntimeConfig())
     recipe = resolve(SegmentRecipe, [layer])
     if place is not None:
         recipe = replace(recipe, data=replace(recipe.data, path=places.absolute(place)))
@@ -115,7 +72,7 @@ def score_segmentation(
     if state is None:
         raise DataError(f"{fault}: {AGAIN}") from fault
     objective.load_state_dict(as_scored(state))
-    confusion = _confusion(objective.eval(), data, split, runtime)
+    confusion = evaluate_segmentation(objective.eval(), data, split, runtime.autocast)
     ious = zip(data.class_names, class_ious(confusion).tolist(), strict=True)
     return {
         **segment_metrics(confusion),
@@ -155,7 +112,7 @@ def prepare_segment(recipe: SegmentRecipe, session: Session) -> Job:
     order, plan = plan_fit(session, recipe, STAGE, config, select_on="val/miou")
 
     def evaluate() -> dict[str, float]:
-        scores = segment_metrics(_confusion(objective, data, "val", runtime))
+        scores = segment_metrics(evaluate_segmentation(objective, data, "val", runtime.autocast))
         return {f"val/{name}": value for name, value in scores.items()}
 
     return Job(
@@ -176,17 +133,6 @@ def prepare_segment(recipe: SegmentRecipe, session: Session) -> Job:
         },
         learns="labels",
         learned=init.learned,
-    )
-
-
-def _confusion(
-    objective: SegmentObjective, data: SegmentData, split: str, runtime: Runtime
-) -> torch.Tensor:
-    return evaluate_segmentation(
-        objective,
-        eval_batches(data, data.dataset.splits[split], EVAL_BATCH),
-        num_classes=data.num_classes,
-        autocast=runtime.autocast,
     )
 
 
@@ -228,7 +174,7 @@ def _finish(
         predicted = objective.logits(batch.images).argmax(dim=1)
     draw_segments(
         folder / "plots" / "segments.png",
-        shown.take(torch.arange(len(shown), device=shown.index.device)),
+        shown.take(),
         batch.masks,
         predicted,
         class_names=data.class_names,

@@ -1,9 +1,9 @@
 """Running one stage, from its recipe to its finished run."""
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,8 @@ from smallvit.runs.config import AnyStage, Call, Recipe, SegmentRecipe, Stage
 from smallvit.runs.job import Job
 from smallvit.runs.label import run_label
 from smallvit.runs.pretrain import prepare_pretrain
-from smallvit.runs.record import working_run
 from smallvit.runs.segment import prepare_segment
-from smallvit.runs.session import Session, load_data, open_session
+from smallvit.runs.session import Session, load_data, open_session, working_run
 from smallvit.runs.supervised import prepare_classifier
 
 logger = logging.getLogger("smallvit")
@@ -66,16 +65,14 @@ def run_stage(recipe: Recipe | SegmentRecipe, stage: AnyStage, call: Call) -> Ru
         forecast = None if session.resumed else _foresee(job)
         runtime = session.runtime
         if forecast is not None:
-            runtime = dataclasses.replace(runtime, micro_batch=forecast.micro_batch)
-        with working_run(session, job.facts, learns=job.learns, learned=job.learned) as (
-            folder,
-            record,
-        ):
+            runtime = replace(runtime, micro_batch=forecast.micro_batch)
+        with working_run(session, job.facts, learns=job.learns, learned=job.learned) as run:
+            folder, record = run
             resume = processes.on_first(partial(_open_checkpoints, job, session, folder))
             result = fit(
                 job.objective,
                 job.batches,
-                dataclasses.replace(job.plan, folder=folder, runtime=runtime),
+                replace(job.plan, folder=folder, runtime=runtime),
                 evaluate=job.evaluate,
                 watch=job.create_watch(folder / "metrics.jsonl"),
                 resume=resume,
@@ -143,13 +140,15 @@ def _foresee(job: Job) -> Forecast | None:
     return foresee(state, job.batches, evaluations=job.plan.evaluations_left(0))
 
 
+@dataclass
 class _TimedBatches:
     """Batches that note when each was asked for."""
 
-    def __init__(self, batches: Callable[[int], Any]) -> None:
-        self.batches = batches
-        self.block_steps = getattr(batches, "block_steps", 1)
-        self.asked: list[float] = []
+    batches: Callable[[int], Any]
+    asked: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.block_steps = getattr(self.batches, "block_steps", 1)
 
     def __call__(self, step: int) -> Any:
         self.asked.append(time.monotonic())
@@ -169,7 +168,7 @@ def _try_step(job: Job) -> None:
 
     # A CUDA device compiles in the first step, and is waited for at each line of the log.
     steps = 1 if job.plan.runtime.device.type == "cpu" else min(4, job.plan.total_steps)
-    plan = dataclasses.replace(job.plan, log=LogConfig(every_steps=1))
+    plan = replace(job.plan, log=LogConfig(every_steps=1))
     result = fit(job.objective, batches, plan, evaluate=evaluate, stop_after=steps, foreseen=True)
     whole = Forecast(
         steps=plan.total_steps,
@@ -204,7 +203,8 @@ def _open_checkpoints(job: Job, session: Session, folder: Path) -> bool:
 def _outcome(job: Job, result: FitResult) -> dict[str, Any]:
     samples = result.step * job.order.batch_size
     selected = f"{job.plan.select_on} at step {result.best['step']}" if result.best else "last step"
-    outcome = {
+    facts = {"micro_batch": result.micro_batch, "skipped": result.skipped or None}
+    return {
         "steps": result.step,
         "samples_seen": samples,
         "passes": samples / job.order.size,
@@ -213,9 +213,5 @@ def _outcome(job: Job, result: FitResult) -> dict[str, Any]:
         "selected_on": selected,
         "weights": "last" if job.plan.optim.ema_decay is None else "averaged",
         "metrics": result.best or result.metrics,
+        **{name: value for name, value in facts.items() if value is not None},
     }
-    if result.micro_batch is not None:
-        outcome["micro_batch"] = result.micro_batch
-    if result.skipped:
-        outcome["skipped"] = result.skipped
-    return outcome

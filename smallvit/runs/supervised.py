@@ -17,12 +17,11 @@ from smallvit.engine.plan import FitPlan
 from smallvit.engine.state import FitResult
 from smallvit.finetuning.objective import FinetuneObjective
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.runs.classifier import judge_classifier, score_classifier
+from smallvit.runs.classifier import describe_yardstick, judge_classifier, score_classifier
 from smallvit.runs.config import Recipe, Stage
 from smallvit.runs.data import require_labels
-from smallvit.runs.finish import finish_network
 from smallvit.runs.init_weights import Init, load_init, say_origin
-from smallvit.runs.job import Job, describe_run, plan_fit, prepare_backbone
+from smallvit.runs.job import Job, describe_run, finish_network, plan_fit, prepare_backbone
 from smallvit.runs.provenance import join_extra_data
 from smallvit.runs.session import Session
 from smallvit.runs.token_labels import TokenLabels, open_token_labels
@@ -151,4 +150,5 @@ def _finish(
         origin=say_origin(facts),
         token_head=objective.token_head,
     )
-    return judge_classifier(backbone, dataset, session.runtime, stage=stage)
+    _, yardstick = judge_classifier(backbone, dataset, "val", session.runtime, alone=True)
+    return describe_yardstick(yardstick, stage=stage)

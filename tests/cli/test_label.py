@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from smallvit.cli.app import main
 from smallvit.runs import label as label_module
-from smallvit.teachers.parts import Parts
-from smallvit.teachers.score_maps import ScoreMaps, read_score_maps
+from smallvit.teachers.score_maps import Parts, ScoreMaps, read_score_maps
 from smallvit.teachers.teacher import Teacher
 
 RECIPE = {

@@ -12,11 +12,11 @@ import yaml
 from PIL import Image
 
 from smallvit.cli import app
-from smallvit.core.errors import ConfigError, DataError, InterruptedRunError
+from smallvit.core.errors import DataError, InterruptedRunError
 from smallvit.engine import state as engine_state
 from smallvit.engine.checkpoint import load_checkpoint
 from smallvit.engine.curves import draw_curves
-from smallvit.runs.segment import score_segmentation
+from smallvit.runs.score import evaluate_run
 
 SIDE = 16
 COUNTS = {"train": 48, "val": 16, "test": 8}
@@ -57,7 +57,7 @@ def result_of(run: Path) -> dict:
 def test_a_tiny_network_beats_the_most_frequent_class_clearly(
     shapes, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("smallvit.runs.finish.draw_curves", draw_curves)
+    monkeypatch.setattr("smallvit.runs.job.draw_curves", draw_curves)
     run = tmp_path / "run"
     words = ["--data", shapes, *LINEAR, "--epochs", "25", "--schedule.eval-epochs", "5"]
     assert segment(*words, "--optim.lr", "5e-3", "--out", run) == 0
@@ -76,17 +76,17 @@ def test_a_tiny_network_beats_the_most_frequent_class_clearly(
     weight = best["student.model.blocks.0.mlp.fc1.weight"]
     assert torch.equal(backbone.blocks[0].mlp.fc1.weight, weight)
 
-    scores = score_segmentation(run)
+    scores = evaluate_run(run).metrics
     assert scores["miou"] == result["metrics"]["val/miou"]
     assert (scores["n"], scores["majority/miou"]) == (COUNTS["val"], baseline)
     assert {"iou/class 0", "iou/class 1", "iou/class 2"} < scores.keys()
-    assert score_segmentation(run, split="test")["n"] == COUNTS["test"]
+    assert evaluate_run(run, split="test").metrics["n"] == COUNTS["test"]
     assert "test/miou" not in (run / "metrics.jsonl").read_text()
     Image.new("L", (SIDE, SIDE), 1).save(shapes / "masks" / "val" / "0.png")
     with pytest.raises(
         DataError, match="is not the data that it was trained on, or is split or labelled"
     ):
-        score_segmentation(run)
+        evaluate_run(run)
 
 
 def test_a_resumed_run_ends_like_an_unbroken_one(shapes, tmp_path, monkeypatch):
@@ -187,11 +187,3 @@ def test_rgb_masks_end_before_training(shapes, tmp_path, capsys):
     assert segment("--data", shapes, *LINEAR, "--out", tmp_path / "run") == 3
     assert "mask of mode RGB" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_another_stages_run_is_no_segmentation_to_score(tiny, tmp_path):
-    start = tmp_path / "start"
-    words = ["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(start)]
-    assert app.main(words) == 0
-    with pytest.raises(ConfigError, match="is a pretrain run, a segment run is needed"):
-        score_segmentation(start)

@@ -84,7 +84,7 @@ def make_monitor(backbone, dataset: Dataset, **settings) -> Monitor:
 def make_watch(folder: Path, **settings) -> CollapseWatch:
     """A watch over 100 steps of which ten warm up."""
     return CollapseWatch(
-        MonitorConfig(**settings),
+        config=MonitorConfig(**settings),
         method="dino",
         max_entropy=LOG_K,
         metrics_path=folder / "metrics.jsonl",

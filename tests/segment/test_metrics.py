@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from smallvit.segment.metrics import (
+from smallvit.segment.objective import (
     class_ious,
     count_confusion,
     majority_confusion,

@@ -6,8 +6,7 @@ import torch
 from smallvit.core.model_config import ModelConfig
 from smallvit.models.registry import create_backbone
 from smallvit.teachers.score_maps import ScoreMaps
-from smallvit.teachers.spot_check import TOLERANCE, spot_check
-from smallvit.teachers.teacher import Teacher
+from smallvit.teachers.teacher import TOLERANCE, Teacher, spot_check
 
 PLACES = torch.tensor([0, 2, 5])
 
