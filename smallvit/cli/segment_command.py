@@ -16,9 +16,9 @@ from smallvit.cli.options import (
 from smallvit.cli.training import asked
 from smallvit.core.console import say
 from smallvit.core.model_config import ModelConfig
-from smallvit.core.run_folder import Run
 from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
 from smallvit.runs.config import SegmentConfig
+from smallvit.runs.outcome import describe_outcome
 from smallvit.segment.config import HeadConfig, HeadName, SegmentAugmentConfig, SegmentDataConfig
 
 DEFAULTS = SegmentConfig()
@@ -85,17 +85,5 @@ def segment_command(
 
     run = run_stage(*asked("segment", given))
     if run is not None:
-        _say_done(run)
-
-
-def _say_done(run: Run) -> None:
-    """Say how a run ended beside what the most frequent class alone would score."""
-    result = run.result
-    metrics, baseline = result["metrics"], result["baseline"]
-    say(
-        f"segment: val mIoU {metrics['val/miou']:.2%}, pixels {metrics['val/pixel_accuracy']:.2%} "
-        f"({result['selected_on']}); the most frequent class alone "
-        f"{baseline['val/miou']:.2%} and {baseline['val/pixel_accuracy']:.2%}; "
-        f"{result['passes']:.1f} passes, {result['wall_s']:.1f} s\nrun: {run.path}\n"
-        f"pictures: {run.path / 'plots' / 'segments.png'}"
-    )
+        pictures = run.path / "plots" / "segments.png"
+        say(f"{describe_outcome(run)}\nrun: {run.path}\npictures: {pictures}")

@@ -218,9 +218,9 @@ def load_recipe(
         replaced = ("dataset", "path") if same_data else OF_NAMED_DATA
         values["data"] = {key: value for key, value in data.items() if key not in replaced}
     layer = Layer(source=layer.source, values=values)
-    label = str(path)
-    if _is_shipped(path):
-        label = path.resolve().relative_to(recipes_root().resolve()).with_suffix("").as_posix()
+    label, root, whole = str(path), recipes_root().resolve(), path.resolve()
+    if whole.is_relative_to(root):
+        label = whole.relative_to(root).with_suffix("").as_posix()
     return resolve(Recipe, [layer, over]), label
 
 
@@ -244,7 +244,7 @@ def _for_named_network(values: Mapping[str, Any], overrides: Mapping[str, Any]) 
     """
     values = dict(values)
     for section, key in (("", "model"), ("teacher", "model"), ("pretrain", "method")):
-        ours, new = (_section(_section(each, section), key) for each in (values, overrides))
+        ours, new = (section_of(section_of(each, section), key) for each in (values, overrides))
         name, method = new.get("name"), key == "method"
         if not ours or name in (None, ours.get("name", DinoConfig().name if method else None)):
             continue
@@ -255,7 +255,7 @@ def _for_named_network(values: Mapping[str, Any], overrides: Mapping[str, Any]) 
     return values
 
 
-def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def section_of(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return a section of settings, or all where no name is given; empty where it is none."""
     section = values.get(name) if name else values
     return section if isinstance(section, Mapping) else {}
@@ -410,7 +410,3 @@ def _matching(asked: Recipe) -> Path:
     ending = f"px{suffix}.yaml"
     sizes = {int(p.name.removesuffix(ending)): p for p in (root / "generic").glob(f"*{ending}")}
     return sizes[min(sizes, key=lambda side: (abs(side - size), side))]
-
-
-def _is_shipped(path: Path) -> bool:
-    return path.resolve().is_relative_to(recipes_root().resolve())

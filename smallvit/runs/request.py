@@ -28,6 +28,7 @@ from smallvit.runs.recipe import (
     open_unfinished,
     read_layer,
     say_fit,
+    section_of,
     with_values,
 )
 
@@ -48,7 +49,7 @@ class Request:
         options: What was given, by option: ``{"epochs": 2, "optim.lr": 1e-3}``.
         argv: Command line, for env.json.
         source: What to call the options in messages.
-        continues: Whether token labeling takes the newest pretrain run where no start is named.
+        continues: Whether token labeling takes the newest pretrain run where no init is named.
     """
 
     stage: AnyStage
@@ -164,29 +165,30 @@ def _check_method(name: str, options: Mapping[str, Any]) -> None:
 
 def _compare_method(name: str, request: Request) -> None:
     """Refuse to resume with another method; say what another one leaves out of a recipe."""
+    path = find_recipe(request.recipe) if request.recipe is not None else None
     if request.resume is not None:
         path = request.resume / "recipe.yaml"
-        if path.is_file() and _method_of(path) not in (None, name):
-            raise ConfigError(
-                f"--resume {request.resume} continues a run of method {_method_of(path)}: leave "
-                f"--method {name} out, or start a new run with --init"
-            )
-    elif request.recipe is not None and _method_of(find_recipe(request.recipe)) not in (None, name):
-        theirs = _method_of(find_recipe(request.recipe))
-        logger.info("%s has settings of method %s: left out for %s", request.recipe, theirs, name)
+    own = _method_of(path) if path is not None and path.is_file() else None
+    if own in (None, name):
+        return
+    if request.resume is not None:
+        raise ConfigError(
+            f"--resume {request.resume} continues a run of method {own}: leave --method {name} "
+            "out, or start a new run with --init"
+        )
+    logger.info("%s has settings of method %s: left out for %s", request.recipe, own, name)
 
 
 def _method_of(path: Path) -> str | None:
     """Return the method that a recipe has settings of."""
-    section = read_layer(path).values.get("pretrain")
-    method = section.get("method") if isinstance(section, Mapping) else None
-    return method.get("name", DinoConfig().name) if isinstance(method, Mapping) else None
+    method = section_of(section_of(read_layer(path).values, "pretrain"), "method")
+    return method.get("name", DinoConfig().name) if method else None
 
 
 def _teacher_recipe(request: Request) -> Recipe:
     settings = request.settings()
-    start = settings.get("teacher", {}).get("adopt")
-    if start is None:
+    init = settings.get("teacher", {}).get("adopt")
+    if init is None:
         if request.options.get("allow_leak") or request.options.get("data.allow_leak"):
             raise ConfigError("--allow-leak needs --from")
         return _open(request, settings)
@@ -196,7 +198,7 @@ def _teacher_recipe(request: Request) -> Recipe:
             raise ConfigError(
                 f"--from takes a network as it is and trains none: leave --{shown} out"
             )
-    brought = adopt_settings(start, settings)
+    brought = adopt_settings(init, settings)
     if request.recipe is not None:
         brought.pop("data", None)
     brought = merge(brought, {"data": {"allow_leak": False}})  # a recipe's is for its own
@@ -205,15 +207,15 @@ def _teacher_recipe(request: Request) -> Recipe:
 
 def _label_recipe(request: Request) -> Recipe:
     teacher, settings = request.options.get("teacher"), request.settings()
-    own = None
+    default = None
     if request.resume is None and teacher is not None:
         own = open_classifier(teacher, "--teacher").path / "recipe.yaml"
+        default = str(own) if own.is_file() else None
     elif request.resume is None and request.recipe is None:
         raise ConfigError("no teacher named: give --teacher RUN; 'smallvit teacher' trains one")
     if request.recipe is None and request.resume is None:
         # What the teacher was let build on is not asked for here.
         settings = merge({"data": {"allow_leak": False}}, settings)
-    default = str(own) if own is not None and own.is_file() else None
     return _open(request, settings, default=default, same_data=request.recipe is None)
 
 
@@ -228,7 +230,7 @@ def _finetune_recipe(request: Request) -> Recipe:
         and options.get("token_label")
         and all(each is None for each in (*named, request.recipe, request.resume))
     ):
-        settings = merge(settings, {"finetune": {"init": _newest_start()}})
+        settings = merge(settings, {"finetune": {"init": _newest_init()}})
     recipe = _open(request, _with_init(request, settings))
     enabled = recipe.finetune.token_label.enabled
     if teacher is not None and "score_maps" in options:
@@ -243,7 +245,7 @@ def _finetune_recipe(request: Request) -> Recipe:
     return recipe if request.resume is not None else _complete(request, recipe, teacher)
 
 
-def _newest_start() -> str:
+def _newest_init() -> str:
     """Return the newest pretrain run of all, where not even the data was named, and say so."""
     found = newest_run(None, "pretrain")
     if found is None:
@@ -294,30 +296,29 @@ def _segment_model(init: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _complete(request: Request, recipe: Recipe, teacher: Path | None) -> Recipe:
-    """Fill in the start and the score maps of stage 2 that were not named, and say so."""
+    """Fill in the init and the score maps of stage 2 that were not named, and say so."""
     config = recipe.finetune
     if config.init is None:
-        start = "scratch"
-        if config.token_label.enabled and request.continues:
-            start = _start_for(recipe)
-        recipe = with_values(recipe, {"finetune": {"init": start}})
+        continues = config.token_label.enabled and request.continues
+        init = _init_for(recipe) if continues else "scratch"
+        recipe = with_values(recipe, {"finetune": {"init": init}})
     if not config.token_label.enabled:
         return recipe
     if teacher is not None:
         open_classifier(teacher, "--teacher")
-    online = config.token_label.source == "online"
-    named = config.score_maps is not None if not online else (teacher or config.teacher) is not None
-    if request.call.dry_run and config.token_label.source != "ema" and not named:
+    named = config.score_maps
+    if config.token_label.source == "online":
+        named = teacher or config.teacher
+    if request.call.dry_run and config.token_label.source != "ema" and named is None:
         logger.info("dry run: token labels are left out, their maps would be made first")
         return with_values(recipe, {"finetune": {"token_label": {"enabled": False}}})
     return add_token_labels(recipe, teacher, request.argv)
 
 
-def _start_for(recipe: Recipe) -> str:
+def _init_for(recipe: Recipe) -> str:
     """Return the newest pretrain run of a recipe's model and images, else ``scratch``."""
-    found = newest_run(
-        load_dataset(recipe.data), "pretrain", same=("val", "test"), model=recipe.model
-    )
+    dataset = load_dataset(recipe.data)
+    found = newest_run(dataset, "pretrain", same=("val", "test"), model=recipe.model)
     if found is None:
         logger.info(
             "no pretrain run of this model on these images under %s: starting from scratch "

@@ -81,7 +81,7 @@ class LinearHead(AbstractSegmentHead):
 class UperNetLightHead(AbstractSegmentHead):
     """UperNet at a quarter of its width: pooling pyramid on the last level, then a top-down one.
 
-    Each level is normalised over its channels first, since those of a transformer grow with depth.
+    Each level is normalized over its channels first, since those of a transformer grow with depth.
     A network of one grid gives the pyramid by resizing, without learned upsampling.
 
     Args:
@@ -117,7 +117,7 @@ class UperNetLightHead(AbstractSegmentHead):
         """Classify the joined levels."""
         *most, last = take_levels(backbone, images, self.levels)
         *most_grids, last_grid = self.levels.grids
-        last = resize(_normalise(last), last_grid)
+        last = resize(_normalize(last), last_grid)
         pools = (
             resize(conv(resize(last, (side, side))), last_grid)
             for side, conv in zip(self.pool_sides, self.pooled, strict=True)
@@ -126,7 +126,7 @@ class UperNetLightHead(AbstractSegmentHead):
         for level, grid, conv in zip(
             reversed(most), reversed(most_grids), reversed(self.lateral), strict=True
         ):
-            maps.append(resize(conv(_normalise(level)), grid) + resize(maps[-1], grid))
+            maps.append(resize(conv(_normalize(level)), grid) + resize(maps[-1], grid))
         finest = self.levels.grids[0]
         smoothed = [conv(x) for conv, x in zip(self.smooth, reversed(maps[1:]), strict=True)]
         joined = torch.cat([resize(x, finest) for x in (*smoothed, maps[0])], dim=1)
@@ -258,7 +258,7 @@ def _axis_weights(
         return weights[0].mT.contiguous().to(device, dtype)
 
 
-def _normalise(x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
+def _normalize(x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
     return F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
 
 

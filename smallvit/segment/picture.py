@@ -15,9 +15,9 @@ from torch import Tensor
 from smallvit.core.whole_file import writable
 from smallvit.segment.data import IGNORED
 
-# Okabe and Ito's, told apart by colour-blind eyes; more classes share out the hues.
-COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
-IGNORED_COLOUR = (0.75, 0.75, 0.75)
+# Okabe and Ito's, told apart by color-blind eyes; more classes share out the hues.
+COLORS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+IGNORED_COLOR = (0.75, 0.75, 0.75)
 MOST_NAMED = 24  # classes in the legend
 
 
@@ -35,7 +35,7 @@ def draw_segments(
     Args:
         path: PNG to write.
         images: As they are packed.
-        truth: Class indices; ``IGNORED`` pixels are grey.
+        truth: Class indices; ``IGNORED`` pixels are gray.
         predicted: Class indices.
         class_names: In the order of the indices.
         title: First line.
@@ -43,9 +43,9 @@ def draw_segments(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    colours = _class_colours(len(class_names))
-    table = np.tile(IGNORED_COLOUR, (IGNORED + 1, 1))
-    table[: len(colours)] = colours
+    colors = _class_colors(len(class_names))
+    table = np.tile(IGNORED_COLOR, (IGNORED + 1, 1))
+    table[: len(colors)] = colors
     rows = {
         "image": images.cpu().numpy().transpose(0, 2, 3, 1),
         "truth": table[truth.cpu().numpy()],
@@ -59,19 +59,19 @@ def draw_segments(
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(name)
     named = [
-        Patch(color=colour, label=name) for colour, name in zip(colours, class_names, strict=True)
+        Patch(color=color, label=name) for color, name in zip(colors, class_names, strict=True)
     ]
-    named = [*named[:MOST_NAMED], Patch(color=IGNORED_COLOUR, label="ignored")]
+    named = [*named[:MOST_NAMED], Patch(color=IGNORED_COLOR, label="ignored")]
     figure.legend(handles=named, loc="outside lower left", ncols=6, frameon=False)
     figure.suptitle(writable(title), x=0.01, ha="left", fontweight="bold")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
-def _class_colours(num_classes: int) -> list[tuple[float, float, float]]:
+def _class_colors(num_classes: int) -> list[tuple[float, float, float]]:
     from matplotlib.colors import hsv_to_rgb, to_rgb
 
-    if num_classes <= len(COLOURS):
-        return [to_rgb(colour) for colour in COLOURS[:num_classes]]
+    if num_classes <= len(COLORS):
+        return [to_rgb(color) for color in COLORS[:num_classes]]
     hues = np.arange(num_classes - 1) / (num_classes - 1)
     return [(0.0, 0.0, 0.0), *(tuple(hsv_to_rgb((h, 0.75, 0.95))) for h in hues)]
