@@ -225,6 +225,9 @@ class SegmentConfig:
         check_schedule(self.optim, self.schedule)
 
 
+TrainingConfig = PretrainConfig | TeacherConfig | FinetuneConfig | SegmentConfig
+
+
 @dataclass(frozen=True, kw_only=True)
 class SegmentRecipe:
     """Settings of a segmentation run; its recipe.yaml holds them and is one for ``--recipe``.

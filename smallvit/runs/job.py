@@ -22,15 +22,7 @@ from smallvit.engine.state import FitResult
 from smallvit.inference.export import usage, write_export
 from smallvit.models.registry import create_backbone, model_arguments
 from smallvit.models.tokens import AbstractBackbone
-from smallvit.runs.config import (
-    AnyStage,
-    FinetuneConfig,
-    PretrainConfig,
-    Recipe,
-    SegmentConfig,
-    SegmentRecipe,
-    TeacherConfig,
-)
+from smallvit.runs.config import AnyStage, Recipe, SegmentRecipe, TrainingConfig
 from smallvit.runs.learned import NOTHING, Learned, Learns
 from smallvit.runs.session import Session
 
@@ -72,7 +64,7 @@ def plan_fit(
     session: Session,
     recipe: Recipe | SegmentRecipe,
     stage: AnyStage,
-    config: PretrainConfig | TeacherConfig | FinetuneConfig | SegmentConfig,
+    config: TrainingConfig,
     *,
     split: str = "train",
     select_on: str | None = None,

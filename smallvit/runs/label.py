@@ -107,9 +107,13 @@ def _outcome(
     maps: ScoreMaps, parts: Parts, annotator: Annotator, dataset: Dataset, batch_size: int
 ) -> dict[str, Any]:
     """Say what was written; return what result.json says of it."""
-    labelled = dataset.splits["labelled"]
-    agreement = _pooled_agreement(maps, labelled, batch_size)
+    labelled, scores = dataset.splits["labelled"], annotator.scores
     images_per_s = len(labelled) / max(parts.wall_s, 1e-9)
+    metrics = {
+        "train/teacher_top1": scores["labelled"],
+        "val/teacher_top1": scores["val"],
+        "train/pooled_agreement": _pooled_agreement(maps, labelled, batch_size),
+    }
     logger.info(
         "score maps of %d images, %d of %d classes a place on a %dx%d grid, %.0f images/s; "
         "teacher: train %.2f%%, val %.2f%%; pooled map agrees with the label on %.2f%%",
@@ -118,19 +122,13 @@ def _outcome(
         dataset.num_classes,
         *maps.prob.shape[2:],
         images_per_s,
-        100 * annotator.scores["labelled"],
-        100 * annotator.scores["val"],
-        100 * agreement,
+        *(100 * value for value in metrics.values()),
     )
     return {
         "samples_seen": len(labelled),
         "wall_s": parts.wall_s,
         "images_per_s": images_per_s,
-        "metrics": {
-            "train/teacher_top1": annotator.scores["labelled"],
-            "val/teacher_top1": annotator.scores["val"],
-            "train/pooled_agreement": agreement,
-        },
+        "metrics": metrics,
     }
 
 

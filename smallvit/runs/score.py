@@ -144,20 +144,15 @@ def _open_for(path: Path, *, probed: bool, readout: Readout | None) -> tuple[Run
     """
     run = open_run(path)
     stage = run.result["stage"]
-    teacher = run.recipe.get("label", {}).get("teacher") if stage == "label" else None
     no_classifier = f"{path} is a pretrain run without a classifier"
-    faults = {
-        f"{path} holds score maps, no network: score its teacher"
-        + (f", {teacher}" if teacher else ""): stage == "label",
-        f"{path} is a segment run: leave --knn, --linear and --readout out": (
-            stage == "segment" and (probed or readout is not None)
-        ),
-        f"{no_classifier}: add --knn or --linear": stage == "pretrain" and not probed,
-        f"{no_classifier}: leave --readout {readout} out": (
-            stage == "pretrain" and readout is not None
-        ),
-    }
-    for message, wrong in faults.items():
-        if wrong:
-            raise ConfigError(message)
+    if stage == "label":
+        teacher = run.recipe.get("label", {}).get("teacher")
+        which = f", {teacher}" if teacher else ""
+        raise ConfigError(f"{path} holds score maps, no network: score its teacher{which}")
+    if stage == "segment" and (probed or readout is not None):
+        raise ConfigError(f"{path} is a segment run: leave --knn, --linear and --readout out")
+    if stage == "pretrain" and not probed:
+        raise ConfigError(f"{no_classifier}: add --knn or --linear")
+    if stage == "pretrain" and readout is not None:
+        raise ConfigError(f"{no_classifier}: leave --readout {readout} out")
     return run, stage

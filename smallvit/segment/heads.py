@@ -167,19 +167,15 @@ def find_levels(backbone: AbstractBackbone, image_size: int) -> Levels:
     finest = image_size // FINEST_PX
     if len(last_of) >= LEAST_LEVELS:
         indices = sorted(last_of.values())[-MOST_LEVELS:]
-        grids = [(min(shapes[i][1], finest), min(shapes[i][2], finest)) for i in indices]
+        sides = [shapes[i][1:] for i in indices]
     else:
         depth = len(shapes)
         indices = [(depth * (i + 1) + MOST_LEVELS - 1) // MOST_LEVELS - 1 for i in range(4)]
-        sides = shapes[-1][1:]
-        grids = [
-            (min(max(1, round(sides[0] * by)), finest), min(max(1, round(sides[1] * by)), finest))
-            for by in PYRAMID
-        ]
+        sides = [[max(1, round(side * by)) for side in shapes[-1][1:]] for by in PYRAMID]
     return Levels(
         indices=tuple(indices),
         channels=tuple(shapes[i][0] for i in indices),
-        grids=tuple(grids),
+        grids=tuple((min(height, finest), min(width, finest)) for height, width in sides),
         norm=norm,
     )
 
