@@ -1,7 +1,6 @@
 """The settings of all methods of stage 1 as one group of options."""
 
-from dataclasses import field, make_dataclass
-from functools import partial
+from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Parameter
@@ -63,25 +62,14 @@ def _create_options(section: str, name_option: str) -> type:
     return Parameter(name="*")(options)
 
 
-def _create_pretrain_options() -> type:
-    """Return the settings of stage 1 with those of all methods in the place of one's."""
-    method = _create_options("--pretrain.method", "--pretrain.method.name")
-    hints = get_type_hints(PretrainConfig, include_extras=True) | {"method": method}
-    defaults = PretrainConfig()
-    fields: list[Any] = [
-        (
-            key,
-            kind,
-            field(default_factory=method if key == "method" else partial(getattr, defaults, key)),
-        )
-        for key, kind in hints.items()
-    ]
-    options = make_dataclass("PretrainOptions", fields, frozen=True, kw_only=True)
-    options.__doc__ = PretrainConfig.__doc__
-    options.__module__ = __name__
-    return options
-
-
 MethodOptions = _create_options("--method", "--method")
-# Of ``smallvit run``, whose options carry their stage.
-PretrainOptions = _create_pretrain_options()
+_OfPretrain = _create_options("--pretrain.method", "--pretrain.method.name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(PretrainConfig):  # noqa: D101
+    __doc__ = PretrainConfig.__doc__  # of ``smallvit run``, whose options carry their stage
+
+    method: _OfPretrain = field(  # pyright: ignore[reportInvalidTypeForm]
+        default_factory=_OfPretrain
+    )

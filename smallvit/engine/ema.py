@@ -40,9 +40,8 @@ class WeightAverage:
         for name, buffer in objective.named_buffers():
             if name.endswith(STATISTICS) and name.partition(".")[0] in parts:
                 found[name] = buffer
-        self.names = list(found)
-        self.trained: list[Tensor] = list(found.values())
-        self.average: list[Tensor] = [tensor.detach().clone() for tensor in self.trained]
+        self.trained = list(found.values())
+        self.average = {name: tensor.detach().clone() for name, tensor in found.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -53,7 +52,7 @@ class WeightAverage:
         """
         keep = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            self.average, self.trained, 1 - keep
+            list(self.average.values()), self.trained, 1 - keep
         )
 
     @contextmanager
@@ -69,18 +68,18 @@ class WeightAverage:
     def take_over(self) -> None:
         """Give the objective the averaged weights for good."""
         torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-            self.trained, self.average
+            self.trained, list(self.average.values())
         )
 
     def _swap(self) -> None:
-        for trained, average in zip(self.trained, self.average, strict=True):
+        for trained, average in zip(self.trained, self.average.values(), strict=True):
             trained.data, average.data = average.data, trained.data
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averaged weights by the name of the parameter."""
-        return dict(zip(self.names, self.average, strict=True))
+        return dict(self.average)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the averaged weights of a checkpoint."""
-        for name, average in zip(self.names, self.average, strict=True):
+        for name, average in self.average.items():
             average.copy_(state[name])

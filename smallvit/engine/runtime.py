@@ -65,10 +65,9 @@ def open_runtime(config: RuntimeConfig) -> Runtime:
     Raises:
         ConfigError: If a CUDA device is asked for and there is none, or fewer than processes.
     """
-    cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not cuda:
+    on_cuda = uses_cuda(config)
+    if config.device == "cuda" and not on_cuda:
         raise ConfigError("runtime.device is 'cuda' but this machine has no CUDA device: use 'cpu'")
-    on_cuda = cuda and config.device != "cpu"
     device = torch.device("cuda", _local_rank()) if on_cuda else torch.device("cpu")
     if on_cuda:
         torch.cuda.set_device(device)
