@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from smallvit.cli.options import GivenOptions, Switch
-from smallvit.cli.training import StageOptions, asked, say_end
+from smallvit.cli.training import StageOptions, call_of, say_end
 from smallvit.data.config import AugmentConfig
 from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
 
@@ -45,5 +45,5 @@ def finetune_command(
     """
     from smallvit.runs.stage import run_stage  # late: help is to be quick
 
-    run = run_stage(*asked("finetune", given))
+    run = run_stage(*call_of("finetune", given))
     say_end(run, "smallvit bench {run}")

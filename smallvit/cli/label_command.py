@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from smallvit.cli.options import DataOptions, FolderOptions, GivenOptions, RuntimeOptions, Switch
-from smallvit.cli.training import asked
+from smallvit.cli.training import call_of
 from smallvit.core.console import say
 from smallvit.data.files.config import DataConfig
 from smallvit.runs.config import LabelConfig
@@ -39,7 +39,7 @@ def label_command(
     from smallvit.runs.label import SCORE_MAPS  # late: help is to be quick
     from smallvit.runs.stage import run_stage
 
-    run = run_stage(*asked("label", given))
+    run = run_stage(*call_of("label", given))
     if run is not None:
         maps = run.path / SCORE_MAPS
         say(f"score maps: {maps}\nnext: smallvit finetune --token-label --score-maps {maps}")

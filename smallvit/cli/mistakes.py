@@ -64,14 +64,14 @@ def _unknown_command(
     word = error.unused_tokens[0]
     above = list(words[: words.index(word)]) if word in words else []
     above = [name for name in above if name in commands][:1]
-    said = f"unknown command {' '.join([*above, word])!r}"
+    fault = f"unknown command {' '.join([*above, word])!r}"
     if word.startswith("-"):
         reason = unneeded(word) or "options stand behind a command: `smallvit --help` lists them"
         return f"unknown option {word}: {reason}"
     if instead := command_hint([*above, word]):
-        return f"{said}: {instead}"
+        return f"{fault}: {instead}"
     known = [name for name in (error.app or ()) if not name.startswith("-")]
-    return f"{said}{suggest(word, known)}"
+    return f"{fault}{suggest(word, known)}"
 
 
 def _unknown_option(error: UnknownOptionError, command: str) -> str:
@@ -83,29 +83,29 @@ def _unknown_option(error: UnknownOptionError, command: str) -> str:
         for name in argument.names
         if name.startswith("--") and not name.startswith("--no-")
     ]
-    said = f"unknown option {word}"
+    fault = f"unknown option {word}"
     if word.startswith("--no-") and word.removeprefix("--no-") in known:
-        return f"{said}: --{word.removeprefix('--no-')} is off unless it is given, leave it out"
+        return f"{fault}: --{word.removeprefix('--no-')} is off unless it is given, leave it out"
     if end := hint(word, known, show="--{}".format):
-        return f"{said}{end}"
-    return f"{said}: `smallvit {command} --help` lists those there are".replace("  ", " ")
+        return f"{fault}{end}"
+    return f"{fault}: `smallvit {command} --help` lists those there are".replace("  ", " ")
 
 
 def _bare_word(word: str, command: str) -> str:
     """Say what to do with a word that stands where no word is taken."""
-    said = f"{command} does not take {word!r}"
+    fault = f"{command} does not take {word!r}"
     key, equals, value = word.partition("=")
     if equals and key.strip():
-        return f"{said}: options are written --{key.lstrip('-').replace('_', '-')} {value}"
+        return f"{fault}: options are written --{key.lstrip('-').replace('_', '-')} {value}"
     if word.lower() in ("true", "false", "yes", "no", "on", "off"):
-        return f"{said}: a switch has no value, give it or leave it out"
+        return f"{fault}: a switch has no value, give it or leave it out"
     if word in DATASETS or word.startswith("hf:"):
-        return f"{said}: a data set is named by --dataset {word}"
+        return f"{fault}: a data set is named by --dataset {word}"
     path = Path(word)
     if (path / "result.json").is_file():
-        return f"{said}: a run to start from is --init {word}, one to go on with --resume {word}"
+        return f"{fault}: a run to start from is --init {word}, one to go on with --resume {word}"
     if path.suffix in (".yaml", ".yml"):
-        return f"{said}: a recipe is named by --recipe {word}"
+        return f"{fault}: a recipe is named by --recipe {word}"
     if path.exists():
-        return f"{said}: images are named by --data {word}"
-    return f"{said}: data are named by --dataset NAME or --data PATH, a recipe by --recipe NAME"
+        return f"{fault}: images are named by --data {word}"
+    return f"{fault}: data are named by --dataset NAME or --data PATH, a recipe by --recipe NAME"

@@ -2,7 +2,7 @@
 
 from smallvit.cli.method_options import MethodOptions
 from smallvit.cli.options import GivenOptions, Switch
-from smallvit.cli.training import StageOptions, asked, say_end
+from smallvit.cli.training import StageOptions, call_of, say_end
 from smallvit.runs.config import MonitorConfig
 
 
@@ -30,5 +30,5 @@ def pretrain_command(
     """
     from smallvit.runs.stage import run_stage  # late: help is to be quick
 
-    run = run_stage(*asked("pretrain", given))
+    run = run_stage(*call_of("pretrain", given))
     say_end(run, "smallvit finetune --init {run} --token-label")

@@ -5,7 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from smallvit.cli.options import GivenOptions, Switch
-from smallvit.cli.training import StageOptions, asked, say_end
+from smallvit.cli.training import StageOptions, call_of, say_end
 from smallvit.data.config import AugmentConfig
 from smallvit.finetuning.config import SupervisedConfig
 
@@ -35,5 +35,5 @@ def teacher_command(
     """
     from smallvit.runs.stage import run_stage  # late: help is to be quick
 
-    run = run_stage(*asked("teacher", given))
+    run = run_stage(*call_of("teacher", given))
     say_end(run, "smallvit label --teacher {run}")

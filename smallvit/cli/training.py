@@ -42,7 +42,7 @@ class StageOptions:
     log: LogConfig = field(default_factory=LogConfig)
 
 
-def asked(stage: AnyStage, given: Given) -> tuple[Recipe | SegmentRecipe, AnyStage, Call]:
+def call_of(stage: AnyStage, given: Given) -> tuple[Recipe | SegmentRecipe, AnyStage, Call]:
     """Return what ``run_stage`` takes: the recipe that options ask for, and how it is called."""
     from smallvit.runs.request import Request, resolve  # late: help is to be quick
 

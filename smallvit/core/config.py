@@ -106,10 +106,10 @@ def _move(cls: type, layer: Layer) -> Layer:
         for name, section in layer.values.items():
             if home not in known or name == home:
                 continue
-            ours = values.get(home, {})
-            if isinstance(section, Mapping) and key in section and isinstance(ours, Mapping):
+            there = values.get(home, {})
+            if isinstance(section, Mapping) and key in section and isinstance(there, Mapping):
                 values[name] = {each: section[each] for each in section if each != key}
-                values[home] = {**ours, key: ours.get(key) or section[key]}
+                values[home] = {**there, key: there.get(key) or section[key]}
     return dataclasses.replace(layer, values=values)
 
 
@@ -218,12 +218,12 @@ def _build(cls: type[ConfigT], values: Mapping[str, Any], base: ConfigT | None =
         if not sections:
             arguments[key] = _convert(hint, values[key])
             continue
-        given = values[key] or {}
+        settings = values[key] or {}
         standing = arguments.get(key, _default(cls, key))
-        section = sections.get(given.get("name"), type(standing))
+        section = sections.get(settings.get("name"), type(standing))
         # The settings of one kind of section say nothing of those of another.
         standing = standing if type(standing) is section else None
-        arguments[key] = _build(section, given, standing)
+        arguments[key] = _build(section, settings, standing)
     return cls(**arguments)
 
 

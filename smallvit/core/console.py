@@ -74,15 +74,15 @@ def track(items: Iterable[ItemT], what: str, total: int) -> Iterator[ItemT]:
     """
     with open_bars() as bars:
         task = bars.add_task(what, total=total)
-        start = said = time.monotonic()
+        start = last = time.monotonic()
         for number, item in enumerate(items, 1):
             yield item
             bars.update(task, completed=number)
             now = time.monotonic()
-            if not console.is_terminal and now - said > LINE_S and number < total:
+            if not console.is_terminal and now - last > LINE_S and number < total:
                 left = format_duration((now - start) / number * (total - number))
                 logger.info("%s: %.0f %%, %s left", what, 100 * number / total, left)
-                said = now
+                last = now
 
 
 class NotebookLine(logging.Handler):

@@ -21,5 +21,5 @@ def update_momentum(pairs: Sequence[tuple[nn.Module, nn.Module]], momentum: floa
     )
     for copy, student in pairs:
         # Running statistics of batch norms are averages already.
-        for mine, theirs in zip(copy.buffers(), student.buffers(), strict=True):
-            mine.copy_(theirs)
+        for own, new in zip(copy.buffers(), student.buffers(), strict=True):
+            own.copy_(new)

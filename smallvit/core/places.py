@@ -14,15 +14,15 @@ OFFLINE = ("SMALLVIT_OFFLINE", "HF_HUB_OFFLINE")  # read by us, and by the Hub's
 
 def cache_dir() -> Path:
     """Return SMALLVIT_CACHE_DIR, by default ``$XDG_CACHE_HOME/smallvit``."""
-    given = os.environ.get("SMALLVIT_CACHE_DIR")
+    folder = os.environ.get("SMALLVIT_CACHE_DIR")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given).expanduser() if given else Path(base) / "smallvit"
+    return Path(folder).expanduser() if folder else Path(base) / "smallvit"
 
 
 def data_dir() -> Path:
     """Return SMALLVIT_DATA_DIR, by default ``data`` in the cache."""
-    given = os.environ.get("SMALLVIT_DATA_DIR")
-    return Path(given).expanduser() if given else cache_dir() / "data"
+    folder = os.environ.get("SMALLVIT_DATA_DIR")
+    return Path(folder).expanduser() if folder else cache_dir() / "data"
 
 
 def runs_dir() -> Path:
@@ -84,7 +84,7 @@ def kept_environment(*, offline: bool = False) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def apply_offline(asked: bool) -> None:
+def apply_offline(forbidden: bool) -> None:
     """Make ``--offline`` or SMALLVIT_OFFLINE count for every library below."""
-    if asked or offline():
+    if forbidden or offline():
         os.environ.update(dict.fromkeys(OFFLINE, "1"))

@@ -14,7 +14,7 @@ PANELS = {
     "Learning rate": ("opt/lr",),
 }
 # Told apart by colour-blind eyes too.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 MOST_MARKED = 40  # points of a curve that are marked one by one
 
 
@@ -30,11 +30,11 @@ def draw_curves(metrics_path: Path, picture: Path, title: str) -> None:
     axes = figure.subplots(1, width, squeeze=False)
     for axis, (name, curves) in zip(axes[0], panels.items(), strict=False):
         for key, points in curves.items():
-            colour = COLOURS[PANELS[name].index(key)]  # that of its metric in every picture
+            color = COLORS[PANELS[name].index(key)]  # that of its metric in every picture
             evaluated = key.startswith(("val/", "features/"))
             alone = len(points) == 1
             mark = "o" if alone or (evaluated and len(points) < MOST_MARKED) else None
-            axis.plot(*zip(*points, strict=True), marker=mark, ms=3, color=colour, label=key)
+            axis.plot(*zip(*points, strict=True), marker=mark, ms=3, color=color, label=key)
         axis.set(title=name, xlabel="Step")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

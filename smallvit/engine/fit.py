@@ -99,8 +99,8 @@ def fit(
                     with log.pausing("evaluating"):
                         result.metrics = state.score(evaluate)
                     line |= result.metrics
-                told = means.tell() | result.metrics if eval_now else None
-                processes.on_first(partial(log.write, result.step, line, told))
+                news = means.tell() | result.metrics if eval_now else None
+                processes.on_first(partial(log.write, result.step, line, news))
                 if eval_now and watch is not None:
                     processes.on_first(partial(watch, result.step, line))
                 if eval_now:

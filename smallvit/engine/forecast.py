@@ -208,14 +208,14 @@ def _try(state: TrainState, batch: Any, size: int) -> _Pass:
     """Take some images of a batch through the network and back."""
     parts = min(max(1, round(len(batch) / size)), (len(batch) + 1) // 2)
     index = torch.tensor(mirrored_part(len(batch), 0, parts))
-    seen = None if parts == 1 else Rows(index=index, total=len(batch))
+    rows = None if parts == 1 else Rows(index=index, total=len(batch))
     state.optimizer.zero_grad(set_to_none=True)
     memory.start_peak()
     before, began = memory.resident_bytes(), time.monotonic()
     torch.manual_seed(rng.step_seed(state.plan.seed, state.result.step))
-    with seeing(seen):
+    with seeing(rows):
         with state.plan.runtime.autocast():
-            output = state.objective(batch if seen is None else batch.take(index))
+            output = state.objective(batch if rows is None else batch.take(index))
         output.loss.backward()
     seconds = time.monotonic() - began
     return _Pass(images=len(index), seconds=seconds, before=before, peak=memory.peak_bytes())

@@ -72,8 +72,8 @@ class TrainLog:
         self._pulse = threading.Thread(target=self._say_at_work, daemon=True)
         self._ended = threading.Event()
         self._failure: DataError | None = None
-        self._start = self._said = self._step_began = time.monotonic()
-        self._told: float | None = None  # when the last line with metrics was said
+        self._start = self._said_at = self._step_began = time.monotonic()
+        self._told_at: float | None = None  # when the last line with metrics was said
         self._warm: float | None = None  # when the first step was done, which takes longer
         self._phase: str | None = None
         self._pauses: list[float] = []  # seconds of each
@@ -111,8 +111,8 @@ class TrainLog:
         if not self._bar.disable or self.step == self.total_steps:
             return False
         now = time.monotonic()
-        if self._told is not None:
-            return now - self._told >= TOLD_S
+        if self._told_at is not None:
+            return now - self._told_at >= TOLD_S
         done = max(self.step - self.first_step, 1)
         return (now - self._start) * (self.total_steps - self.first_step) / done >= QUIET_S
 
@@ -131,14 +131,14 @@ class TrainLog:
                 self._warm += self._pauses[-1]
 
     def write(
-        self, step: int, metrics: Mapping[str, float], told: Mapping[str, float] | None = None
+        self, step: int, metrics: Mapping[str, float], news: Mapping[str, float] | None = None
     ) -> None:
         """Append one line of metrics, show them in the bar, and say a line where one is due.
 
         Args:
             step: Steps done.
             metrics: Values by path.
-            told: Values of the line that is said; ``None`` says none.
+            news: Values of the line that is said; ``None`` says none.
 
         Raises:
             DataError: If a file cannot be written.
@@ -152,8 +152,8 @@ class TrainLog:
             ):
                 file.write(json.dumps({"step": step, **finite}) + "\n")
         self._bar.update(self._task, text=describe(metrics))
-        if told is not None:
-            self.say(told)
+        if news is not None:
+            self.say(news)
 
     def say(self, metrics: Mapping[str, float]) -> None:
         """Say where the run is, with the metrics since the last such line.
@@ -163,7 +163,7 @@ class TrainLog:
         """
         if self._failure is not None:
             raise self._failure
-        self._told = self._said = time.monotonic()
+        self._told_at = self._said_at = time.monotonic()
         logger.info("%s  %s  %s", self.where, describe(metrics), self.times)
 
     @property
@@ -198,9 +198,9 @@ class TrainLog:
         """Say every ten seconds that the run is at work, where nothing else was said."""
         while self._failure is None and not self._ended.wait(0.2):
             now = time.monotonic()
-            if now - self._said < QUIET_S:
+            if now - self._said_at < QUIET_S:
                 continue
-            self._said = now
+            self._said_at = now
             doing = f"{self._phase or 'next step'} since {format_duration(now - self._step_began)}"
             say = partial(logger.info, "%s  %s  %s", self.where, doing, self.times)
             _, self._failure = attempt(say, DataError)  # of train.log: the loop has to end

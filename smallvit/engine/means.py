@@ -121,9 +121,9 @@ class StepMeans:
             DivergedError: If one of the steps was bad, with the first.
         """
         still_open = self._look() if self._steps else Sums()
-        told = self.untold + still_open
+        sums = self.untold + still_open
         self.untold = -still_open  # its interval will be closed with these steps in it
-        return told.means(self.batch_size)
+        return sums.means(self.batch_size)
 
     def state(self) -> list[dict[str, Any]]:
         """Return plain values for a checkpoint, so that a resumed run knows the steps before."""

@@ -242,8 +242,8 @@ class TrainState:
         assert self.plan.folder is not None, "a run without a folder has no checkpoints"
         checkpoints = self.plan.folder / "checkpoints"
         state, path = processes.on_first(partial(load_newest, checkpoints))
-        theirs, ours = state["identity"], self.plan.identity
-        changed = [key for key, value in ours.items() if theirs.get(key) != value]
+        stored, own = state["identity"], self.plan.identity
+        changed = [key for key, value in own.items() if stored.get(key) != value]
         if changed:
             raise ConfigError(
                 f"{path} was written with other {' and '.join(changed)}: put them back, or start a "

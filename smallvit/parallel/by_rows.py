@@ -83,9 +83,9 @@ class _BatchNormOfAll:
             x = input.float()
             counted = processes.add_up(x.new_tensor([x.numel() / x.shape[1]]))
             mean = processes.add_up(x.sum(axes)) / counted
-            centred = x - mean.view(shape)
-            var = processes.add_up(centred.square().sum(axes)) / counted
-            out = centred * (var + self.eps).rsqrt().view(shape)
+            centered = x - mean.view(shape)
+            var = processes.add_up(centered.square().sum(axes)) / counted
+            out = centered * (var + self.eps).rsqrt().view(shape)
             if self.weight is not None:
                 out = out * self.weight.view(shape)
             if self.bias is not None:
