@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import UNSET, App, ArgumentCollection, Parameter, Token
 
 from smallvit.core.errors import ConfigError, attempt
+from smallvit.engine.config import RuntimeConfig
 
 # Without a --no- form: off unless it is given, or else the recipe's.
 Switch = Annotated[bool, Parameter(negative="")]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
-MaybeSwitch = Annotated[bool | None, Parameter(negative="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,22 +78,13 @@ class RuntimeOptions:
 
     Attributes:
         seed: Seed of everything but the splits.
-        device: Device to compute on.
-        precision: Precision of matrix products.
-        compile: Whether networks are compiled; auto does so on a CUDA device.
-        deterministic: On a CUDA device, use only operations that give the same bits every time.
-        grad_checkpointing: Compute blocks again in the backward pass: less memory, more time.
-        micro_batch: Images of one forward and backward pass, at most; a step adds up several, with
-            the same result. By default all at once, or fewer where the memory is too small.
+        runtime: Device, precision and memory.
     """
 
     seed: int | None = None
-    device: Literal["auto", "cpu", "cuda"] | None = None
-    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
-    compile: Literal["auto", "on", "off"] | None = None
-    deterministic: MaybeSwitch = None
-    grad_checkpointing: MaybeSwitch = None
-    micro_batch: int | None = None
+    runtime: Annotated[RuntimeConfig, Parameter(name="*", negative="", show_default=False)] = field(
+        default_factory=RuntimeConfig
+    )
 
 
 @Parameter(name="*")

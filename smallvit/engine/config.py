@@ -126,9 +126,9 @@ class RuntimeConfig:
     """Device, precision and memory.
 
     Attributes:
-        device: ``auto`` takes a CUDA device where there is one.
-        precision: Of matrix products. ``auto`` is bf16 on a CUDA device that has it, else fp32.
-            fp16 scales the loss, and waits for the device once a step to learn of an overflow.
+        device: Device to compute on. ``auto`` takes a CUDA device where there is one.
+        precision: Precision of matrix products. ``auto`` is bf16 on a CUDA device that has it, else
+            fp32. fp16 scales the loss, and waits for the device once a step to learn of overflows.
         compile: Whether networks are compiled. ``auto`` does so on a CUDA device; on CPUs it was
             slower than the plain step.
         deterministic: Use operations alone that give the same bits each time. A CPU has no
