@@ -66,29 +66,24 @@ def resolve(cls: type[ConfigT], layers: Sequence[Layer]) -> ConfigT:
     Raises:
         ConfigError: On the first bad key or value, in one line.
     """
-    errors = list(find_errors(cls, layers))
-    if errors:
+    if errors := find_errors(cls, layers):
         raise ConfigError(errors[0])
     return _build(cls, _join([_move(cls, layer) for layer in layers]))
 
 
-def find_errors(cls: type, layers: Sequence[Layer]) -> Iterable[str]:
-    """Yield one line for every key or value of ``layers`` that ``cls`` does not take."""
+def find_errors(cls: type, layers: Sequence[Layer]) -> list[str]:
+    """Return one line for every key or value of ``layers`` that ``cls`` does not take."""
     layers = [_move(cls, layer) for layer in layers]
-    merged, broken = _join(layers), False
-    for layer in layers:
-        for message in _check(cls, layer.values, layer.source, "", merged):
-            broken = True
-            yield message
-    if broken:
-        return
+    merged = _join(layers)
+    errors = [line for each in layers for line in _check(cls, each.values, each.source, "", merged)]
+    if errors:
+        return errors
     faults = []
     for number, layer in enumerate(layers, 1):
         _, error = attempt(partial(_build, cls, _join(layers[:number])), ConfigError)
         faults.append(None if error is None else f"{layer.source}: {error}")
-    if faults and faults[-1] is not None:
-        # Several values together are at fault: blame the layer that brought the last of them.
-        yield next(fault for fault in faults if fault is not None)
+    # Several values together are at fault: blame the layer that brought the last of them.
+    return [next(filter(None, faults))] if faults and faults[-1] else []
 
 
 def _join(layers: Sequence[Layer]) -> dict[str, Any]:
@@ -119,9 +114,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
-            merged[key] = merge(old, value)
-        else:
-            merged[key] = value
+            value = merge(old, value)
+        merged[key] = value
     return merged
 
 

@@ -363,8 +363,7 @@ def check_recipe(path: Path) -> list[str]:
     layer, fault = attempt(partial(read_layer, path), ConfigError)
     if layer is None:
         return [str(fault)]
-    errors = list(find_errors(Recipe, [layer]))
-    if errors:
+    if errors := find_errors(Recipe, [layer]):
         return errors
     recipe = resolve(Recipe, [layer])
     spec = DATASETS.get(recipe.data.dataset or "")
