@@ -13,7 +13,7 @@ from smallvit.cli.options import (
     Switch,
     TrainOptions,
 )
-from smallvit.cli.training import asked
+from smallvit.cli.training import call_of
 from smallvit.core.console import say
 from smallvit.core.model_config import ModelConfig
 from smallvit.engine.config import LogConfig, OptimConfig, ScheduleConfig
@@ -83,7 +83,7 @@ def segment_command(
     """
     from smallvit.runs.stage import run_stage  # late: help is to be quick
 
-    run = run_stage(*asked("segment", given))
+    run = run_stage(*call_of("segment", given))
     if run is not None:
         pictures = run.path / "plots" / "segments.png"
         say(f"{describe_outcome(run)}\nrun: {run.path}\npictures: {pictures}")
