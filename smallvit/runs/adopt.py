@@ -18,6 +18,7 @@ from smallvit.core.errors import ConfigError, DataError, attempt
 from smallvit.core.model_config import ModelConfig
 from smallvit.core.run_folder import Run, what_is_at
 from smallvit.data.dataset import Dataset
+from smallvit.data.files.class_lists import some
 from smallvit.data.views import eval_batches
 from smallvit.engine.runtime import Runtime
 from smallvit.inference.export import find_timm_weights, initialize_from_timm, read_export
@@ -241,9 +242,10 @@ def _open_export(folder: Path, model: ModelConfig, dataset: Dataset) -> Adopted:
     known = _class_names(config)
     if known and known != dataset.class_names:
         raise ConfigError(
-            f"{OPTION} {folder} knows {len(known)} classes ({_listed(known)}), {dataset.name} has "
-            f"{dataset.num_classes} ({_listed(dataset.class_names)}): take a network of the "
-            "same, a pretrain run, which gets a classifier, or train one with smallvit teacher"
+            f"{OPTION} {folder} knows {len(known)} classes ({some(known, LISTED)}), "
+            f"{dataset.name} has {dataset.num_classes} ({some(dataset.class_names, LISTED)}): take "
+            "a network of the same, a pretrain run, which gets a classifier, or train one with "
+            "smallvit teacher"
         )
     architecture = config["architecture"]
     if "model_args" in config:
@@ -299,10 +301,6 @@ def _class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     names = tuple(config.get("label_names") or ())
     numbered = all(re.fullmatch(r"class \d+", name) for name in names)  # by smallvit convert
     return () if numbered else names
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
 
 
 def _fit_classifier(backbone: AbstractBackbone, dataset: Dataset, runtime: Runtime) -> None:

@@ -48,7 +48,8 @@ def run_recipe(
     if not recipe.arms:
         raise ConfigError("arms is empty: list some of scratch, ssl, token-labels, both")
     check_out(out, recipe.data)
-    dataset = _load_labelled(recipe)  # before stage 1 takes hours
+    # Before stage 1 takes hours.
+    dataset = require_labels(load_dataset(recipe.data), "`smallvit run`")
     label = f"run-{recipe.model.name}-s{recipe.seed}"
     folder = places.absolute(out or new_folder(places.runs_dir(), dataset.name, label))
     say_plan(recipe, folder)
@@ -95,15 +96,9 @@ def plan_recipe(recipe: Recipe, title: str) -> None:
     Raises:
         SmallViTError: If a stage cannot be trained with these settings, data or memory.
     """
-    _load_labelled(recipe)
+    require_labels(load_dataset(recipe.data), "`smallvit run`")
     say_plan(recipe)
     logger.info("dry run of %s: settings and data are fine", title)
-
-
-def _load_labelled(recipe: Recipe) -> Dataset:
-    dataset = load_dataset(recipe.data)
-    require_labels(dataset, "`smallvit run`")
-    return dataset
 
 
 def say_plan(recipe: Recipe, folder: Path | None = None) -> None:

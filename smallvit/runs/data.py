@@ -130,8 +130,8 @@ def find_image_size(config: DataConfig) -> int:
     return load.find_image_size(source, cache_dir=places.cache_dir())
 
 
-def require_labels(dataset: Dataset, purpose: str) -> None:
-    """Refuse a dataset without labels where they are needed.
+def require_labels(dataset: Dataset, purpose: str) -> Dataset:
+    """Return a dataset, unless it has no labels where they are needed.
 
     Raises:
         ConfigError: If it has none.
@@ -141,6 +141,7 @@ def require_labels(dataset: Dataset, purpose: str) -> None:
             f"{dataset.name} has no labels, and {purpose} needs them: put the images in one folder "
             "a class, or give a CSV with the columns image_path and label"
         )
+    return dataset
 
 
 def say_other_grey(run: Run, dataset: Dataset, option: str) -> None:

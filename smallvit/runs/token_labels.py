@@ -14,6 +14,7 @@ from smallvit.core.console import format_duration
 from smallvit.core.errors import ConfigError
 from smallvit.core.places import dead_link
 from smallvit.core.run_folder import Run, open_classifier
+from smallvit.data.files.class_lists import some
 from smallvit.engine import forecast
 from smallvit.finetuning.online import OnlineTeacher
 from smallvit.inference.export import exported_input, read_export, weights_hash
@@ -196,9 +197,9 @@ def open_annotator(
     classes = tuple(data["class_names"])
     if classes != dataset.class_names:
         raise ConfigError(
-            f"{named} knows {len(classes)} classes ({', '.join(classes[:3])}, ...), "
-            f"{dataset.name} has {dataset.num_classes} ({', '.join(dataset.class_names[:3])}, "
-            "...): train one of these with smallvit teacher"
+            f"{named} knows {len(classes)} classes ({some(classes, 3)}), {dataset.name} has "
+            f"{dataset.num_classes} ({some(dataset.class_names, 3)}): train one of these with "
+            "smallvit teacher"
         )
     say_other_grey(run, dataset, "--teacher")
     seen = other_data(run, dataset, "--teacher", allow_leak=recipe.data.allow_leak)
