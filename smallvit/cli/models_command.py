@@ -100,17 +100,14 @@ def _matching(pattern: str) -> list[str]:
 
 def _row(name: str, size: int | tuple[int, int], num_classes: int) -> dict[str, Any]:
     from smallvit.models.measure import build_on_meta, measure
-    from smallvit.models.registry import check_fit, create_exported, model_arguments
+    from smallvit.models.registry import check_fit, create_exported, fitting, model_arguments
 
     try:
         config = ModelConfig(name=name)
         architecture, arguments = model_arguments(config, num_classes=num_classes, image_size=size)
         backbone = build_on_meta(lambda: create_exported(architecture, arguments))
-        try:
+        with fitting(backbone, name, size):
             facts = measure(backbone, size)
-        except (AssertionError, IndexError, RuntimeError, ValueError):
-            check_fit(backbone, name, size)
-            raise
         # Measuring found the grid: a second forward pass would take as long again.
         check_fit(backbone, name, size, grid=facts.grid)
     except ConfigError as error:

@@ -4,7 +4,6 @@ Every architecture is a function that builds a module from plain numbers; timm c
 as ``timm.create_model(name, img_size=32, ...)``.
 """
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +40,6 @@ class Facts:
     Attributes:
         settings: Settings of ``ModelConfig`` that it takes.
         is_cnn: Whether it is a CNN, which two tokens are enough for.
-        checks_patch: Whether the network itself knows which patches it can make.
         num_stages: Stages that the setting ``stride`` is spread over.
         check: Refuses settings, by name, that the architecture cannot have.
         timm_model: Returns timm's name and arguments for images of a size and a patch, if one is
@@ -54,7 +52,6 @@ class Facts:
 
     settings: frozenset[str] = TRANSFORMER
     is_cnn: bool = False
-    checks_patch: bool = False
     num_stages: int = 3
     check: Callable[[Mapping[str, Any]], None] | None = None
     timm_model: Callable[[int | tuple[int, int], int | None], tuple[str, dict[str, Any]]] | None = (
@@ -68,7 +65,8 @@ class Facts:
 ARCHITECTURES: dict[str, Facts] = {}
 
 
-def _any_patch(patch_size: int) -> bool:
+def any_patch(patch_size: int) -> bool:
+    """Tell that a network which cuts images into squares can make any patch."""
     return patch_size >= 1
 
 
@@ -77,8 +75,8 @@ def register_architecture(
     build: Callable[..., nn.Module],
     doc: str,
     *,
-    img_size: int = 224,
-    num_classes: int = 1000,
+    img_size: int = 32,
+    num_classes: int = 10,
     classifier: str = "head",
     first_conv: str | None = None,
     feature_cls: str = "getter",
@@ -114,26 +112,14 @@ def register_architecture(
         }
     )[name]
 
-    taken = inspect.signature(build).parameters.values()
-    pools = any(p.name == "global_pool" or p.kind is p.VAR_KEYWORD for p in taken)
-
     def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        # timm passes on the pooling that an export notes.
-        pooling = None if pools else kwargs.pop("global_pool", None)
-        model = build_model_with_cfg(
+        return build_model_with_cfg(
             build,
             name,
             pretrained,
             feature_cfg={"out_indices": (-1,), "feature_cls": feature_cls},
-            kwargs_filter=None if pools else ("global_pool",),
             **{**defaults, **kwargs},
         )
-        built_in = getattr(model, "global_pool", pooling)
-        if pooling and pooling != built_in:
-            raise ConfigError(
-                f"{name} pools by {built_in}, not by {pooling}: leave global_pool out"
-            )
-        return model
 
     entry_point.__name__ = entry_point.__qualname__ = name
     entry_point.__doc__ = doc
@@ -149,23 +135,8 @@ def sides(img_size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def image_sides(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
-    """Return height and width in pixels, checked against the patch.
-
-    Raises:
-        ConfigError: If the patch does not divide them; the message says which would.
-    """
-    height, width = sides(img_size)
-    if height % patch_size or width % patch_size:
-        raise ConfigError(
-            f"patches of {patch_size} px do not divide images of {height} x {width} px; "
-            f"{what_divides(img_size, patch_size)}"
-        )
-    return height, width
-
-
 def what_divides(
-    img_size: int | Sequence[int], patch_size: int, suits: Callable[[int], bool] = _any_patch
+    img_size: int | Sequence[int], patch_size: int, suits: Callable[[int], bool] = any_patch
 ) -> str:
     """Say which patches would suit images of a size, and which sizes a patch.
 
@@ -188,7 +159,7 @@ def what_divides(
 
 
 def fitting_patches(
-    img_size: int | Sequence[int], suits: Callable[[int], bool] = _any_patch
+    img_size: int | Sequence[int], suits: Callable[[int], bool] = any_patch
 ) -> list[int]:
     """List the patches of 2 px or more that cut images evenly, into tokens enough.
 
@@ -206,12 +177,47 @@ def fitting_patches(
     ]
 
 
+def choose_patch(
+    img_size: int | Sequence[int],
+    patch_size: int | None,
+    suits: Callable[[int], bool] = any_patch,
+    *,
+    tokens: int = 8,
+    most: int = 16,
+    windows: bool = False,
+) -> int:
+    """Return the patch that is asked for, checked, or else the one of ``default_patch``.
+
+    Args:
+        img_size: Side, or height and width, in pixels.
+        patch_size: Side of a patch in pixels; ``None`` is the network's choice.
+        suits: Which patches the network can make.
+        tokens: As ``default_patch`` has it, like the others.
+        most: Largest patch that is chosen.
+        windows: Whether attention stays within windows.
+
+    Raises:
+        ConfigError: If the network can't make such patches, they don't divide the image, or they
+            leave 4 tokens or fewer; the message says which would do.
+    """
+    if patch_size is None:
+        return default_patch(img_size, tokens=tokens, most=most, suits=suits, windows=windows)
+    if not suits(patch_size) or patch_size not in (1, *fitting_patches(img_size, suits)):
+        height, width = sides(img_size)
+        stem = "" if suits is any_patch else "suit the stem and "
+        raise ConfigError(
+            f"model.patch_size ({patch_size}) must {stem}divide images of {height} x {width} px "
+            f"into at least {LEAST_TOKENS} tokens; {what_divides(img_size, patch_size, suits)}"
+        )
+    return patch_size
+
+
 def default_patch(
     img_size: int | Sequence[int],
     *,
     tokens: int = 8,
     most: int = 16,
-    suits: Callable[[int], bool] = _any_patch,
+    suits: Callable[[int], bool] = any_patch,
     windows: bool = False,
 ) -> int:
     """Return the largest patch that cuts an image evenly into ``tokens`` or more a side.
@@ -232,7 +238,7 @@ def default_patch(
     patch = _choose(img_size, tokens, most, suits)
     if patch is None:
         height, width = sides(img_size)
-        what = "patch of this stem" if suits is not _any_patch else "patch of 2 px or more"
+        what = "patch of this stem" if suits is not any_patch else "patch of 2 px or more"
         raise ConfigError(
             f"no {what} cuts images of {height} x {width} px evenly: "
             f"{_near(height, width, tokens, most, suits, windows=windows)}"

@@ -13,7 +13,6 @@ Shapes in this file:
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers.attention import Attention
 from timm.layers.drop import DropPath
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
@@ -91,7 +90,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block whose two branches are given.
+    """Transformer block whose two branches are given; the plain one has both norms on branches.
 
     Args:
         embed_dim: D.
@@ -100,6 +99,16 @@ class Block(nn.Module):
         drop_path: Stochastic depth of both branches.
         residual_scale: What each branch is divided by (LV-ViT).
         norm_eps: Added to the variance in both norms.
+        norms_stream: Whether what leaves the second norm is both the MLP's input and the shortcut
+            around it (CCT): ``x = norm2(x + attn(norm1(x)))``, then ``x + mlp(x)``.
+        growth_rate: Channels of a narrow view of its result that the block appends to what it
+            reads (dense T2T-ViT); 0 returns the result itself.
+
+    Source:
+        ``norms_stream``: SHI-Labs/Compact-Transformers@82070a9, src/utils/transformers.py,
+        TransformerEncoderLayer; ``norm1`` and ``norm2`` are its ``pre_norm`` and ``norm1``.
+        ``growth_rate``: Huang et al., 2017, Densely Connected Convolutional Networks,
+        https://arxiv.org/abs/1608.06993; yitu-opensource/T2T-ViT@0f63dc9, models/t2t_vit_dense.py.
     """
 
     def __init__(
@@ -111,6 +120,8 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         residual_scale: float = 1.0,
         norm_eps: float = 1e-6,
+        norms_stream: bool = False,
+        growth_rate: int = 0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
@@ -119,68 +130,34 @@ class Block(nn.Module):
         self.mlp = mlp
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.residual_scale = residual_scale
+        self.norms_stream = norms_stream
+        self.dense_linear = nn.Linear(embed_dim, growth_rate) if growth_rate else None
 
-    def forward(self, x: Float[Tensor, "B T D"], grid: tuple[int, int]) -> Float[Tensor, "B T D"]:
-        """Add attention, then the MLP."""
-        x = x + self.drop_path(self.attn(self.norm1(x))) / self.residual_scale
-        return x + self.drop_path(self.mlp(self.norm2(x), grid)) / self.residual_scale
+    def forward(self, x: Float[Tensor, "B T D"], grid: tuple[int, int]) -> Float[Tensor, "B T _"]:
+        """Add attention, then the MLP; append a part of that if the block is dense."""
+        y = x + self.drop_path(self.attn(self.norm1(x))) / self.residual_scale
+        normed = self.norm2(y)
+        y = normed if self.norms_stream else y
+        y = y + self.drop_path(self.mlp(normed, grid)) / self.residual_scale
+        return y if self.dense_linear is None else torch.cat([x, self.dense_linear(y)], dim=-1)
 
 
-def vit_blocks(
-    *,
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-    mlp_ratio: float,
-    qkv_bias: bool,
-    depthwise: bool = False,
-    drop_path_rate: float = 0.0,
-    residual_scale: float = 1.0,
-    norm_eps: float = 1e-6,
-) -> list[Block]:
-    """Build equal blocks whose stochastic depth rises linearly from 0.
+def check_heads(embed_dim: int, num_heads: int, *, section: str = "") -> None:
+    """Refuse a number of attention heads that does not divide the width.
 
     Args:
         embed_dim: Width.
-        depth: Blocks.
-        num_heads: Attention heads; they must divide the width.
-        mlp_ratio: Hidden width of an MLP over ``embed_dim``.
-        qkv_bias: Whether queries, keys and values have a bias.
-        depthwise: Whether each MLP convolves its hidden channels over the grid.
-        drop_path_rate: Stochastic depth of the last block.
-        residual_scale: What each branch is divided by.
-        norm_eps: Added to the variance in the norms.
-
-    Raises:
-        ConfigError: If the heads do not divide the width.
-    """
-    check_heads(embed_dim, num_heads)
-    return [
-        Block(
-            embed_dim=embed_dim,
-            attn=Attention(embed_dim, num_heads, qkv_bias=qkv_bias),
-            mlp=Mlp(
-                embed_dim=embed_dim, hidden_dim=int(embed_dim * mlp_ratio), depthwise=depthwise
-            ),
-            drop_path=drop_path_rate * i / max(1, depth - 1),
-            residual_scale=residual_scale,
-            norm_eps=norm_eps,
-        )
-        for i in range(depth)
-    ]
-
-
-def check_heads(embed_dim: int, num_heads: int) -> None:
-    """Refuse a number of attention heads that does not divide the width.
+        num_heads: Attention heads.
+        section: What stands before the names of both settings.
 
     Raises:
         ConfigError: With the numbers that would.
     """
     if embed_dim % num_heads:
-        fits = [n for n in range(1, min(embed_dim, 2 * num_heads) + 1) if embed_dim % n == 0]
+        fits = [str(n) for n in range(1, 2 * num_heads + 1) if embed_dim % n == 0]
         raise ConfigError(
-            f"num_heads ({num_heads}) must divide embed_dim ({embed_dim}); "
-            f"{', '.join(map(str, fits))} would"
+            f"{section}num_heads ({num_heads}) must divide {section}embed_dim ({embed_dim}); "
+            f"{', '.join(fits)} would"
         )
 
 

@@ -13,16 +13,16 @@ Shapes in this file:
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import checkpoint_seq
 from timm.models.cait import Cait
 from torch import Tensor
 
-from smallvit.models.tokens import STEM_MIXES, AbstractBackbone, Tokens, separates_patches
+from smallvit.models.tokens import AbstractSequenceBackbone, Tokens
 
 
-class CaitBackbone(AbstractBackbone[Cait]):
+class CaitBackbone(AbstractSequenceBackbone[Cait]):
     """Wrap a timm ``Cait`` for images of any size that the patch divides.
 
     The class token first meets the patches in the class-attention blocks, so positions belong to
@@ -46,31 +46,14 @@ class CaitBackbone(AbstractBackbone[Cait]):
         self.patch_size = patch_embed.patch_size
         self.grid_size: tuple[int, int] = patch_embed.grid_size
 
-    @property
-    def drop_refusal(self) -> str | None:
-        """Why it cannot leave patches out: shifted patches see their neighbours."""
-        return None if separates_patches(self.model.patch_embed) else STEM_MIXES
-
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """Embed the patches, before positions are added."""
         height, width = self.patch_size
         grid = (images.shape[2] // height, images.shape[3] // width)
         return self.model.patch_embed(images).unflatten(1, grid)
 
-    def encode(self, patches: Float[Tensor, "B h w D"]) -> Tokens:
-        """Run embedded patches through both kinds of blocks and the last norm."""
-        return self._run(self._add_positions(patches), (patches.shape[1], patches.shape[2]))
-
-    def encode_visible(
-        self, patches: Float[Tensor, "B h w D"], visible: Int[Tensor, "B M"]
-    ) -> Tokens:
-        """Run some of the embedded patches through both kinds of blocks."""
-        if self.drop_refusal is not None:
-            return super().encode_visible(patches, visible)
-        x = torch.take_along_dim(self._add_positions(patches), visible[..., None], dim=1)
-        return self._run(x, (patches.shape[1], patches.shape[2]))
-
-    def _add_positions(self, patches: Float[Tensor, "B h w D"]) -> Float[Tensor, "B N D"]:
+    def add_positions(self, patches: Float[Tensor, "B h w D"]) -> Float[Tensor, "B N D"]:
+        """Add positions; the class token has none."""
         positions = resample_abs_pos_embed(
             self.model.pos_embed,
             new_size=[patches.shape[1], patches.shape[2]],
@@ -79,7 +62,8 @@ class CaitBackbone(AbstractBackbone[Cait]):
         )
         return self.model.pos_drop(patches.flatten(1, 2) + positions)
 
-    def _run(self, x: Float[Tensor, "B M D"], grid: tuple[int, int]) -> Tokens:
+    def run(self, x: Float[Tensor, "B M D"], grid: tuple[int, int]) -> Tokens:
+        """Run tokens with positions through both kinds of blocks and the last norm."""
         model = self.model
         if model.grad_checkpointing and torch.is_grad_enabled():
             x = checkpoint_seq(model.blocks, x)

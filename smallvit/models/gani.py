@@ -19,8 +19,7 @@ from smallvit.models.architecture import (
     TRANSFORMER,
     WINDOWS,
     Facts,
-    default_patch,
-    image_sides,
+    choose_patch,
     register_architecture,
 )
 from smallvit.models.tokens import AbstractBackbone
@@ -110,13 +109,8 @@ def gani_architecture(
     if name not in PRESETS:
         raise UnknownNameError("preset", name, PRESETS)
     preset = PRESETS[name]
-    if patch_size is None:
-        patch_size = (
-            default_patch(img_size, tokens=16, most=4, windows=True)
-            if "window_size" in preset.arguments
-            else default_patch(img_size)
-        )
-    image_sides(img_size, patch_size)
+    swin = {"tokens": 16, "most": 4, "windows": True} if "depths" in preset.arguments else {}
+    patch_size = choose_patch(img_size, patch_size, **swin)
     arguments = {"img_size": img_size, "patch_size": patch_size, **preset.arguments}
     return preset.architecture, arguments
 
@@ -169,7 +163,7 @@ def _register(name: str, preset: Preset) -> None:
         told_by=(preset.architecture, {"depths": preset.arguments["depths"]}) if swin else None,
         start=start,
     )
-    register_architecture(name, build, preset.doc, img_size=32, num_classes=10, facts=facts)
+    register_architecture(name, build, preset.doc, facts=facts)
 
 
 for _name, _preset in PRESETS.items():

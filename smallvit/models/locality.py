@@ -49,7 +49,7 @@ class LocalitySelfAttention(nn.Module):
         Lee et al., 2021, section 3.2; models/vit.py, which masks with -987654321.
     """
 
-    def __init__(self, *, embed_dim: int, num_heads: int, qkv_bias: bool = False) -> None:
+    def __init__(self, embed_dim: int, *, num_heads: int, qkv_bias: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.fused_attn = use_fused_attn()

@@ -8,17 +8,9 @@ Shapes in this file:
     h w  token grid
 """
 
-from collections.abc import Callable, Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from smallvit.core.errors import ConfigError
-from smallvit.models.architecture import default_patch, fitting_patches, sides, what_divides
-
-# Pixels of a patch that nobody asked for: ImageNet's 16, at 224 px and above.
-LARGEST_CHOSEN = 16
 
 
 class LvvitStem(nn.Module):
@@ -32,9 +24,6 @@ class LvvitStem(nn.Module):
         width: Channels before the last convolution.
         in_chans: Colours.
 
-    Raises:
-        ConfigError: If the patch is odd.
-
     Source:
         Jiang et al., 2021, All Tokens Matter: Token Labeling for Training Better Vision
         Transformers, https://arxiv.org/abs/2104.10858; layer sizes as in
@@ -45,10 +34,6 @@ class LvvitStem(nn.Module):
         self, *, patch_size: int, embed_dim: int, width: int = 64, in_chans: int = 3
     ) -> None:
         super().__init__()
-        if not is_even(patch_size):
-            raise ConfigError(
-                f"patch_size ({patch_size}) of LV-ViT's stem must be even, as {patch_size + 1} is"
-            )
         self.conv1 = nn.Conv2d(in_chans, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
@@ -75,9 +60,6 @@ class ConvStem(nn.Module):
         embed_dim: D.
         in_chans: Colours.
 
-    Raises:
-        ConfigError: If the patch is no power of two.
-
     Source:
         Xiao et al., 2021, Early Convolutions Help Transformers See Better,
         https://arxiv.org/abs/2106.14881; GELU where the paper has ReLU, as in the blocks, and no
@@ -86,7 +68,7 @@ class ConvStem(nn.Module):
 
     def __init__(self, *, patch_size: int, embed_dim: int, in_chans: int = 3) -> None:
         super().__init__()
-        num_layers = _num_halvings(patch_size)
+        num_layers = patch_size.bit_length() - 1
         chans = [in_chans, *(embed_dim // 2**i for i in reversed(range(num_layers)))]
         self.layers = nn.Sequential(
             *(
@@ -114,9 +96,6 @@ class ConvTokenizer(nn.Module):
         width: Channels between layers.
         in_chans: Colours.
 
-    Raises:
-        ConfigError: If the patch is no power of two.
-
     Source:
         Hassani et al., 2021, Escaping the Big Data Paradigm with Compact Transformers,
         https://arxiv.org/abs/2104.05704; sizes and start as in
@@ -127,7 +106,7 @@ class ConvTokenizer(nn.Module):
         self, *, patch_size: int, embed_dim: int, width: int = 64, in_chans: int = 3
     ) -> None:
         super().__init__()
-        num_layers = _num_halvings(patch_size)
+        num_layers = patch_size.bit_length() - 1
         chans = [in_chans, *[width] * (num_layers - 1), embed_dim]
         convs = [
             nn.Conv2d(chans[i], chans[i + 1], 3, padding=1, bias=False) for i in range(num_layers)
@@ -153,47 +132,7 @@ def is_power_of_two(patch_size: int) -> bool:
     return patch_size >= 2 and patch_size.bit_count() == 1
 
 
-def choose_patch(
-    img_size: int | Sequence[int],
-    patch_size: int | None,
-    suits: Callable[[int], bool],
-    *,
-    tokens: int = 8,
-) -> int:
-    """Return the patch that is asked for, checked, or else the largest that leaves enough tokens.
-
-    Args:
-        img_size: Side, or height and width, in pixels.
-        patch_size: Pixels of a cell; ``None`` is the stem's choice.
-        suits: Which patches the stem can make.
-        tokens: Cells along the shorter side that the choice leaves at least, where a patch does.
-
-    Raises:
-        ConfigError: If the stem can't make such patches, they don't divide the image, or they
-            leave 4 tokens or fewer; the message says which would do.
-    """
-    if patch_size is None:
-        return default_patch(img_size, tokens=tokens, most=LARGEST_CHOSEN, suits=suits)
-    if patch_size not in fitting_patches(img_size, suits):
-        height, width = sides(img_size)
-        raise ConfigError(
-            f"patch_size ({patch_size}) does not suit this stem and images of {height} x {width} "
-            f"px; {what_divides(img_size, patch_size, suits)}"
-        )
-    return patch_size
-
-
 def _channels_last(x: Float[Tensor, "B c H W"]) -> Float[Tensor, "B c H W"]:
     # Tokens are channels last anyway. On two cores of an AMD EPYC, forward and backward at 32 px
     # are 1.1 (ConvStem, bfloat16) to 4.2 times (ConvTokenizer, bfloat16) as fast.
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _num_halvings(patch_size: int) -> int:
-    if not is_power_of_two(patch_size):
-        near = 2 ** max(1, patch_size.bit_length() - 1)
-        raise ConfigError(
-            f"patch_size ({patch_size}) of a convolutional stem must be a power of two; {near} "
-            f"or {2 * near} would do"
-        )
-    return patch_size.bit_length() - 1

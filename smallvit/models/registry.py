@@ -4,7 +4,8 @@ import difflib
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -12,7 +13,7 @@ from timm.models.cait import Cait
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
-from smallvit.core.errors import ConfigError, UnknownNameError
+from smallvit.core.errors import ConfigError, UnknownNameError, explained, reason
 from smallvit.core.model_config import ModelConfig
 from smallvit.models.architecture import (
     ARCHITECTURES,
@@ -20,18 +21,18 @@ from smallvit.models.architecture import (
     TRANSFORMER,
     WINDOWS,
     Facts,
-    default_patch,
+    choose_patch,
     fitting_patches,
     sides,
-    what_divides,
 )
 from smallvit.models.attention import choose_attention
+from smallvit.models.blocks import check_heads
 from smallvit.models.cait import CaitBackbone
 from smallvit.models.initialise import initialise
 from smallvit.models.resnet import ResNetBackbone, SmallResNet, stage_strides
 from smallvit.models.swin import SwinBackbone
 from smallvit.models.timm_model import TimmBackbone
-from smallvit.models.tokens import AbstractBackbone
+from smallvit.models.tokens import MODEL_ERRORS, AbstractBackbone
 from smallvit.models.transformer import SmallTransformer, TransformerBackbone
 from smallvit.models.vit import VitBackbone
 
@@ -39,6 +40,7 @@ from smallvit.models.vit import VitBackbone
 ALIASES = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
 # timm families whose networks are made for any image and take views of other sizes, where asked to.
 ANY_SIZE = ("vision_transformer_hybrid", "vitamin", "eva")
+UNKNOWN_ARGUMENT = r"unexpected keyword argument\D*?'(\w+)'"
 
 
 def own_models() -> list[str]:
@@ -66,7 +68,7 @@ def check_model(config: ModelConfig) -> None:
     if config.name != ModelConfig.name:
         _check_settings(config)
     if config.embed_dim and config.num_heads:
-        _check_heads(config.embed_dim, config.num_heads)
+        check_heads(config.embed_dim, config.num_heads, section="model.")
     check = _facts(config.name).check
     if check is not None:
         check(config.given())
@@ -111,8 +113,6 @@ def model_arguments(
     given = config.given()
     size = image_size if isinstance(image_size, int) else sides(image_size)
     name, facts = ALIASES.get(config.name, config.name), _facts(config.name)
-    if config.patch_size is not None and not facts.checks_patch:
-        _check_patch(config.patch_size, size)
     if config.stride is not None:
         given["strides"] = stage_strides(given.pop("stride"), facts.num_stages)
     if facts.timm_model is not None:
@@ -120,10 +120,8 @@ def model_arguments(
     elif config.name in ARCHITECTURES:
         arguments: dict[str, Any] = {"img_size": size}
     else:
-        arguments = _timm_arguments(name, config, size)
+        arguments = _timm_arguments(name, config.patch_size, size)
     arguments |= given
-    if "patch_size" in arguments and not facts.checks_patch:
-        _check_patch(arguments["patch_size"], size)  # also where it was not asked for
     return name, arguments | {"num_classes": num_classes}
 
 
@@ -183,35 +181,39 @@ def create_exported(name: str, arguments: dict[str, Any]) -> AbstractBackbone:
     Raises:
         ConfigError: If timm refuses them, or the architecture cannot be seen as tokens.
     """
-    try:
-        model = timm.create_model(name, **arguments)
-    except ConfigError:
-        raise
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        unknown = re.search(r"unexpected keyword argument\D*?'(\w+)'", str(error))
-        if unknown is not None and unknown[1] == "img_size":
-            return create_exported(
-                name, {key: value for key, value in arguments.items() if key != "img_size"}
-            )
+
+    def refusal(error: Exception) -> str:
+        unknown = re.search(UNKNOWN_ARGUMENT, str(error))
         if unknown is not None:
             what = f"{unknown[1]} is no setting of it: leave model.{unknown[1]} out"
         elif "divisible by num_heads" in str(error):
             what = "num_heads must divide embed_dim: give both model.embed_dim and model.num_heads"
         else:
             given = ", ".join(f"{key} {value}" for key, value in arguments.items())
-            what = f"{' '.join(str(error).split()) or type(error).__name__} (from {given})"
-        raise ConfigError(f"{name} cannot be built: {what}") from error
+            what = f"{reason(error)} (from {given})"
+        return f"{name} cannot be built: {what}"
+
+    with explained(
+        refusal,
+        *MODEL_ERRORS,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        into=ConfigError,
+    ):
+        try:
+            model = timm.create_model(name, **arguments)
+        except TypeError as error:
+            unknown = re.search(UNKNOWN_ARGUMENT, str(error))
+            if unknown is None or unknown[1] != "img_size":
+                raise
+            # Made for any image.
+            others = {key: value for key, value in arguments.items() if key != "img_size"}
+            model = timm.create_model(name, **others)
     if type(model) is Cait:  # sl_cait has heads of a width of their own
         first: Any = model.blocks[0]
-        _check_heads(model.embed_dim, first.attn.num_heads)
+        check_heads(model.embed_dim, first.attn.num_heads, section="model.")
     adapters = (adapter for kind, adapter in ADAPTERS if isinstance(model, kind))
     adapter = next(adapters, TimmBackbone)
     # A distilled DeiT has a second classifier; a ViT of one size gives patches without their grid.
@@ -234,6 +236,29 @@ ADAPTERS: tuple[tuple[type, Any], ...] = (
 )
 
 
+@contextmanager
+def fitting(
+    backbone: AbstractBackbone, name: str, image_size: int | Sequence[int]
+) -> Iterator[None]:
+    """Run a network on images of a size, and refuse it where it takes none of these.
+
+    Raises:
+        ConfigError: If a Swin stage is smaller than its window, or the network fails.
+    """
+    height, width = sides(image_size)
+    if isinstance(backbone, SwinBackbone):
+        _check_windows(backbone, name, (height, width))
+    with explained(
+        lambda error: (
+            f"{name} takes no images of {height} x {width} px ({reason(error)}): "
+            f"{_advice((height, width), name)}"
+        ),
+        *MODEL_ERRORS,
+        into=ConfigError,
+    ):
+        yield
+
+
 def check_fit(
     backbone: AbstractBackbone,
     name: str,
@@ -253,15 +278,8 @@ def check_fit(
         ConfigError: If a Swin stage is smaller than its window, or 4 tokens or fewer are left.
     """
     height, width = sides(image_size)
-    if isinstance(backbone, SwinBackbone):
-        _check_windows(backbone, name, (height, width))
-    try:
+    with fitting(backbone, name, image_size):
         grid = grid or backbone.grid(image_size)
-    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"{name} takes no images of {height} x {width} px ({' '.join(str(error).split())}): "
-            f"{_advice((height, width), name)}"
-        ) from error
     if grid[0] * grid[1] < (2 if _facts(name).is_cnn else LEAST_TOKENS):
         advice = _advice((height, width), name)
         fits = _fitting_patches((height, width), backbone, grid)
@@ -287,17 +305,19 @@ def _smaller_patch(smaller: Sequence[int], eighth: int) -> str:
     return f"{eighth} px or less, which no patch of such images is: take another --data.image-size"
 
 
-def _timm_arguments(name: str, config: ModelConfig, size: int | tuple[int, int]) -> dict[str, Any]:
-    """Return what a timm model is built with for small images."""
+def _timm_arguments(
+    name: str, patch_size: int | None, size: int | tuple[int, int]
+) -> dict[str, Any]:
+    """Return what a timm model is built with for small images; the patch is checked."""
     arguments: dict[str, Any] = {"img_size": size}
     if timm.models.is_model_in_modules(name, ["vision_transformer", "deit"]):
-        patch = config.patch_size or default_patch(size)
+        patch = choose_patch(size, patch_size)
         return arguments | {"patch_size": patch, "dynamic_img_size": True}
-    if timm.models.is_model_in_modules(name, ["cait"]):
-        return arguments | {"patch_size": config.patch_size or default_patch(size)}
     if timm.models.is_model_in_modules(name, ["swin_transformer"]):
-        patch = config.patch_size or default_patch(size, tokens=16, windows=True)
+        patch = choose_patch(size, patch_size, tokens=16, windows=True)
         return arguments | {"patch_size": patch, "dynamic_img_size": True}
+    if patch_size is not None or timm.models.is_model_in_modules(name, ["cait"]):
+        arguments["patch_size"] = choose_patch(size, patch_size)
     if timm.models.is_model_in_modules(name, ANY_SIZE):
         arguments["dynamic_img_size"] = True
     if timm.models.is_model_in_modules(name, ["levit"]):
@@ -305,26 +325,6 @@ def _timm_arguments(name: str, config: ModelConfig, size: int | tuple[int, int])
     if timm.models.is_model_in_modules(name, ["swin_transformer_v2"]):
         arguments["strict_img_size"] = False
     return arguments
-
-
-def _check_patch(patch_size: int, image_size: int | tuple[int, int]) -> None:
-    """Refuse a patch that does not divide the image, or leaves too few tokens."""
-    height, width = sides(image_size)
-    if patch_size not in (1, *fitting_patches(image_size)):
-        raise ConfigError(
-            f"model.patch_size ({patch_size}) must divide images of {height} x {width} px into at "
-            f"least {LEAST_TOKENS} tokens; {what_divides(image_size, patch_size)}"
-        )
-
-
-def _check_heads(embed_dim: int, num_heads: int) -> None:
-    """Refuse heads that do not divide the width; timm's CaiT finds out in its first forward."""
-    if embed_dim % num_heads:
-        fits = [str(n) for n in range(1, 17) if embed_dim % n == 0]
-        raise ConfigError(
-            f"model.num_heads ({num_heads}) must divide model.embed_dim ({embed_dim}); "
-            f"{', '.join(fits)} would"
-        )
 
 
 def _check_windows(backbone: SwinBackbone, name: str, size: tuple[int, int]) -> None:

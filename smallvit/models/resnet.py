@@ -344,20 +344,15 @@ def _check_depth(settings: Mapping[str, Any]) -> None:
 THREE_STAGES = Facts(
     settings=frozenset({"depth", "width", "stride"}),
     is_cnn=True,
-    checks_patch=True,
     check=_check_depth,
 )
-FOUR_STAGES = Facts(
-    settings=frozenset({"width", "stride"}), is_cnn=True, checks_patch=True, num_stages=4
-)
+FOUR_STAGES = Facts(settings=frozenset({"width", "stride"}), is_cnn=True, num_stages=4)
 
 for _name, _arguments in VARIANTS.items():
     register_architecture(
         _name,
         create_small_resnet,
         f"ResNet of {_arguments['depth']} layers with a CIFAR stem.",
-        img_size=32,
-        num_classes=10,
         classifier="fc",
         first_conv="conv",
         facts=FOUR_STAGES if len(_arguments.get("strides", ())) == 4 else THREE_STAGES,

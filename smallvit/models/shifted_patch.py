@@ -99,8 +99,9 @@ def create_patch_embed(
     embed_dim: int,
     in_chans: int = 3,
     output_fmt: Literal["NHWC", "NLC"] = "NHWC",
+    shifted: bool = True,
 ) -> PatchEmbed:
-    """Build timm's patch embedding, with shifted patches, for any size that the patch divides.
+    """Build timm's patch embedding for any size that the patch divides.
 
     Args:
         img_size: Height and width that the model is made for, in pixels.
@@ -108,6 +109,7 @@ def create_patch_embed(
         embed_dim: D.
         in_chans: Colours.
         output_fmt: Whether to give the token grid (B, h, w, D) or rows of tokens (B, N, D).
+        shifted: Whether patches see half a patch beyond their edges.
     """
     patch_embed = PatchEmbed(
         img_size=img_size,
@@ -117,7 +119,8 @@ def create_patch_embed(
         output_fmt=output_fmt,
         strict_img_size=False,
     )
-    patch_embed.proj = ShiftedPatchProjection(  # pyright: ignore[reportAttributeAccessIssue]
-        patch_size=patch_size, embed_dim=embed_dim, in_chans=in_chans
-    )
+    if shifted:
+        patch_embed.proj = ShiftedPatchProjection(  # pyright: ignore[reportAttributeAccessIssue]
+            patch_size=patch_size, embed_dim=embed_dim, in_chans=in_chans
+        )
     return patch_embed

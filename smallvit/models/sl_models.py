@@ -14,12 +14,13 @@ Source:
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from timm.layers.attention import Attention
 from timm.layers.drop import DropPath
-from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.layers.weight_init import trunc_normal_
 from timm.models.cait import Cait
@@ -29,18 +30,18 @@ from torch import Tensor, nn
 from smallvit.models.architecture import (
     WINDOWS,
     Facts,
-    default_patch,
-    image_sides,
+    choose_patch,
     register_architecture,
+    sides,
 )
-from smallvit.models.blocks import Block, Mlp, check_heads, init_linear, vit_blocks
+from smallvit.models.blocks import Mlp, check_heads, init_linear
 from smallvit.models.locality import (
     LocalitySelfAttention,
     LocalityWindowAttention,
     TalkingHeadsLocalityAttention,
 )
 from smallvit.models.shifted_patch import ShiftedPatchMerging, create_patch_embed
-from smallvit.models.transformer import SmallTransformer
+from smallvit.models.transformer import SmallTransformer, create_transformer
 
 # LayerScale at the start of CaiT's blocks, and from the blocks of these numbers on:
 # models/cait.py, LayerScale.
@@ -109,19 +110,7 @@ class ClassBlock(nn.Module):
 
 
 def create_sl_vit(
-    *,
-    img_size: int | Sequence[int] = 32,
-    patch_size: int | None = None,
-    in_chans: int = 3,
-    num_classes: int = 10,
-    embed_dim: int = 192,
-    depth: int = 9,
-    num_heads: int = 12,
-    mlp_ratio: float = 2.0,
-    qkv_bias: bool = False,
-    plain: bool = False,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
+    *, img_size: int | Sequence[int], plain: bool = False, **sizes: Any
 ) -> SmallTransformer:
     """Build the ViT with shifted patches and locality self-attention.
 
@@ -130,17 +119,8 @@ def create_sl_vit(
 
     Args:
         img_size: Side, or height and width, in pixels.
-        patch_size: Pixels of a patch; ``None`` leaves 8 patches a side or more, at most 16 px each.
-        in_chans: Colours.
-        num_classes: Classes; 0 leaves the classifier out.
-        embed_dim: Width.
-        depth: Blocks.
-        num_heads: Attention heads; they must divide the width.
-        mlp_ratio: Hidden width of an MLP over ``embed_dim``.
-        qkv_bias: Whether queries, keys and values have a bias.
         plain: Build the ViT that it is compared with, without its two parts.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; earlier blocks have less.
+        sizes: As ``create_transformer`` has them.
 
     Raises:
         ConfigError: If the patch does not divide the image, or the heads the width.
@@ -149,61 +129,19 @@ def create_sl_vit(
         Lee et al., 2021, models/vit.py, plain without ``is_SPT`` and ``is_LSA``; there all blocks
         have the same stochastic depth.
     """
-    patch_size = patch_size or default_patch(img_size)
-    sides = image_sides(img_size, patch_size)
-    check_heads(embed_dim, num_heads)
-    if plain:
-        stem: nn.Module = PatchEmbed(
-            img_size=sides,
-            patch_size=patch_size,
-            in_chans=in_chans,
-            embed_dim=embed_dim,
-            output_fmt="NHWC",
-            strict_img_size=False,
-        )
-        blocks = vit_blocks(
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            drop_path_rate=drop_path_rate,
-            norm_eps=1e-5,
-        )
-    else:
-        blocks = [
-            Block(
-                embed_dim=embed_dim,
-                attn=LocalitySelfAttention(
-                    embed_dim=embed_dim, num_heads=num_heads, qkv_bias=qkv_bias
-                ),
-                mlp=Mlp(embed_dim=embed_dim, hidden_dim=int(embed_dim * mlp_ratio)),
-                drop_path=drop_path_rate * i / max(1, depth - 1),
-                norm_eps=1e-5,
-            )
-            for i in range(depth)
-        ]
-        stem = create_patch_embed(
-            img_size=sides, patch_size=patch_size, embed_dim=embed_dim, in_chans=in_chans
-        )
-    return SmallTransformer(
-        stem=stem,
-        img_size=sides,
-        patch_size=patch_size,
-        embed_dim=embed_dim,
-        blocks=blocks,
-        num_classes=num_classes,
-        norm_eps=1e-5,
-        drop_rate=drop_rate,
+    return create_transformer(
+        stem=partial(create_patch_embed, img_size=sides(img_size), shifted=not plain),
+        img_size=img_size,
+        attn=Attention if plain else LocalitySelfAttention,
+        **sizes,
     )
 
 
 def create_sl_cait(
     *,
-    img_size: int | Sequence[int] = 32,
+    img_size: int | Sequence[int],
     patch_size: int | None = None,
     in_chans: int = 3,
-    num_classes: int = 10,
     embed_dim: int = 192,
     depth: int = 24,
     depth_token_only: int = 2,
@@ -212,8 +150,8 @@ def create_sl_cait(
     mlp_ratio: float = 2.0,
     qkv_bias: bool = False,
     masked: bool = True,
-    drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
+    **rest: Any,
 ) -> Cait:
     """Build timm's CaiT with shifted patches and locality self-attention.
 
@@ -221,7 +159,6 @@ def create_sl_cait(
         img_size: Side, or height and width, in pixels.
         patch_size: Pixels of a patch; ``None`` leaves 8 patches a side or more, at most 16 px each.
         in_chans: Colours.
-        num_classes: Classes; 0 leaves the classifier out.
         embed_dim: Width.
         depth: Blocks of the patch tokens.
         depth_token_only: Blocks of the class token.
@@ -231,8 +168,8 @@ def create_sl_cait(
         qkv_bias: Whether queries, keys and values have a bias.
         masked: Whether a patch token's attention to itself is masked, as in the paper; in the
             authors' code it is not.
-        drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of every block.
+        rest: As timm's ``Cait`` has it: ``num_classes``, ``global_pool``, ``drop_rate``.
 
     Raises:
         ConfigError: If the patch does not divide the image.
@@ -240,41 +177,38 @@ def create_sl_cait(
     Source:
         Lee et al., 2021, models/cait.py.
     """
-    patch_size = patch_size or default_patch(img_size)
-    sides = image_sides(img_size, patch_size)
+    patch_size = choose_patch(img_size, patch_size)
     # timm's own attention, which wants heads that divide the width, is replaced below.
     model = Cait(
-        img_size=sides,  # pyright: ignore[reportArgumentType]
+        img_size=sides(img_size),  # pyright: ignore[reportArgumentType]
         patch_size=patch_size,
         in_chans=in_chans,
-        num_classes=num_classes,
         embed_dim=embed_dim,
         depth=depth,
         depth_token_only=0,
         num_heads=1,
         mlp_ratio=mlp_ratio,
-        drop_rate=drop_rate,
         drop_path_rate=drop_path_rate,
         norm_layer=nn.LayerNorm,
         init_values=LAYER_SCALE,
+        **rest,
     )
     model.patch_embed = create_patch_embed(
-        img_size=sides,
+        img_size=sides(img_size),
         patch_size=patch_size,
         embed_dim=embed_dim,
         in_chans=in_chans,
         output_fmt="NLC",
     )
 
-    def create_attention() -> TalkingHeadsLocalityAttention:
-        return TalkingHeadsLocalityAttention(
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            head_dim=head_dim,
-            qkv_bias=qkv_bias,
-            masked=masked,
-        )
-
+    create_attention = partial(
+        TalkingHeadsLocalityAttention,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        qkv_bias=qkv_bias,
+        masked=masked,
+    )
     blocks: list[Any] = list(model.blocks)
     for i, block in enumerate(blocks):
         block.attn = create_attention()
@@ -296,18 +230,13 @@ def create_sl_cait(
 
 def create_sl_swin(
     *,
-    img_size: int | Sequence[int] = 32,
+    img_size: int | Sequence[int],
     patch_size: int | None = None,
     in_chans: int = 3,
-    num_classes: int = 10,
     embed_dim: int = 96,
     depths: Sequence[int] = (2, 6, 4),
     num_heads: Sequence[int] = (3, 6, 12),
-    window_size: int = 4,
-    mlp_ratio: float = 2.0,
-    qkv_bias: bool = True,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
+    **rest: Any,
 ) -> SwinTransformer:
     """Build timm's Swin with shifted patches and locality self-attention, for any image size.
 
@@ -315,15 +244,11 @@ def create_sl_swin(
         img_size: Side, or height and width, in pixels.
         patch_size: Pixels of a patch; ``None`` leaves 16 patches a side or more, at most 4 px each.
         in_chans: Colours.
-        num_classes: Classes; 0 leaves the classifier out.
         embed_dim: Width of the first stage; it doubles from stage to stage.
         depths: Blocks of each stage.
         num_heads: Attention heads of each stage; they must divide its width.
-        window_size: Side of a window, in cells of the feature map.
-        mlp_ratio: Hidden width of an MLP over the stage's width.
-        qkv_bias: Whether queries, keys and values have a bias.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; earlier blocks have less.
+        rest: As timm's ``SwinTransformer`` has it: ``window_size``, ``mlp_ratio``, ``qkv_bias``,
+            ``num_classes``, ``drop_rate``, ``drop_path_rate``, ...
 
     Raises:
         ConfigError: If the patch does not divide the image, or the heads the width.
@@ -331,29 +256,24 @@ def create_sl_swin(
     Source:
         Lee et al., 2021, models/swin.py, which adds learned positions to Swin's relative ones.
     """
-    patch_size = patch_size or default_patch(img_size, tokens=16, most=4, windows=True)
-    sides = image_sides(img_size, patch_size)
+    patch_size = choose_patch(img_size, patch_size, tokens=16, most=4, windows=True)
+    height, width = sides(img_size)
     for stage, heads in enumerate(num_heads):
         check_heads(embed_dim * 2**stage, heads)
     model = SwinTransformer(
-        img_size=sides,
+        img_size=(height, width),
         patch_size=patch_size,
         in_chans=in_chans,
-        num_classes=num_classes,
         embed_dim=embed_dim,
         depths=tuple(depths),
         num_heads=tuple(num_heads),
-        window_size=window_size,
         strict_img_size=False,
-        mlp_ratio=mlp_ratio,
-        qkv_bias=qkv_bias,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
+        **rest,
     )
     model.patch_embed = create_patch_embed(
-        img_size=sides, patch_size=patch_size, embed_dim=embed_dim, in_chans=in_chans
+        img_size=(height, width), patch_size=patch_size, embed_dim=embed_dim, in_chans=in_chans
     )
-    grid_size = (sides[0] // patch_size, sides[1] // patch_size)
+    grid_size = (height // patch_size, width // patch_size)
     stages: list[Any] = list(model.layers)
     for i, stage in enumerate(stages):
         width = embed_dim * 2**i
@@ -368,16 +288,17 @@ def create_sl_swin(
     return model.apply(init_linear)
 
 
+VIT = {"embed_dim": 192, "depth": 9, "num_heads": 12, "mlp_ratio": 2.0}
 VARIANTS: dict[str, tuple[Callable[..., nn.Module], str, dict[str, Any]]] = {
     "lee_vit": (
         create_sl_vit,
         "Plain ViT of Lee et al.: sl_vit without its two parts.",
-        {"plain": True},
+        {**VIT, "plain": True},
     ),
     "sl_vit": (
         create_sl_vit,
         "ViT with shifted patch tokenization and locality self-attention.",
-        {},
+        VIT,
     ),
     "sl_cait": (
         create_sl_cait,
@@ -392,11 +313,14 @@ VARIANTS: dict[str, tuple[Callable[..., nn.Module], str, dict[str, Any]]] = {
     "sl_swin": (
         create_sl_swin,
         "Swin with shifted patch tokenization and locality self-attention.",
-        {"classifier": "head.fc", "facts": Facts(settings=WINDOWS)},
+        {
+            "classifier": "head.fc",
+            "facts": Facts(settings=WINDOWS),
+            "window_size": 4,
+            "mlp_ratio": 2.0,
+        },
     ),
 }
 
 for _name, (_build, _doc, _arguments) in VARIANTS.items():
-    register_architecture(
-        _name, _build, _doc, img_size=32, num_classes=10, drop_path_rate=0.1, **_arguments
-    )
+    register_architecture(_name, _build, _doc, **{"drop_path_rate": 0.1, **_arguments})

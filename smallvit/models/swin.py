@@ -3,36 +3,27 @@
 Shapes in this file:
     B    images
     M    cells of a window
-    W    windows of an image
-    D    channels: of a stage, then of the last one
+    V    windows of an image
+    D    channels of the last stage
     E    channels of the patches
     C    classes
-    H W  image in pixels
-    h w  feature map of a stage
+    H W  image in pixels, or feature map that the windows divide
+    h w  patches
 """
 
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from timm.models import checkpoint
-from timm.models.swin_transformer import (
-    SwinTransformer,
-    SwinTransformerBlock,
-    window_partition,
-    window_reverse,
-)
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor
 
 from smallvit.core.errors import ConfigError
 from smallvit.models.tokens import AbstractBackbone, Tokens
 
-# Added to the attention between cells that only the cyclic shift brings together; timm's value.
-MASKED = -100.0
-
-# Height and width of the padded map, of the window and of the shift; device and dtype.
-MaskKey = tuple[int, int, tuple[int, int], tuple[int, int], torch.device, torch.dtype]
+# By height and width of the map, of the window and of the shift; device and dtype.
+Masks = dict[tuple[Any, ...], Tensor | None]
 
 
 class SwinBackbone(AbstractBackbone[SwinTransformer]):
@@ -48,9 +39,9 @@ class SwinBackbone(AbstractBackbone[SwinTransformer]):
     in timm it comes after the shift, so that opposite edges of such a map may meet in a window.
 
     The authors' code, and timm's for dynamic sizes, build the mask of shifted windows at every
-    call. Here each is built once and kept by size, window, shift, device and dtype, and the blocks
-    of a stage share it. In a compiled graph the mask is part of the graph instead: to keep it
-    would make every new size compile twice.
+    call. Here timm's blocks look it up: each is built once and kept by size, window, shift, device
+    and dtype, and the blocks of a stage share it. In a compiled graph the mask is part of the graph
+    instead: to keep it would make every new size compile twice.
 
     Args:
         model: The timm model; it keeps its own class and parameter names. The ``attn`` of a block
@@ -73,7 +64,12 @@ class SwinBackbone(AbstractBackbone[SwinTransformer]):
         patch_embed: Any = model.patch_embed
         patch_embed.strict_img_size = False
         self.patch_size = patch_embed.patch_size
-        self.masks: dict[MaskKey, Tensor] = {}
+        self.masks: Masks = {}
+        for block in model.modules():
+            if isinstance(block, SwinTransformerBlock):
+                block.dynamic_mask = True
+                look_up: Any = partial(shifted_window_mask, self.masks, block)
+                block.get_attn_mask = look_up
 
     @property
     def drop_refusal(self) -> str:
@@ -86,91 +82,34 @@ class SwinBackbone(AbstractBackbone[SwinTransformer]):
 
     def encode(self, patches: Float[Tensor, "B h w E"]) -> Tokens:
         """Run embedded patches through the stages and the last norm."""
-        x = patches
-        stages: list[Any] = list(self.model.layers)
-        for stage in stages:
-            x = stage.downsample(x)
-            for block in stage.blocks:
-                if stage.grad_checkpointing and torch.is_grad_enabled():
-                    x = checkpoint(self.run_block, block, x)
-                else:
-                    x = self.run_block(block, x)
-        x = self.model.norm(x)
+        x = self.model.norm(self.model.layers(patches))
         return Tokens(patch=x.flatten(1, 2), cls=None, grid=(x.shape[1], x.shape[2]))
 
     def classify(self, pooled: Float[Tensor, "... D"]) -> Float[Tensor, "... C"]:
         """Apply the model's own classifier."""
         return self.model.head.fc(self.model.head.drop(pooled))
 
-    def run_block(
-        self, block: SwinTransformerBlock, x: Float[Tensor, "B h w D"]
-    ) -> Float[Tensor, "B h w D"]:
-        """Add the window attention, then the MLP, of one of timm's blocks."""
-        x = x + block.drop_path1(self.attend(block, block.norm1(x)))
-        return x + block.drop_path2(block.mlp(block.norm2(x)))
-
-    def attend(
-        self, block: SwinTransformerBlock, x: Float[Tensor, "B h w D"]
-    ) -> Float[Tensor, "B h w D"]:
-        """Shift, fill up, attend within windows, cut off and shift back."""
-        height, width = x.shape[1], x.shape[2]
-        window, (down, right) = block.window_size, block.shift_size
-        if down or right:
-            x = x.roll((-down, -right), (1, 2))
-        below, beside = -height % window[0], -width % window[1]
-        if below or beside:  # filling up by nothing would still copy
-            x = F.pad(x, (0, 0, 0, beside, 0, below))
-        padded = (height + below, width + beside)
-        windows = window_partition(x, window).flatten(1, 2)  # (B * W, M, D)
-        windows = block.attn(windows, mask=self.mask(block, x))
-        x = window_reverse(windows, window, *padded)[:, :height, :width]
-        return x.roll((down, right), (1, 2)) if down or right else x
-
-    def mask(
-        self, block: SwinTransformerBlock, x: Float[Tensor, "B h w D"]
-    ) -> Float[Tensor, "W M M"] | None:
-        """Return the mask of a block for a filled-up map; ``None`` where it does not shift."""
-        window, shift = block.window_size, block.shift_size
-        if not any(shift):
-            return None
-        key = (x.shape[1], x.shape[2], window, shift, x.device, x.dtype)
-        if torch.compiler.is_compiling():
-            return shifted_window_mask(*key)
-        if key not in self.masks:
-            # An inference tensor could not take part in a later backward pass.
-            with torch.inference_mode(False):
-                self.masks[key] = shifted_window_mask(*key)
-        return self.masks[key]
-
 
 def shifted_window_mask(
-    height: int,
-    width: int,
-    window: tuple[int, int],
-    shift: tuple[int, int],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Float[Tensor, "W M M"]:
+    masks: Masks, block: SwinTransformerBlock, x: Float[Tensor, "B H W D"]
+) -> Float[Tensor, "V M M"] | None:
     """Return what keeps cells apart that only the cyclic shift brings into one window.
 
     Args:
-        height: Rows of the map, a multiple of the window's.
-        width: Columns of the map, a multiple of the window's.
-        window: Height and width of a window, in cells.
-        shift: How far the map was rolled up and to the left, in cells.
-        device: Where the mask is used.
-        dtype: Of the mask.
+        masks: Those there are; a new one is added.
+        block: Whose window and shift.
+        x: Map that the windows divide.
 
     Returns:
-        0 within a region and ``MASKED`` across regions: the last ``shift`` rows came round from
-        the top, and they share their windows with the rows before them.
+        timm's mask, which is added to the logits; ``None`` where the block does not shift.
     """
-    regions = []
-    for side, span, step in ((height, window[0], shift[0]), (width, window[1], shift[1])):
-        place = torch.arange(side, device=device)
-        # Cells of different windows never meet, so only the last window has to be told in two.
-        regions.append((place >= side - span).long() + (place >= side - step).long())
-    region = regions[0][:, None] * 3 + regions[1]  # (h, w)
-    cells = window_partition(region[None, :, :, None], window).flatten(1)  # (W, M)
-    apart = cells[:, :, None] != cells[:, None, :]
-    return torch.zeros(apart.shape, device=device, dtype=dtype).masked_fill(apart, MASKED)
+    if not any(block.shift_size):
+        return None
+    if torch.compiler.is_compiling():
+        return SwinTransformerBlock.get_attn_mask(block, x)
+    key = (*x.shape[1:3], *block.window_size, *block.shift_size, x.device, x.dtype)
+    if key not in masks:
+        # An inference tensor could not take part in a later backward pass.
+        with torch.inference_mode(False):
+            masks[key] = SwinTransformerBlock.get_attn_mask(block, x)
+    return masks[key]

@@ -21,7 +21,6 @@ from jaxtyping import Float
 from timm.layers.config import use_fused_attn
 from torch import Tensor, nn
 
-from smallvit.core.errors import ConfigError
 from smallvit.models.blocks import Mlp, attend
 
 TokenLayer = Literal["performer", "transformer"]
@@ -64,9 +63,6 @@ class TokensToToken(nn.Module):
         token_layer: What stands between two splits.
         drop: Dropout of the token layers.
 
-    Raises:
-        ConfigError: If no sequence of splits amounts to that patch.
-
     Source:
         Yuan et al., 2021, Tokens-to-Token ViT, https://arxiv.org/abs/2101.11986, section 3.1.
         Splits of 16 px: yitu-opensource/T2T-ViT@0f63dc9, models/t2t_vit.py:44-97; of 4 and 8 px,
@@ -86,11 +82,6 @@ class TokensToToken(nn.Module):
         drop: float = 0.1,
     ) -> None:
         super().__init__()
-        if patch_size not in SOFT_SPLITS:
-            raise ConfigError(
-                f"patches of {patch_size} px cannot be made by soft splits; "
-                f"{', '.join(map(str, SOFT_SPLITS))} can"
-            )
         self.splits = SOFT_SPLITS[patch_size]
         widths = [in_chans, token_dim, token_dim][: len(self.splits)]
         areas = [width * split.kernel**2 for width, split in zip(widths, self.splits, strict=True)]

@@ -7,21 +7,20 @@ Shapes in this file:
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from timm.layers.attention import Attention
 from timm.layers.config import use_fused_attn
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.architecture import Facts, register_architecture, sides
+from smallvit.models.architecture import Facts, choose_patch, register_architecture, sides
 from smallvit.models.blocks import Block, Mlp, attend, check_heads, merge_heads, split_heads
-from smallvit.models.patch_embed import choose_patch
 from smallvit.models.t2t_module import SOFT_SPLITS, TokenLayer, TokensToToken
-from smallvit.models.transformer import Pool, SmallTransformer
+from smallvit.models.transformer import SmallTransformer, create_transformer
 
 BlockKind = Literal["plain", "squeeze_excite", "ghost"]
 
@@ -29,8 +28,8 @@ BlockKind = Literal["plain", "squeeze_excite", "ghost"]
 NORM_EPS = 1e-5
 
 
-class SqueezeExciteAttention(nn.Module):
-    """Attention whose output channels are weighted by what the mean token says.
+class SqueezeExciteAttention(Attention):
+    """timm's attention, whose output channels are weighted by what the mean token says.
 
     Args:
         embed_dim: D.
@@ -42,20 +41,13 @@ class SqueezeExciteAttention(nn.Module):
         yitu-opensource/T2T-ViT@0f63dc9, models/t2t_vit_se.py.
     """
 
-    def __init__(self, *, embed_dim: int, num_heads: int, qkv_bias: bool = False) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.scale = (embed_dim // num_heads) ** -0.5
-        self.fused_attn = use_fused_attn()
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dim, embed_dim)
+    def __init__(self, embed_dim: int, *, num_heads: int, qkv_bias: bool = False) -> None:
+        super().__init__(embed_dim, num_heads, qkv_bias=qkv_bias)
         self.se_layer = SqueezeExcite(embed_dim=embed_dim)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Attend, then weight the channels."""
-        q, k, v = (split_heads(y, self.num_heads) for y in self.qkv(x).chunk(3, dim=-1))
-        attended = attend(q, k, v, scale=self.scale, fused=self.fused_attn)
-        return self.se_layer(self.proj(merge_heads(attended)))
+        return self.se_layer(super().forward(x))
 
 
 class SqueezeExcite(nn.Module):
@@ -94,28 +86,22 @@ class GhostAttention(nn.Module):
         yitu-opensource/T2T-ViT@0f63dc9, models/t2t_vit_ghost.py.
     """
 
-    def __init__(self, *, embed_dim: int, num_heads: int, qkv_bias: bool = False) -> None:
+    def __init__(self, embed_dim: int, *, num_heads: int, qkv_bias: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.scale = (embed_dim // num_heads) ** -0.5
         self.fused_attn = use_fused_attn()
-        self.q = nn.Linear(embed_dim, embed_dim // 2, bias=qkv_bias)
-        self.k = nn.Linear(embed_dim, embed_dim // 2, bias=qkv_bias)
-        self.v = nn.Linear(embed_dim, embed_dim // 2, bias=qkv_bias)
-        self.cheap_operation_q = ChannelScale(embed_dim // 2)
-        self.cheap_operation_k = ChannelScale(embed_dim // 2)
-        self.cheap_operation_v = ChannelScale(embed_dim // 2)
+        for name in ("q", "k", "v"):
+            self.add_module(name, nn.Linear(embed_dim, embed_dim // 2, bias=qkv_bias))
+        for name in ("q", "k", "v"):
+            self.add_module(f"cheap_operation_{name}", ChannelScale(embed_dim // 2))
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Attend."""
-        halves = (
-            (self.q(x), self.cheap_operation_q),
-            (self.k(x), self.cheap_operation_k),
-            (self.v(x), self.cheap_operation_v),
-        )
+        halves = ((getattr(self, name)(x), f"cheap_operation_{name}") for name in ("q", "k", "v"))
         q, k, v = (
-            split_heads(torch.cat([half, copy(half)], dim=-1), self.num_heads)
+            split_heads(torch.cat([half, getattr(self, copy)(half)], dim=-1), self.num_heads)
             for half, copy in halves
         )
         return self.proj(merge_heads(attend(q, k, v, scale=self.scale, fused=self.fused_attn)))
@@ -126,18 +112,18 @@ class GhostMlp(nn.Module):
 
     Args:
         embed_dim: D, and the width of a group.
-        mlp_ratio: Groups of hidden channels, the computed one included.
+        hidden_dim: Hidden channels, the computed group included.
 
     Source:
         yitu-opensource/T2T-ViT@0f63dc9, models/t2t_vit_ghost.py; they have three groups.
     """
 
-    def __init__(self, *, embed_dim: int, mlp_ratio: int = 3) -> None:
+    def __init__(self, *, embed_dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(embed_dim, embed_dim)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(mlp_ratio * embed_dim, embed_dim)
-        self.copies = [f"cheap_operation{i}" for i in range(2, mlp_ratio + 1)]
+        self.fc2 = nn.Linear(hidden_dim, embed_dim)
+        self.copies = [f"cheap_operation{i}" for i in range(2, hidden_dim // embed_dim + 1)]
         for name in self.copies:
             self.add_module(name, ChannelScale(embed_dim))
 
@@ -164,47 +150,6 @@ class ChannelScale(nn.Module):
         return x * self.weight.flatten()
 
 
-class DenseBlock(nn.Module):
-    """Transformer block that appends a narrow view of its result to what it reads.
-
-    Args:
-        embed_dim: D.
-        growth_rate: Channels that it appends.
-        attn: Attention, tokens in and out.
-        mlp: Takes tokens and grid.
-        drop_path: Stochastic depth of both branches.
-
-    Source:
-        Huang et al., 2017, Densely Connected Convolutional Networks,
-        https://arxiv.org/abs/1608.06993; yitu-opensource/T2T-ViT@0f63dc9, models/t2t_vit_dense.py.
-    """
-
-    def __init__(
-        self,
-        *,
-        embed_dim: int,
-        growth_rate: int,
-        attn: nn.Module,
-        mlp: nn.Module,
-        drop_path: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
-        self.attn = attn
-        self.norm2 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
-        self.mlp = mlp
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-        self.dense_linear = nn.Linear(embed_dim, growth_rate)
-
-    def forward(
-        self, x: Float[Tensor, "B T D"], grid: tuple[int, int]
-    ) -> Float[Tensor, "B T D+{self.dense_linear.out_features}"]:
-        """Append ``growth_rate`` channels."""
-        y = x + self.drop_path(self.attn(self.norm1(x)))
-        y = y + self.drop_path(self.mlp(self.norm2(y), grid))
-        return torch.cat([x, self.dense_linear(y)], dim=-1)
-
-
 class Transition(nn.Module):
     """Halve the width between two stages of dense blocks.
 
@@ -224,23 +169,22 @@ class Transition(nn.Module):
         return self.act(self.linear(x))
 
 
+PARTS: dict[BlockKind, tuple[type[nn.Module], type[nn.Module]]] = {
+    "plain": (Attention, Mlp),
+    "squeeze_excite": (SqueezeExciteAttention, Mlp),
+    "ghost": (GhostAttention, GhostMlp),
+}
+
+
 def create_t2t_vit(
     *,
     embed_dim: int,
-    depth: int,
-    num_heads: int,
     mlp_ratio: float,
-    img_size: int | Sequence[int] = 224,
-    patch_size: int | None = None,
-    in_chans: int = 3,
-    num_classes: int = 1000,
-    qkv_bias: bool = False,
     block: BlockKind = "plain",
     token_layer: TokenLayer = "performer",
     token_drop_rate: float = 0.1,
-    drop_rate: float = 0.0,
     drop_path_rate: float = 0.1,
-    global_pool: Pool = "token",
+    **sizes: Any,
 ) -> SmallTransformer:
     """Build a T2T-ViT.
 
@@ -250,20 +194,12 @@ def create_t2t_vit(
 
     Args:
         embed_dim: Width.
-        depth: Blocks.
-        num_heads: Attention heads; they must divide the width.
         mlp_ratio: Hidden width of an MLP over ``embed_dim``; a whole number for ghost blocks.
-        img_size: Side, or height and width, in pixels.
-        patch_size: Pixels of a cell: 4, 8 or 16; ``None`` leaves 8 cells a side or more.
-        in_chans: Colours.
-        num_classes: Classes; 0 leaves the classifier out.
-        qkv_bias: Whether queries, keys and values have a bias.
         block: Plain, with squeeze-and-excitation, or ghost: cheap copies for part of the work.
         token_layer: What stands between two splits of the stem.
         token_drop_rate: Dropout in the stem; the authors have 0.1 in a Performer, else none.
-        drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; earlier blocks have less.
-        global_pool: ``token``, ``avg`` or ``sequence``.
+        sizes: As ``create_transformer`` has them; a patch is of 4, 8 or 16 px.
 
     Raises:
         ConfigError: If the patch does not suit the stem or the image, the heads the width, or the
@@ -274,54 +210,28 @@ def create_t2t_vit(
         ImageNet, https://arxiv.org/abs/2101.11986. Sizes: yitu-opensource/T2T-ViT@0f63dc9,
         models/t2t_vit.py:100-173.
     """
-    check_heads(embed_dim, num_heads)
     if block == "ghost":
         _check_ghost(embed_dim, mlp_ratio)
-    blocks = []
-    for i in range(depth):
-        attn, mlp = _parts(
-            block,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-        )
-        blocks.append(
-            Block(
-                embed_dim=embed_dim,
-                attn=attn,
-                mlp=mlp,
-                drop_path=drop_path_rate * i / max(1, depth - 1),
-                norm_eps=NORM_EPS,
-            )
-        )
-    patch_size = choose_patch(img_size, patch_size, SOFT_SPLITS.__contains__)
-    return SmallTransformer(
-        stem=TokensToToken(
-            patch_size=patch_size,
-            embed_dim=embed_dim,
-            in_chans=in_chans,
-            token_layer=token_layer,
-            drop=token_drop_rate,
-        ),
-        img_size=sides(img_size),
-        patch_size=patch_size,
+    attn, mlp = PARTS[block]
+    return create_transformer(
+        stem=partial(TokensToToken, token_layer=token_layer, drop=token_drop_rate),
+        suits=SOFT_SPLITS.__contains__,
         embed_dim=embed_dim,
-        blocks=blocks,
-        num_classes=num_classes,
+        mlp_ratio=mlp_ratio,
+        attn=attn,
+        mlp=mlp,
+        drop_path_rate=drop_path_rate,
         positions="sinusoid",
-        global_pool=global_pool,
-        norm_eps=NORM_EPS,
-        drop_rate=drop_rate,
+        blocks_first=True,
+        **sizes,
     )
 
 
 def create_t2t_vit_dense(
     *,
-    img_size: int | Sequence[int] = 224,
+    img_size: int | Sequence[int],
     patch_size: int | None = None,
     in_chans: int = 3,
-    num_classes: int = 1000,
     embed_dim: int = 128,
     depths: Sequence[int] = (3, 6, 6, 4),
     growth_rate: int = 64,
@@ -330,9 +240,8 @@ def create_t2t_vit_dense(
     qkv_bias: bool = False,
     token_layer: TokenLayer = "performer",
     token_drop_rate: float = 0.1,
-    drop_rate: float = 0.0,
     drop_path_rate: float = 0.1,
-    global_pool: Pool = "token",
+    **rest: Any,
 ) -> SmallTransformer:
     """Build a T2T-ViT of dense blocks: each appends channels, and stages end by halving them.
 
@@ -340,7 +249,6 @@ def create_t2t_vit_dense(
         img_size: Side, or height and width, in pixels.
         patch_size: Pixels of a cell: 4, 8 or 16; ``None`` leaves 8 cells a side or more.
         in_chans: Colours.
-        num_classes: Classes; 0 leaves the classifier out.
         embed_dim: Width before the first block.
         depths: Blocks of each stage.
         growth_rate: Channels that a block appends.
@@ -349,9 +257,8 @@ def create_t2t_vit_dense(
         qkv_bias: Whether queries, keys and values have a bias.
         token_layer: What stands between two splits of the stem.
         token_drop_rate: Dropout in the stem; the authors have 0.1 in a Performer, else none.
-        drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; earlier blocks have less.
-        global_pool: ``token``, ``avg`` or ``sequence``.
+        rest: As ``SmallTransformer`` has it: ``num_classes``, ``global_pool``, ``drop_rate``.
 
     Raises:
         ConfigError: If the patch does not suit the stem or the image, or the heads a width.
@@ -367,21 +274,15 @@ def create_t2t_vit_dense(
     for stage, depth in enumerate(depths):
         for _ in range(depth):
             check_heads(width, num_heads)
-            attn, mlp = _parts(
-                "plain",
-                embed_dim=width,
-                num_heads=num_heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=qkv_bias,
-            )
-            place = len(blocks) - stage
+            position = len(blocks) - stage
             blocks.append(
-                DenseBlock(
+                Block(
                     embed_dim=width,
+                    attn=Attention(width, num_heads, qkv_bias=qkv_bias),
+                    mlp=Mlp(embed_dim=width, hidden_dim=int(width * mlp_ratio)),
+                    drop_path=drop_path_rate * position / max(1, num_blocks - 1),
+                    norm_eps=NORM_EPS,
                     growth_rate=growth_rate,
-                    attn=attn,
-                    mlp=mlp,
-                    drop_path=drop_path_rate * place / max(1, num_blocks - 1),
                 )
             )
             width += growth_rate
@@ -404,30 +305,13 @@ def create_t2t_vit_dense(
         embed_dim=embed_dim,
         blocks=blocks,
         num_features=width,
-        num_classes=num_classes,
         positions="sinusoid",
-        global_pool=global_pool,
         norm_eps=NORM_EPS,
-        drop_rate=drop_rate,
+        **rest,
     )
     for level, width in zip(model.feature_info, widths, strict=True):
         level["num_chs"] = width
     return model
-
-
-def _parts(
-    block: BlockKind, *, embed_dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool
-) -> tuple[nn.Module, nn.Module]:
-    heads = {"num_heads": num_heads, "qkv_bias": qkv_bias}
-    match block:
-        case "plain":
-            attn = Attention(embed_dim, **heads)
-        case "squeeze_excite":
-            attn = SqueezeExciteAttention(embed_dim=embed_dim, **heads)
-        case "ghost":
-            attn = GhostAttention(embed_dim=embed_dim, **heads)
-            return attn, GhostMlp(embed_dim=embed_dim, mlp_ratio=int(mlp_ratio))
-    return attn, Mlp(embed_dim=embed_dim, hidden_dim=int(embed_dim * mlp_ratio))
 
 
 def _check_ghost(embed_dim: int, mlp_ratio: float) -> None:
@@ -458,28 +342,26 @@ OTHERS: dict[str, dict[str, Any]] = {
     "16_ghost": {**SIZES["14"], "depth": 16, "block": "ghost"},
 }
 
-for _name, _sizes in {**SIZES, **OTHERS}.items():
+for _name, _sizes, _layer in (
+    *(("t2t_vit_" + name, sizes, "performer") for name, sizes in {**SIZES, **OTHERS}.items()),
+    *(("t2t_vit_t_" + name, sizes, "transformer") for name, sizes in SIZES.items()),
+):
     register_architecture(
-        f"t2t_vit_{_name}",
+        _name,
         create_t2t_vit,
-        f"T2T-ViT with Performer tokens, {_sizes['depth']} blocks of width {_sizes['embed_dim']}.",
-        facts=Facts(checks_patch=True),
-        **_sizes,
-    )
-for _name, _sizes in SIZES.items():
-    register_architecture(
-        f"t2t_vit_t_{_name}",
-        create_t2t_vit,
-        f"T2T-ViT with Transformer tokens, {_sizes['depth']} blocks of width "
+        f"T2T-ViT with {_layer.title()} tokens, {_sizes['depth']} blocks of width "
         f"{_sizes['embed_dim']}.",
-        token_layer="transformer",
-        token_drop_rate=0.0,
-        facts=Facts(checks_patch=True),
+        img_size=224,
+        num_classes=1000,
+        token_layer=_layer,
+        token_drop_rate=0.1 if _layer == "performer" else 0.0,
         **_sizes,
     )
 register_architecture(
     "t2t_vit_dense",
     create_t2t_vit_dense,
     "T2T-ViT with Performer tokens and dense blocks.",
-    facts=Facts(settings=frozenset({"patch_size", "drop_path_rate"}), checks_patch=True),
+    img_size=224,
+    num_classes=1000,
+    facts=Facts(settings=frozenset({"patch_size", "drop_path_rate"})),
 )

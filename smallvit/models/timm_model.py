@@ -20,8 +20,8 @@ from timm.models import get_model_input_config
 from timm.models.volo import VOLO
 from torch import Tensor, nn
 
-from smallvit.core.errors import ConfigError
-from smallvit.models.tokens import AbstractBackbone, Tokens
+from smallvit.core.errors import ConfigError, explained
+from smallvit.models.tokens import MODEL_ERRORS, AbstractBackbone, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,19 +95,20 @@ class TimmBackbone(AbstractBackbone[Any]):
             )
         height, width = get_model_input_config(model)["input_size"][1:]
         images = _noise(height, width, like=next(model.parameters()))
-        try:
-            with self._probing():
-                expected, features = self.model(images), self.model.forward_features(images)
-                self.layout = _find_layout(model, images, features)
-                self.head_norms = _find_batch_norms(self.model, features)
-                self.embed_dim = self.model.forward_head(features, pre_logits=True).shape[-1]
-                logits = self.logits(self(images))
-        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ConfigError(
-                f"{name} does not run on images of {height} x {width} px ({reason}): try larger "
-                "ones, or vit_tiny"
-            ) from error
+        refusal = "{} does not run on images of {} x {} px ({}): try larger ones, or vit_tiny"
+        with (
+            explained(
+                lambda error: refusal.format(name, height, width, str(error).partition("\n")[0]),
+                *MODEL_ERRORS,
+                into=ConfigError,
+            ),
+            self._probing(),
+        ):
+            expected, features = self.model(images), self.model.forward_features(images)
+            self.layout = _find_layout(model, images, features)
+            self.head_norms = _find_batch_norms(self.model, features)
+            self.embed_dim = self.model.forward_head(features, pre_logits=True).shape[-1]
+            logits = self.logits(self(images))
         if not images.is_meta and not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3):
             raise ConfigError(f"{name} makes its logits of more than pooled tokens: try vit_tiny")
 

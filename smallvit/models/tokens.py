@@ -6,6 +6,7 @@ Shapes in this file:
     M    patches that a network is given
     D    embed dim of the final tokens
     E    embed dim of the patches, before the network
+    T    all tokens that a transformer runs, prefix tokens in front
     C    classes
     H W  image in pixels
     h w  token grid
@@ -15,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +30,8 @@ Features = Literal["pooled", "patches"]
 # Part of the best token's logits that a network with a token head adds to the class logits:
 # zihangJiang/TokenLabeling@9dbfd59, tlt/models/lvvit.py:208-211.
 TOKEN_READOUT = 0.5
+# What timm's networks raise for images that they do not take.
+MODEL_ERRORS = (AssertionError, IndexError, RuntimeError, ValueError)
 # Why a network sees pixels of patches that it is not given.
 STEM_MIXES = "its stem mixes neighbouring patches"
 
@@ -194,9 +197,40 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
             self.train(training)
 
 
-def separates_patches(patch_embed: nn.Module) -> bool:
-    """Tell whether a patch embedding of timm sees each patch alone."""
-    if not isinstance(patch_embed, PatchEmbed):
-        return False  # convolutions of a hybrid, or a stem of its own
-    proj: nn.Module = patch_embed.proj
-    return isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride
+class AbstractSequenceBackbone(AbstractBackbone[ModelT]):
+    """A model that adds positions to its patches and then takes any sequence of tokens."""
+
+    @property
+    def drop_refusal(self) -> str | None:
+        """Why it cannot leave patches out: shifted patches and convolutions see neighbours."""
+        return None if self.separates_patches() else STEM_MIXES
+
+    def separates_patches(self) -> bool:
+        """Tell whether the model sees each patch alone before its attention."""
+        embed: Any = self.model.patch_embed
+        # Else convolutions of a hybrid, or a stem of its own.
+        proj = embed.proj if isinstance(embed, PatchEmbed) else None
+        return isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride
+
+    @abstractmethod
+    def add_positions(self, patches: Float[Tensor, "B h w E"]) -> Float[Tensor, "B T E"]:
+        """Flatten the patches, put prefix tokens, if any, in front, and add positions."""
+
+    @abstractmethod
+    def run(self, x: Float[Tensor, "B T E"], grid: tuple[int, int]) -> Tokens:
+        """Run tokens with positions through the blocks and the last norm."""
+
+    def encode(self, patches: Float[Tensor, "B h w E"]) -> Tokens:
+        """Run embedded patches through the transformer and its last norm."""
+        return self.run(self.add_positions(patches), (patches.shape[1], patches.shape[2]))
+
+    def encode_visible(
+        self, patches: Float[Tensor, "B h w E"], visible: Int[Tensor, "B M"]
+    ) -> Tokens:
+        """Run some of the embedded patches, and all prefix tokens, through the transformer."""
+        if self.drop_refusal is not None:
+            return super().encode_visible(patches, visible)
+        grid, x = (patches.shape[1], patches.shape[2]), self.add_positions(patches)
+        prefix, patch = x.tensor_split([x.shape[1] - grid[0] * grid[1]], dim=1)
+        chosen = torch.take_along_dim(patch, visible[..., None], dim=1)
+        return self.run(torch.cat([prefix, chosen], dim=1), grid)

@@ -16,11 +16,12 @@ Shapes in this file:
     h w  token grid
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from timm.layers.attention import Attention
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.layers.weight_init import trunc_normal_
 from timm.models import checkpoint
@@ -28,15 +29,9 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.architecture import image_sides
-from smallvit.models.blocks import init_linear
-from smallvit.models.tokens import (
-    STEM_MIXES,
-    TOKEN_READOUT,
-    AbstractBackbone,
-    Tokens,
-    separates_patches,
-)
+from smallvit.models.architecture import any_patch, choose_patch, sides, what_divides
+from smallvit.models.blocks import Block, Mlp, check_heads, init_linear
+from smallvit.models.tokens import TOKEN_READOUT, AbstractSequenceBackbone, Tokens
 
 Pool = Literal["token", "avg", "sequence"]
 Positions = Literal["learned", "sinusoid", "none"]
@@ -166,7 +161,12 @@ class SmallTransformer(nn.Module):
             ConfigError: If the patch does not divide the image: convolutions would drop or pad
                 the rest.
         """
-        image_sides(x.shape[2:], self.patch_size)
+        height, width = x.shape[2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ConfigError(
+                f"patches of {self.patch_size} px do not divide images of {height} x {width} px; "
+                f"{what_divides((height, width), self.patch_size)}"
+            )
         return self.patch_embed(x)
 
     def add_positions(self, patches: Float[Tensor, "B h w E"]) -> Float[Tensor, "B T E"]:
@@ -192,17 +192,18 @@ class SmallTransformer(nn.Module):
             return checkpoint(block, x, grid)
         return block(x, grid)
 
-    def forward_tokens(self, patches: Float[Tensor, "B h w E"]) -> Float[Tensor, "B T D"]:
-        """Run embedded patches through the blocks and the last norm."""
-        grid = (patches.shape[1], patches.shape[2])
-        x = self.add_positions(patches)
+    def run_blocks(
+        self, x: Float[Tensor, "B T E"], grid: tuple[int, int]
+    ) -> Float[Tensor, "B T D"]:
+        """Run tokens with positions through the blocks and the last norm."""
         for block in self.blocks:
             x = self.run_block(block, x, grid)
         return self.norm(x)
 
     def forward_features(self, x: Float[Tensor, "B c H W"]) -> Float[Tensor, "B T D"]:
         """Return all normalised tokens, the class token first."""
-        return self.forward_tokens(self.embed(x))
+        patches = self.embed(x)
+        return self.run_blocks(self.add_positions(patches), (patches.shape[1], patches.shape[2]))
 
     def pool(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
         """Return one vector an image."""
@@ -286,7 +287,7 @@ class SmallTransformer(nn.Module):
         return take
 
 
-class TransformerBackbone(AbstractBackbone[SmallTransformer]):
+class TransformerBackbone(AbstractSequenceBackbone[SmallTransformer]):
     """A ``SmallTransformer`` behind the token interface.
 
     Args:
@@ -304,43 +305,104 @@ class TransformerBackbone(AbstractBackbone[SmallTransformer]):
         """The model's own classifier of patch tokens; none without classes."""
         return self.model.token_head if self.model.num_classes else None
 
-    @property
-    def drop_refusal(self) -> str | None:
-        """Why it cannot leave patches out: most stems here overlap, which is what they are for."""
+    def separates_patches(self) -> bool:
+        """Tell whether stem and MLPs see each patch alone; most stems here overlap on purpose."""
         convolves = any(isinstance(module, nn.Conv2d) for module in self.model.blocks.modules())
-        plain = separates_patches(self.model.patch_embed) and not convolves
-        return None if plain else STEM_MIXES
+        return super().separates_patches() and not convolves
 
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w E"]:
         """Embed the patches, before any position or class token is added."""
         return self.model.embed(images)
 
-    def encode(self, patches: Float[Tensor, "B h w E"]) -> Tokens:
-        """Run embedded patches through the transformer and its last norm."""
-        return self._split(self.model.forward_tokens(patches), (patches.shape[1], patches.shape[2]))
+    def add_positions(self, patches: Float[Tensor, "B h w E"]) -> Float[Tensor, "B T E"]:
+        """Put the class token in front of the patches and add positions."""
+        return self.model.add_positions(patches)
 
-    def encode_visible(
-        self, patches: Float[Tensor, "B h w E"], visible: Int[Tensor, "B M"]
-    ) -> Tokens:
-        """Run some of the embedded patches, and the class token, through the transformer."""
-        if self.drop_refusal is not None:
-            return super().encode_visible(patches, visible)
-        model, grid = self.model, (patches.shape[1], patches.shape[2])
-        x, num_prefix = model.add_positions(patches), model.num_prefix_tokens
-        kept = torch.take_along_dim(x[:, num_prefix:], visible[..., None], dim=1)
-        x = torch.cat([x[:, :num_prefix], kept], dim=1)
-        for block in model.blocks:
-            x = model.run_block(block, x, grid)
-        return self._split(model.norm(x), grid)
-
-    def _split(self, x: Float[Tensor, "B T D"], grid: tuple[int, int]) -> Tokens:
+    def run(self, x: Float[Tensor, "B T E"], grid: tuple[int, int]) -> Tokens:
+        """Run tokens with positions through the blocks and the last norm."""
         model = self.model
+        x = model.run_blocks(x, grid)
         cls = None if model.global_pool == "avg" else model.pool(x)
         return Tokens(patch=x[:, model.num_prefix_tokens :], cls=cls, grid=grid)
 
     def classify(self, pooled: Float[Tensor, "... D"]) -> Float[Tensor, "... C"]:
         """Apply the model's own classifier."""
         return self.model.head(self.model.head_drop(pooled))
+
+
+def create_transformer(
+    *,
+    stem: Callable[..., nn.Module],
+    img_size: int | Sequence[int],
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    mlp_ratio: float,
+    patch_size: int | None = None,
+    suits: Callable[[int], bool] = any_patch,
+    tokens: int = 8,
+    in_chans: int = 3,
+    qkv_bias: bool = False,
+    attn: Callable[..., nn.Module] = Attention,
+    mlp: Callable[..., nn.Module] = Mlp,
+    block: Callable[..., nn.Module] = Block,
+    norm_eps: float = 1e-5,
+    drop_path_rate: float = 0.0,
+    blocks_first: bool = False,
+    **rest: Any,
+) -> SmallTransformer:
+    """Build a stem, equal blocks whose stochastic depth rises linearly from 0, and the rest.
+
+    Args:
+        stem: Makes the stem from ``patch_size``, ``embed_dim`` and ``in_chans``.
+        img_size: Side, or height and width, in pixels.
+        embed_dim: Width.
+        depth: Blocks.
+        num_heads: Attention heads; they must divide the width.
+        mlp_ratio: Hidden width of an MLP over ``embed_dim``.
+        patch_size: Pixels of a cell; ``None`` leaves ``tokens`` cells a side or more, at most 16
+            px each.
+        suits: Which patches the stem can make.
+        tokens: Cells along the shorter side that a patch nobody asked for leaves at least.
+        in_chans: Colours.
+        qkv_bias: Whether queries, keys and values have a bias.
+        attn: Makes an attention from width, ``num_heads`` and ``qkv_bias``.
+        mlp: Makes an MLP from ``embed_dim`` and ``hidden_dim``.
+        block: Puts both together.
+        norm_eps: Added to the variance in the norms; 1e-5 is torch's default, which most authors
+            keep, timm's is 1e-6.
+        drop_path_rate: Stochastic depth of the last block; earlier blocks have less.
+        blocks_first: Whether the blocks draw their random numbers before the stem.
+        rest: As ``SmallTransformer`` has it: ``num_classes``, ``global_pool``, ``drop_rate``, ...
+
+    Raises:
+        ConfigError: If the patch does not suit the stem or the image, or the heads the width.
+    """
+
+    def create_blocks() -> list[nn.Module]:
+        return [
+            block(
+                embed_dim=embed_dim,
+                attn=attn(embed_dim, num_heads=num_heads, qkv_bias=qkv_bias),
+                mlp=mlp(embed_dim=embed_dim, hidden_dim=int(embed_dim * mlp_ratio)),
+                drop_path=drop_path_rate * i / max(1, depth - 1),
+                norm_eps=norm_eps,
+            )
+            for i in range(depth)
+        ]
+
+    check_heads(embed_dim, num_heads)
+    patch_size = choose_patch(img_size, patch_size, suits, tokens=tokens)
+    blocks = create_blocks() if blocks_first else None
+    return SmallTransformer(
+        stem=stem(patch_size=patch_size, embed_dim=embed_dim, in_chans=in_chans),
+        img_size=sides(img_size),
+        patch_size=patch_size,
+        embed_dim=embed_dim,
+        blocks=create_blocks() if blocks is None else blocks,
+        norm_eps=norm_eps,
+        **rest,
+    )
 
 
 def sinusoid(num_positions: int, embed_dim: int) -> Float[Tensor, "1 T D"]:

@@ -13,15 +13,15 @@ Shapes in this file:
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from smallvit.models.tokens import STEM_MIXES, AbstractBackbone, Tokens, separates_patches
+from smallvit.models.tokens import AbstractSequenceBackbone, Tokens
 
 
-class VitBackbone(AbstractBackbone[VisionTransformer]):
+class VitBackbone(AbstractSequenceBackbone[VisionTransformer]):
     """Wrap a timm ``VisionTransformer`` built with ``dynamic_img_size=True``.
 
     Positions are interpolated (bicubic, antialiased) for any grid but the one the model was made
@@ -48,36 +48,16 @@ class VitBackbone(AbstractBackbone[VisionTransformer]):
         # Of a hybrid, the patch of its convolutions' feature map, in pixels.
         self.patch_size = model.patch_embed.feat_ratio(as_scalar=False)
 
-    @property
-    def drop_refusal(self) -> str | None:
-        """Why it cannot leave patches out: a hybrid's convolutions mix them."""
-        return None if separates_patches(self.model.patch_embed) else STEM_MIXES
-
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """Embed the patches, before any position or class token is added."""
         return self.model.patch_embed(images)
 
-    def encode(self, patches: Float[Tensor, "B h w D"]) -> Tokens:
-        """Run embedded patches through the transformer and its last norm."""
-        model, grid = self.model, (patches.shape[1], patches.shape[2])
-        return self._run(model.patch_drop(self._add_positions(patches)), grid)
-
-    def encode_visible(
-        self, patches: Float[Tensor, "B h w D"], visible: Int[Tensor, "B M"]
-    ) -> Tokens:
-        """Run some of the embedded patches, and all prefix tokens, through the transformer."""
-        if self.drop_refusal is not None:
-            return super().encode_visible(patches, visible)
-        grid = (patches.shape[1], patches.shape[2])
-        x, num_prefix = self._add_positions(patches), self.model.num_prefix_tokens
-        kept = torch.take_along_dim(x[:, num_prefix:], visible[..., None], dim=1)
-        return self._run(torch.cat([x[:, :num_prefix], kept], dim=1), grid)
-
-    def _add_positions(self, patches: Float[Tensor, "B h w D"]) -> Float[Tensor, "B T D"]:
+    def add_positions(self, patches: Float[Tensor, "B h w D"]) -> Float[Tensor, "B T D"]:
+        """Add positions, interpolated for any grid but the model's own."""
         model, grid = self.model, (patches.shape[1], patches.shape[2])
         old = model.patch_embed.grid_size
         if not self.published_positions or old is None or grid == tuple(old):
-            return model._pos_embed(patches)
+            return model.patch_drop(model._pos_embed(patches))
         assert model.pos_embed is not None
         assert model.cls_token is not None
         prefix, table = model.pos_embed.split([1, model.pos_embed.shape[1] - 1], dim=1)
@@ -89,7 +69,8 @@ class VitBackbone(AbstractBackbone[VisionTransformer]):
         x = torch.cat([cls.to(patches.dtype), patches.flatten(1, 2)], dim=1)
         return model.pos_drop(x + positions)
 
-    def _run(self, x: Float[Tensor, "B T D"], grid: tuple[int, int]) -> Tokens:
+    def run(self, x: Float[Tensor, "B T D"], grid: tuple[int, int]) -> Tokens:
+        """Run tokens with positions through the transformer and its last norm."""
         model = self.model
         x = model.norm_pre(x)
         if model.grad_checkpointing and torch.is_grad_enabled():

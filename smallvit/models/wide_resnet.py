@@ -110,10 +110,8 @@ for _name, _arguments in VARIANTS.items():
         _name,
         create_wide_resnet,
         f"Wide ResNet of {_arguments['depth']} layers, {_arguments['width_factor']} times as wide.",
-        img_size=32,
-        num_classes=10,
         classifier="fc",
         first_conv="conv",
-        facts=Facts(settings=frozenset(), is_cnn=True, checks_patch=True),
+        facts=Facts(settings=frozenset(), is_cnn=True),
         **_arguments,
     )

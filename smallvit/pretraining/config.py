@@ -25,36 +25,34 @@ def one_plain_view(scale: tuple[float, float]) -> ViewsConfig:
     )
 
 
-def check_one_view(method: str, views: ViewsConfig) -> None:
-    """Refuse views that the method would not look at.
-
-    Raises:
-        ConfigError: Names the setting and its only value.
-    """
-    for key, needed in (("num_global", 1), ("num_local", 0)):
-        given = getattr(views, key)
-        if given != needed:
-            raise ConfigError(
-                f"method.views.{key} ({given}) must be {needed}: {method} sees one view an image"
-            )
-
-
-def check_two_views(views: ViewsConfig, method: str) -> None:
-    """Refuse any views but two large ones.
+def check_views(views: ViewsConfig, why: str, **needed: int) -> None:
+    """Refuse other numbers of views than a method looks at.
 
     Args:
         views: What was asked for.
-        method: Which method compares the two.
+        why: Which method, and what it does with the views.
+        needed: The only value of each setting of their number.
 
     Raises:
-        ConfigError: Says how many there are, and which settings make two.
+        ConfigError: Names the settings, and the values that are needed.
     """
-    if (views.num_global, views.num_local) != (2, 0):
-        raise ConfigError(
-            f"{method} compares two large views, not {views.num_global} large and "
-            f"{views.num_local} small ones: set method.views.num_global 2 and "
-            "method.views.num_local 0"
-        )
+    wrong = [
+        f"method.views.{key} ({getattr(views, key)}) must be {number}"
+        for key, number in needed.items()
+        if getattr(views, key) != number
+    ]
+    if wrong:
+        raise ConfigError(f"{' and '.join(wrong)}: {why}")
+
+
+def check_one_view(method: str, views: ViewsConfig) -> None:
+    """Refuse any views but one large one."""
+    check_views(views, f"{method} sees one view an image", num_global=1, num_local=0)
+
+
+def check_two_views(method: str, views: ViewsConfig) -> None:
+    """Refuse any views but two large ones."""
+    check_views(views, f"{method} compares two large views", num_global=2, num_local=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +154,8 @@ class IbotConfig(PrototypeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.views.num_global != 2:
-            raise ConfigError(
-                f"method.views.num_global ({self.views.num_global}) must be 2: ibot hides tokens "
-                "of one large view, and the other stays whole"
-            )
+        why = "ibot hides tokens of one large view, and the other stays whole"
+        check_views(self.views, why, num_global=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +264,7 @@ class MocoV3Config:
     freeze_patch_embed: bool = True
 
     def __post_init__(self) -> None:
-        check_two_views(self.views, self.name)
+        check_two_views(self.name, self.views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +300,7 @@ class SimClrConfig:
     temperature: Annotated[float, Range(ge=1e-3)] = 0.5
 
     def __post_init__(self) -> None:
-        check_two_views(self.views, self.name)
+        check_two_views(self.name, self.views)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,27 +6,17 @@ Shapes in this file:
     K    prototypes
 """
 
-import copy
-import math
-
 import torch
 
-from smallvit.core.momentum import update_momentum
 from smallvit.core.objective import StepOutput
-from smallvit.core.schedule import cosine
 from smallvit.data.batches import ViewBatch
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretraining.config import DinoConfig
-from smallvit.pretraining.method import AbstractPretraining, project
-from smallvit.pretraining.prototypes import (
-    create_head,
-    create_view_loss,
-    freeze_prototypes,
-    target_metrics,
-)
+from smallvit.pretraining.method import project
+from smallvit.pretraining.prototypes import AbstractPrototypes, freeze_prototypes, target_metrics
 
 
-class DinoObjective(AbstractPretraining):
+class DinoObjective(AbstractPrototypes[DinoConfig]):
     """Student, momentum teacher, their heads and the loss of view prediction.
 
     The loss is the mean cross-entropy over all pairs of a global view of the momentum teacher and
@@ -41,25 +31,7 @@ class DinoObjective(AbstractPretraining):
     def __init__(
         self, backbone: AbstractBackbone, config: DinoConfig, *, image_size: int | None = None
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.student = backbone
-        self.student_head = create_head(backbone.embed_dim, config)
-        self.ema_teacher = copy.deepcopy(backbone).requires_grad_(False)
-        # Built anew: deepcopy refuses a weight-normed layer.
-        self.ema_teacher_head = create_head(backbone.embed_dim, config).requires_grad_(False)
-        self.ema_teacher_head.load_state_dict(self.student_head.state_dict())
-        self.criterion = create_view_loss(config)
-
-    @property
-    def exported(self) -> AbstractBackbone:
-        """The momentum teacher's network."""
-        return self.ema_teacher
-
-    @property
-    def max_entropy(self) -> float:
-        """Log K, in nats."""
-        return math.log(self.config.num_prototypes)
+        super().__init__(backbone, config)
 
     def forward(self, batch: ViewBatch) -> StepOutput:
         """Compare the student's views with the momentum teacher's."""
@@ -76,16 +48,3 @@ class DinoObjective(AbstractPretraining):
         with torch.autocast(teacher.device.type, enabled=False):  # bfloat16 has two digits
             loss = self.criterion(list(teacher), student, teacher_temp=temp)
         return StepOutput(loss=loss, metrics=metrics)
-
-    def before_update(self) -> None:
-        """Add up the means that the centre moves by."""
-        self.criterion.add_up_center()
-
-    def after_step(self, progress: float) -> None:
-        """Move the centre, and the momentum teacher towards the student."""
-        self.criterion.move_center()
-        momentum = cosine(self.config.momentum, 1.0, progress)
-        teacher = (self.ema_teacher, self.ema_teacher_head)
-        update_momentum(
-            list(zip(teacher, (self.student, self.student_head), strict=True)), momentum
-        )

@@ -9,17 +9,12 @@ Shapes in this file:
     K    prototypes
 """
 
-import copy
-import math
-
 import torch
 from jaxtyping import Bool, Float, Int
 from lightly.loss import IBOTPlusPlusPatchLoss, KoLeoLoss
 from torch import Tensor, nn
 
-from smallvit.core.momentum import update_momentum
 from smallvit.core.objective import StepOutput
-from smallvit.core.schedule import cosine
 from smallvit.data.batches import ViewBatch
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel.rows import current_rows, gather
@@ -32,17 +27,16 @@ from smallvit.pretraining.masks import (
     num_hidden,
     split_in_blocks,
 )
-from smallvit.pretraining.method import AbstractPretraining, project
+from smallvit.pretraining.method import project
 from smallvit.pretraining.prototypes import (
+    AbstractPrototypes,
     PatchCenter,
-    create_head,
-    create_view_loss,
     freeze_prototypes,
     target_metrics,
 )
 
 
-class IbotObjective(AbstractPretraining):
+class IbotObjective(AbstractPrototypes[IbotConfig]):
     """Student, momentum teacher, one head each for images and tokens, and the sum of the losses.
 
     To the loss of dino comes the mean cross-entropy over hidden tokens, between what the student
@@ -70,18 +64,10 @@ class IbotObjective(AbstractPretraining):
     """
 
     def __init__(self, backbone: AbstractBackbone, config: IbotConfig, *, image_size: int) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(backbone, config)
         self.grid, patch_dim = mask_grid(backbone, image_size, method=config.name)
         self.hidden = num_hidden(self.grid[0] * self.grid[1], config.mask_ratio)
-        self.student = backbone
-        self.student_head = create_head(backbone.embed_dim, config)
         self.mask_token = nn.Parameter(torch.zeros(patch_dim))
-        self.ema_teacher = copy.deepcopy(backbone).requires_grad_(False)
-        # Built anew: deepcopy refuses a weight-normed layer.
-        self.ema_teacher_head = create_head(backbone.embed_dim, config).requires_grad_(False)
-        self.ema_teacher_head.load_state_dict(self.student_head.state_dict())
-        self.criterion = create_view_loss(config)
         # lightly's IBOTPatchLoss picks tokens by a mask of truth values, for which a GPU makes the
         # host wait; this one without a mask is the plain mean over those it is given.
         self.patch_criterion = IBOTPlusPlusPatchLoss(
@@ -90,24 +76,15 @@ class IbotObjective(AbstractPretraining):
             student_temp=config.student_temp,
             center_momentum=config.center_momentum,
         )
-        self.patch_criterion.center = PatchCenter(config)
+        self.patch_criterion.center = patch_center = PatchCenter(config)
+        self.centers.append(patch_center)
         self.koleo = KoLeoLoss()
         self.compares_images = config.koleo_weight > 0
-
-    @property
-    def exported(self) -> AbstractBackbone:
-        """The momentum teacher's network."""
-        return self.ema_teacher
 
     @property
     def mask_draws(self) -> int:
         """Those of the rectangles and one a token."""
         return num_block_draws(self.grid)
-
-    @property
-    def max_entropy(self) -> float:
-        """Log K, in nats."""
-        return math.log(self.config.num_prototypes)
 
     def forward(self, batch: ViewBatch) -> StepOutput:
         """Compare the student's views and hidden tokens with the momentum teacher's."""
@@ -146,27 +123,6 @@ class IbotObjective(AbstractPretraining):
                 loss = loss + config.koleo_weight * terms["koleo"]
         metrics |= {f"train/loss_{name}": term.detach() for name, term in terms.items()}
         return StepOutput(loss=loss, metrics=metrics)
-
-    @property
-    def _patch_center(self) -> PatchCenter:
-        center = self.patch_criterion.center
-        assert isinstance(center, PatchCenter)
-        return center
-
-    def before_update(self) -> None:
-        """Add up the means that both centres move by."""
-        self.criterion.add_up_center()
-        self._patch_center.add_up()
-
-    def after_step(self, progress: float) -> None:
-        """Move both centres, and the momentum teacher towards the student."""
-        self.criterion.move_center()
-        self._patch_center.move()
-        pairs: list[tuple[nn.Module, nn.Module]] = [
-            (self.ema_teacher, self.student),
-            (self.ema_teacher_head, self.student_head),
-        ]
-        update_momentum(pairs, cosine(self.config.momentum, 1.0, progress))
 
     @staticmethod
     def _describe(head: nn.Module, features: Float[Tensor, "*at D"]) -> Float[Tensor, "*at K"]:

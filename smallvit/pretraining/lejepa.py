@@ -20,7 +20,7 @@ from smallvit.pretraining.config import LeJepaConfig
 from smallvit.pretraining.method import AbstractPretraining
 
 
-class LeJepaObjective(AbstractPretraining):
+class LeJepaObjective(AbstractPretraining[LeJepaConfig]):
     """One network, its head, the distance of views from their image's mean, and SIGReg.
 
     There is no momentum teacher and no stopped gradient. All views go through the head together,
@@ -43,18 +43,11 @@ class LeJepaObjective(AbstractPretraining):
     def __init__(
         self, backbone: AbstractBackbone, config: LeJepaConfig, *, image_size: int | None = None
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.student = backbone
+        super().__init__(backbone, config)
         self.student_head = LeJEPAProjectionHead(
             backbone.embed_dim, hidden_dim=config.hidden_dim, output_dim=config.output_dim
         )
         self.sigreg = SIGReg(num_vectors=config.num_directions)
-
-    @property
-    def exported(self) -> AbstractBackbone:
-        """The student's network."""
-        return self.student
 
     def forward(self, batch: ViewBatch) -> StepOutput:
         """Compare each view with the mean of the large ones, and all views with a Gaussian."""

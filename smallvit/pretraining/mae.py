@@ -21,15 +21,14 @@ from smallvit.data.batches import ViewBatch
 from smallvit.models.attention import choose_attention
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.pretraining.config import MaeConfig
-from smallvit.pretraining.masks import mask_grid, num_hidden, split_at_random
+from smallvit.pretraining.masks import hide_pixels, indivisible
 from smallvit.pretraining.method import AbstractPretraining
-from smallvit.pretraining.pixels import cut_cells
 
 # Added to the variance of a patch before its root divides the pixels.
 VARIANCE_EPS = 1e-6
 
 
-class MaeObjective(AbstractPretraining):
+class MaeObjective(AbstractPretraining[MaeConfig]):
     """Encoder of visible patches, decoder of all, and the error on hidden ones.
 
     The decoder reads what the network ends in: its patch tokens and its class token, which is
@@ -49,14 +48,12 @@ class MaeObjective(AbstractPretraining):
     """
 
     def __init__(self, backbone: AbstractBackbone, config: MaeConfig, *, image_size: int) -> None:
-        super().__init__()
+        super().__init__(backbone, config)
         if backbone.drop_refusal is not None:
             raise ConfigError(
                 f"mae drops patches, which {backbone.model_name} cannot ({backbone.drop_refusal}): "
                 f"use --method {_instead(backbone, image_size)}, or --model vit_tiny"
             )
-        self.config = config
-        self.student = backbone
         tokens = backbone.probe(image_size)[1]
         self.grid = tokens.grid
         self.num_prefix = 0 if tokens.cls is None else 1
@@ -76,11 +73,6 @@ class MaeObjective(AbstractPretraining):
         choose_attention(self.decoder)
 
     @property
-    def exported(self) -> AbstractBackbone:
-        """The network, which sees whole images when it is used."""
-        return self.student
-
-    @property
     def mask_draws(self) -> int:
         """One a patch."""
         return self.grid[0] * self.grid[1]
@@ -89,10 +81,9 @@ class MaeObjective(AbstractPretraining):
         """Predict the pixels of the patches that the network did not see."""
         assert batch.mask_draws is not None
         images = batch.global_views[0]
-        hidden, visible = split_at_random(
-            batch.mask_draws, num_hidden(self.mask_draws, self.config.mask_ratio)
+        hidden, visible, target = hide_pixels(
+            images, batch.mask_draws, self.grid, self.config.mask_ratio
         )
-        target = torch.take_along_dim(cut_cells(images, self.grid), hidden[..., None], dim=1)
         if self.config.norm_pix:
             target = normalize_pixels(target)
         return StepOutput(loss=F.mse_loss(self.predict(images, hidden, visible), target))
@@ -123,8 +114,6 @@ def normalize_pixels(cells: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
 
 def _instead(backbone: AbstractBackbone, image_size: int) -> str:
     """Name the methods that take a network which cannot drop patches."""
-    try:
-        mask_grid(backbone, image_size, method="simmim")
-    except ConfigError:
+    if indivisible(*backbone.probe(image_size), image_size):
         return "dino, which hides none"
     return "simmim or ibot, which hide them in place"

@@ -6,6 +6,7 @@ Shapes in this file:
     N    cells of the mask, row-major (N = h * w)
     M    cells that are hidden
     E    embed dim of the patches
+    P    numbers in the pixels of a cell
     H W  image in pixels
     h w  grid of the mask
 """
@@ -41,15 +42,22 @@ def mask_grid(
         ConfigError: If tokens do not stand for whole patches and pixels.
     """
     patches, tokens = backbone.probe(image_size)
+    wrong = indivisible(patches, tokens, image_size)
+    if wrong:
+        raise ConfigError(
+            f"{method} hides cells of {tokens.grid[0]} x {tokens.grid[1]} tokens, which do not "
+            f"divide the {wrong} of {backbone.model_name}: use --method dino, or --model vit_tiny"
+        )
+    return tokens.grid, patches.shape[-1]
+
+
+def indivisible(patches: Float[Tensor, "1 _ _ E"], tokens: Tokens, image_size: int) -> str:
+    """Return which pixels or patches the grid of final tokens does not divide; else nothing."""
     height, width = tokens.grid
     for size, what in (((image_size, image_size), "pixels"), (patches.shape[1:3], "patches")):
         if size[0] % height or size[1] % width:
-            raise ConfigError(
-                f"{method} hides cells of {height} x {width} tokens, which do not divide the "
-                f"{size[0]} x {size[1]} {what} of {backbone.model_name}: use --method dino, or "
-                "--model vit_tiny"
-            )
-    return tokens.grid, patches.shape[-1]
+            return f"{size[0]} x {size[1]} {what}"
+    return ""
 
 
 def num_hidden(num_cells: int, mask_ratio: float) -> int:
@@ -57,16 +65,28 @@ def num_hidden(num_cells: int, mask_ratio: float) -> int:
     return min(max(round(num_cells * mask_ratio), 1), num_cells - 1)
 
 
-def split_at_random(
-    draws: Float[Tensor, "B N"], hidden: int
-) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B visible"]]:
-    """Return which cells of each image are hidden and which are visible, both in order.
+def hide_pixels(
+    images: Float[Tensor, "B 3 H W"],
+    draws: Float[Tensor, "B N"],
+    grid: tuple[int, int],
+    mask_ratio: float,
+) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B visible"], Float[Tensor, "B M P"]]:
+    """Return which cells of each image are hidden, which are visible, and the hidden pixels.
 
     Args:
+        images: What is cut into cells.
         draws: Uniform numbers, one a cell.
-        hidden: M, the same for every image: shapes stay fixed and nothing waits for the device.
+        grid: Rows and columns (h, w).
+        mask_ratio: Part of the cells to hide.
     """
-    return _split(draws, hidden)
+    hidden, visible = split_cells(draws, num_hidden(draws.shape[1], mask_ratio))
+    return hidden, visible, torch.take_along_dim(cut_cells(images, grid), hidden[..., None], dim=1)
+
+
+def cut_cells(images: Float[Tensor, "B 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "B N P"]:
+    """Cut images into a grid of cells that divides them; a cell by row, column, colour."""
+    cells = images.unflatten(3, (grid[1], -1)).unflatten(2, (grid[0], -1))
+    return cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, 3, h, p, w, q)
 
 
 def num_block_draws(grid: tuple[int, int]) -> int:
@@ -114,13 +134,18 @@ def split_in_blocks(
     order = torch.arange(RECTANGLES, device=draws.device)[:, None]
     rank = torch.where(outward < 1, order + outward, RECTANGLES).amin(dim=1)
     # Random among cells equally far out, and among those that no rectangle covers.
-    return _split(rank + 1e-3 * ties, hidden)
+    return split_cells(rank + 1e-3 * ties, hidden)
 
 
-def _split(
+def split_cells(
     rank: Float[Tensor, "B N"], hidden: int
 ) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B visible"]]:
-    """Hide the cells of lowest rank."""
+    """Return which cells of each image are hidden and which are visible, both in order.
+
+    Args:
+        rank: The lowest are hidden; uniform numbers hide cells at random.
+        hidden: M, the same for every image: shapes stay fixed and nothing waits for the device.
+    """
     order = rank.argsort(dim=1, stable=True)
     return order[:, :hidden].sort(dim=1).values, order[:, hidden:].sort(dim=1).values
 

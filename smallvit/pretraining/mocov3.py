@@ -18,17 +18,15 @@ from lightly.models.modules import MoCoProjectionHead
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
-from smallvit.core.momentum import update_momentum
 from smallvit.core.objective import StepOutput
-from smallvit.core.schedule import cosine
 from smallvit.data.batches import ViewBatch
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel.rows import gather
 from smallvit.pretraining.config import MocoV3Config
-from smallvit.pretraining.method import AbstractPretraining
+from smallvit.pretraining.method import AbstractPretraining, move_teacher
 
 
-class MocoV3Objective(AbstractPretraining):
+class MocoV3Objective(AbstractPretraining[MocoV3Config]):
     """Student with projection and prediction head, momentum teacher with projection head.
 
     Both views go through each network in one pass, but through the heads one after the other: as in
@@ -60,21 +58,14 @@ class MocoV3Objective(AbstractPretraining):
     def __init__(
         self, backbone: AbstractBackbone, config: MocoV3Config, *, image_size: int
     ) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(backbone, config)
         if config.freeze_patch_embed:
             for parameter in patch_embedding(backbone, image_size):
                 parameter.requires_grad_(False)
-        self.student = backbone
         self.student_head = self._create_head(backbone.embed_dim, num_layers=3)
         self.predictor = self._create_head(config.output_dim, num_layers=2)
         self.ema_teacher = copy.deepcopy(backbone).requires_grad_(False)
         self.ema_teacher_head = copy.deepcopy(self.student_head).requires_grad_(False)
-
-    @property
-    def exported(self) -> AbstractBackbone:
-        """The student's network, as in the paper."""
-        return self.student
 
     def forward(self, batch: ViewBatch) -> StepOutput:
         """Compare the student's predictions with the momentum teacher's keys of the other view."""
@@ -90,10 +81,8 @@ class MocoV3Objective(AbstractPretraining):
 
     def after_step(self, progress: float) -> None:
         """Move the momentum teacher towards the student."""
-        update_momentum(
-            [(self.ema_teacher, self.student), (self.ema_teacher_head, self.student_head)],
-            cosine(self.config.momentum, 1.0, progress),
-        )
+        copies = (self.ema_teacher, self.ema_teacher_head)
+        move_teacher(copies, (self.student, self.student_head), self.config.momentum, progress)
 
     def _create_head(self, input_dim: int, *, num_layers: int) -> MoCoProjectionHead:
         config = self.config

@@ -6,8 +6,10 @@ Shapes in this file:
     K    prototypes
 """
 
+import copy
+import math
 import warnings
-from typing import Any
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,9 +18,11 @@ from lightly.models.modules import DINOProjectionHead
 from lightly.models.modules.center import Center, center_momentum
 from torch import Tensor
 
+from smallvit.models.tokens import AbstractBackbone
 from smallvit.parallel.processes import add_up_
 from smallvit.parallel.rows import current_rows
 from smallvit.pretraining.config import PrototypeConfig
+from smallvit.pretraining.method import AbstractPretraining, move_teacher
 
 
 def create_head(embed_dim: int, config: PrototypeConfig) -> DINOProjectionHead:
@@ -40,10 +44,18 @@ class ViewLoss(DINOLoss):
 
     lightly's moves in each forward pass, of which a step has one for each micro-batch, and takes
     all processes to have as many images. Here it moves by the mean over the whole batch.
+
+    Args:
+        config: Width, temperatures and momentum.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(self, config: PrototypeConfig) -> None:
+        super().__init__(
+            output_dim=config.num_prototypes,
+            teacher_temp=config.teacher_temp,
+            student_temp=config.student_temp,
+            center_momentum=config.center_momentum,
+        )
         self.register_buffer("batch_center", torch.zeros_like(self.center), persistent=False)
         self.batch_center: Tensor
 
@@ -51,15 +63,6 @@ class ViewLoss(DINOLoss):
     def update_center(self, teacher_out: Float[Tensor, "V B K"]) -> None:
         """Note the mean of a part of the batch."""
         self.batch_center.add_(_weigh(teacher_out.mean(dim=(0, 1), keepdim=True)))
-
-    def add_up_center(self) -> None:
-        """Add up what all processes noted."""
-        add_up_(self.batch_center)
-
-    @torch.no_grad()
-    def move_center(self) -> None:
-        """Move the centre by what was noted in this step."""
-        _move(self.center, self.batch_center, self.center_momentum)
 
 
 class PatchCenter(Center):
@@ -79,15 +82,6 @@ class PatchCenter(Center):
         """Note the mean of a part of the batch."""
         self.batch_center.add_(_weigh(x.mean(dim=0, keepdim=True)))
 
-    def add_up(self) -> None:
-        """Add up what all processes noted."""
-        add_up_(self.batch_center)
-
-    @torch.no_grad()
-    def move(self) -> None:
-        """Move the centre by what was noted in this step."""
-        _move(self.center, self.batch_center, self.momentum)
-
 
 def _weigh(mean: Tensor) -> Tensor:
     """Weigh the mean of the rows at hand by their part of the batch."""
@@ -95,19 +89,55 @@ def _weigh(mean: Tensor) -> Tensor:
     return mean if here is None else mean * here.share
 
 
-def _move(center: Tensor, batch_center: Tensor, momentum: float) -> None:
-    center.copy_(center_momentum(center, batch_center, momentum))
-    batch_center.zero_()
+PrototypeT = TypeVar("PrototypeT", bound=PrototypeConfig)
 
 
-def create_view_loss(config: PrototypeConfig) -> ViewLoss:
-    """Build the loss over all pairs of views, with its centre."""
-    return ViewLoss(
-        output_dim=config.num_prototypes,
-        teacher_temp=config.teacher_temp,
-        student_temp=config.student_temp,
-        center_momentum=config.center_momentum,
-    )
+class AbstractPrototypes(AbstractPretraining[PrototypeT]):
+    """Student and momentum teacher, a head each, and the loss of view prediction.
+
+    Args:
+        backbone: The student; the momentum teacher starts as its copy.
+        config: Settings.
+
+    Attributes:
+        centers: What holds a centre and the mean that it moves by in this step.
+    """
+
+    def __init__(self, backbone: AbstractBackbone, config: PrototypeT) -> None:
+        super().__init__(backbone, config)
+        self.student_head = create_head(backbone.embed_dim, config)
+        self.ema_teacher = copy.deepcopy(backbone).requires_grad_(False)
+        # Built anew: deepcopy refuses a weight-normed layer.
+        self.ema_teacher_head = create_head(backbone.embed_dim, config).requires_grad_(False)
+        self.ema_teacher_head.load_state_dict(self.student_head.state_dict())
+        self.criterion = ViewLoss(config)
+        self.centers: list[ViewLoss | PatchCenter] = [self.criterion]
+
+    @property
+    def exported(self) -> AbstractBackbone:
+        """The momentum teacher's network."""
+        return self.ema_teacher
+
+    @property
+    def max_entropy(self) -> float:
+        """Log K, in nats."""
+        return math.log(self.config.num_prototypes)
+
+    def before_update(self) -> None:
+        """Add up over all processes the means that the centres move by."""
+        for holder in self.centers:
+            add_up_(holder.batch_center)
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Move the centres, and the momentum teacher towards the student."""
+        config = self.config
+        for holder in self.centers:
+            moved = center_momentum(holder.center, holder.batch_center, config.center_momentum)
+            holder.center.copy_(moved)
+            holder.batch_center.zero_()
+        copies = (self.ema_teacher, self.ema_teacher_head)
+        move_teacher(copies, (self.student, self.student_head), config.momentum, progress)
 
 
 def freeze_prototypes(head: DINOProjectionHead, frozen: bool) -> None:

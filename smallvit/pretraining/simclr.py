@@ -19,7 +19,7 @@ from smallvit.pretraining.config import SimClrConfig
 from smallvit.pretraining.method import AbstractPretraining, project
 
 
-class SimClrObjective(AbstractPretraining):
+class SimClrObjective(AbstractPretraining[SimClrConfig]):
     """One network, its head and the normalised, temperature-scaled cross-entropy.
 
     Both views go through network and head in one pass, so that batch norms see them together, as
@@ -40,20 +40,13 @@ class SimClrObjective(AbstractPretraining):
     def __init__(
         self, backbone: AbstractBackbone, config: SimClrConfig, *, image_size: int | None = None
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.student = backbone
+        super().__init__(backbone, config)
         self.student_head = SimCLRProjectionHead(
             input_dim=backbone.embed_dim,
             hidden_dim=config.hidden_dim,
             output_dim=config.output_dim,
         )
         self.student_head.layers[-1].bias.requires_grad_(False)
-
-    @property
-    def exported(self) -> AbstractBackbone:
-        """The student's network."""
-        return self.student
 
     def forward(self, batch: ViewBatch) -> StepOutput:
         """Compare each view with all others of the batch."""

@@ -21,15 +21,13 @@ from smallvit.pretraining.config import SimMimConfig
 from smallvit.pretraining.masks import (
     as_mask,
     encode_masked,
+    hide_pixels,
     mask_grid,
-    num_hidden,
-    split_at_random,
 )
 from smallvit.pretraining.method import AbstractPretraining
-from smallvit.pretraining.pixels import cut_cells
 
 
-class SimMimObjective(AbstractPretraining):
+class SimMimObjective(AbstractPretraining[SimMimConfig]):
     """Network, mask token, one linear layer, and the absolute error on hidden pixels.
 
     It works with every architecture. Final tokens alone are trained: what only pools them, such
@@ -54,19 +52,12 @@ class SimMimObjective(AbstractPretraining):
     def __init__(
         self, backbone: AbstractBackbone, config: SimMimConfig, *, image_size: int
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.student = backbone
+        super().__init__(backbone, config)
         self.grid, patch_dim = mask_grid(backbone, image_size, method=config.name)
         height, width = (image_size // cells for cells in self.grid)
         self.mask_token = nn.Parameter(torch.zeros(patch_dim))
         self.decoder = nn.Linear(backbone.embed_dim, 3 * height * width)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-
-    @property
-    def exported(self) -> AbstractBackbone:
-        """The network, which sees whole images when it is used."""
-        return self.student
 
     @property
     def mask_draws(self) -> int:
@@ -77,10 +68,7 @@ class SimMimObjective(AbstractPretraining):
         """Predict the pixels of the cells that the network did not see."""
         assert batch.mask_draws is not None
         images = batch.global_views[0]
-        hidden, _ = split_at_random(
-            batch.mask_draws, num_hidden(self.mask_draws, self.config.mask_ratio)
-        )
-        target = torch.take_along_dim(cut_cells(images, self.grid), hidden[..., None], dim=1)
+        hidden, _, target = hide_pixels(images, batch.mask_draws, self.grid, self.config.mask_ratio)
         return StepOutput(loss=F.l1_loss(self.predict(images, hidden), target))
 
     def predict(

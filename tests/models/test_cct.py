@@ -4,8 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from smallvit.models.blocks import Mlp
-from smallvit.models.cct import CctBlock
+from smallvit.models.blocks import Block, Mlp
 from smallvit.models.transformer import SmallTransformer, TransformerBackbone
 
 
@@ -82,7 +81,7 @@ class Zero(nn.Module):
 def test_block_of_empty_branches_normalises():
     """Closed form: the second norm is on the residual stream, so that it alone is left."""
     x = torch.randn(2, 6, 4)
-    block = CctBlock(embed_dim=4, attn=Zero(), mlp=Zero())
+    block = Block(embed_dim=4, attn=Zero(), mlp=Zero(), norm_eps=1e-5, norms_stream=True)
     torch.testing.assert_close(block(x, (2, 3)), functional.layer_norm(x, (4,)))
 
 
@@ -90,7 +89,7 @@ def test_shortcut_of_the_mlp_starts_after_the_norm():
     """With attention that copies what it reads and an MLP of its own."""
     x = torch.randn(2, 6, 4)
     mlp = Mlp(embed_dim=4, hidden_dim=5)
-    block = CctBlock(embed_dim=4, attn=nn.Identity(), mlp=mlp)
+    block = Block(embed_dim=4, attn=nn.Identity(), mlp=mlp, norm_eps=1e-5, norms_stream=True)
     normed = functional.layer_norm(x + functional.layer_norm(x, (4,)), (4,))
     expected = normed + mlp.fc2(functional.gelu(mlp.fc1(normed)))
     torch.testing.assert_close(block(x, (2, 3)), expected)

@@ -125,7 +125,7 @@ def test_unknown_presets_are_refused():
 
 
 def test_patches_that_do_not_divide_are_refused():
-    with pytest.raises(ConfigError, match="patches of 5 px do not divide images of 32 x 32 px"):
+    with pytest.raises(ConfigError, match=r"patch_size \(5\) must divide images of 32 x 32 px"):
         gani_architecture("gani_vit", img_size=32, patch_size=5)
 
 

@@ -189,7 +189,7 @@ def test_plain_sl_swin_takes_images_of_any_size(grid):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_patch_that_does_not_divide_the_image_is_refused(name):
-    with pytest.raises(ConfigError, match=r"patches of 5 px do not divide images of 32 x 32 px"):
+    with pytest.raises(ConfigError, match=r"patch_size \(5\) must divide images of 32 x 32 px"):
         timm.create_model(name, img_size=32, patch_size=5)
 
 

@@ -2,7 +2,6 @@ import pytest
 import timm
 import torch
 
-from smallvit.models.blocks import vit_blocks
 from smallvit.models.transformer import SmallTransformer, TransformerBackbone
 
 
@@ -33,9 +32,7 @@ def test_blocks_are_those_of_timm():
     reference = timm.create_model(
         "vit_tiny_patch16_224", embed_dim=16, depth=2, num_heads=2, num_classes=0
     ).eval()
-    blocks = torch.nn.Sequential(
-        *vit_blocks(embed_dim=16, depth=2, num_heads=2, mlp_ratio=4.0, qkv_bias=True)
-    )
+    blocks = tiny("vit_tiny_convstem").blocks
     blocks.load_state_dict(reference.blocks.state_dict())
     x = expected = torch.randn(2, 6, 16)
     for block in blocks.eval():

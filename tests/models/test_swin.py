@@ -3,15 +3,16 @@ import copy
 import pytest
 import timm
 import torch
+from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from smallvit.core.errors import ConfigError
-from smallvit.models.swin import MASKED, SwinBackbone, shifted_window_mask
+from smallvit.models.swin import SwinBackbone
 
 WINDOW = 4
 
 
-def small_swin(**settings) -> SwinBackbone:
+def timms_swin(**settings) -> SwinTransformer:
     """16, 8 and 4 cells a side at 32 px, two blocks a stage, the second one shifted."""
     torch.manual_seed(0)
     sizes = {"img_size": 32, "patch_size": 2, "window_size": WINDOW, "embed_dim": 8}
@@ -20,7 +21,11 @@ def small_swin(**settings) -> SwinBackbone:
     for parameter in model.parameters():
         # Far from zero, biases and relative positions too: none of them may get lost.
         nn.init.normal_(parameter, std=0.2)
-    return SwinBackbone(model).eval()
+    return model.eval()
+
+
+def small_swin(**settings) -> SwinBackbone:
+    return SwinBackbone(timms_swin(**settings)).eval()
 
 
 def images(height: int = 32, width: int = 32) -> torch.Tensor:
@@ -31,18 +36,19 @@ def images(height: int = 32, width: int = 32) -> torch.Tensor:
 def test_tokens_are_those_of_timm_at_the_built_size(size):
     backbone = small_swin(img_size=size)
     tokens = backbone(images(*size))
-    expected = backbone.model.forward_features(images(*size))
+    plain = timms_swin(img_size=size)
+    expected = plain.forward_features(images(*size))
     torch.testing.assert_close(tokens.patch, expected.flatten(1, 2))
     assert tokens.grid == expected.shape[1:3]
     assert tokens.cls is None
-    torch.testing.assert_close(backbone.logits(tokens), backbone.model(images(*size)))
+    torch.testing.assert_close(backbone.logits(tokens), plain(images(*size)))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 64)])
 def test_other_sizes_are_timm_resized(size):
     """Reference: ``set_input_size`` with the same window, for stages that are larger than it."""
     backbone = small_swin(depths=(2, 2), num_heads=(1, 2))
-    resized = copy.deepcopy(backbone.model)
+    resized = timms_swin(depths=(2, 2), num_heads=(1, 2))
     resized.set_input_size(size, window_size=WINDOW)
     torch.testing.assert_close(backbone.logits(backbone(images(*size))), resized(images(*size)))
 
@@ -51,7 +57,8 @@ def test_other_sizes_are_timm_resized(size):
 def test_sizes_that_windows_do_not_divide_are_timm_with_dynamic_size(size):
     backbone = small_swin(dynamic_img_size=True)
     tokens = backbone(images(*size))
-    torch.testing.assert_close(backbone.logits(tokens), backbone.model(images(*size)))
+    expected = timms_swin(dynamic_img_size=True)(images(*size))
+    torch.testing.assert_close(backbone.logits(tokens), expected)
     assert tokens.patch.shape[1] == tokens.grid[0] * tokens.grid[1]
 
 
@@ -87,8 +94,9 @@ def test_masks_are_no_part_of_the_state():
 @pytest.mark.parametrize(("side", "shift"), [((8, 8), (2, 2)), ((4, 12), (0, 2)), ((4, 4), (1, 3))])
 def test_mask_parts_cells_that_were_not_neighbours(side, shift):
     """Reference: a loop; cells meet if neither came round an edge that the other did not."""
-    device = torch.device("cpu")
-    mask = shifted_window_mask(*side, (4, 4), shift, device, torch.float32)
+    block = small_swin().model.layers[0].blocks[1]
+    block.shift_size = shift
+    mask = block.get_attn_mask(torch.zeros(1, *side, 8))
     cells = [(i, j) for i in range(4) for j in range(4)]
     for number in range(mask.shape[0]):
         top, left = 4 * (number // (side[1] // 4)), 4 * (number % (side[1] // 4))
@@ -96,8 +104,15 @@ def test_mask_parts_cells_that_were_not_neighbours(side, shift):
             (top + i >= side[0] - shift[0] and shift[0] > 0, left + j >= side[1] - shift[1])
             for i, j in cells
         ]
-        expected = [[0.0 if a == b else MASKED for b in came] for a in came]
-        assert mask[number].tolist() == expected
+        assert mask[number].tolist() == [[0.0 if a == b else -100.0 for b in came] for a in came]
+
+
+def test_copies_share_no_masks():
+    backbone = small_swin()
+    twin = copy.deepcopy(backbone)
+    twin(images())
+    assert len(twin.masks) == 2
+    assert not backbone.masks
 
 
 def test_attention_and_merging_may_be_replaced():

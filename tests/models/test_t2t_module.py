@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from smallvit.core.errors import ConfigError
 from smallvit.models.t2t_module import (
     TokenAttention,
     TokenPerformer,
@@ -55,11 +54,6 @@ def test_soft_splits_with_a_linear_map_a_token_are_convolutions(patch_size, spli
         weight = layer.weight.unflatten(1, (-1, kernel, kernel))
         expected = F.conv2d(expected, weight, layer.bias, stride, padding)
     torch.testing.assert_close(stem(x), expected.permute(0, 2, 3, 1))
-
-
-def test_a_patch_that_soft_splits_cannot_make_names_those_that_they_can():
-    with pytest.raises(ConfigError, match=r"patches of 6 px .* soft splits; 4, 8, 16 can"):
-        TokensToToken(patch_size=6, embed_dim=8)
 
 
 def test_every_token_sees_the_whole_image():

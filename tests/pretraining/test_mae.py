@@ -11,7 +11,7 @@ from smallvit.data.config import ViewsConfig
 from smallvit.models.registry import create_backbone, create_exported
 from smallvit.pretraining.config import MaeConfig
 from smallvit.pretraining.mae import MaeObjective, normalize_pixels
-from smallvit.pretraining.pixels import cut_cells
+from smallvit.pretraining.masks import cut_cells
 
 TINY = MaeConfig(decoder_dim=8, decoder_num_heads=2)
 pytestmark = pytest.mark.filterwarnings("ignore:patches of .* px are larger:UserWarning")

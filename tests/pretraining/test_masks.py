@@ -11,7 +11,7 @@ from smallvit.pretraining.masks import (
     mask_grid,
     num_block_draws,
     num_hidden,
-    split_at_random,
+    split_cells,
     split_in_blocks,
 )
 
@@ -46,7 +46,7 @@ def test_a_ratio_hides_at_least_one_cell_and_leaves_one(cells, ratio, hidden):
 
 def test_the_smallest_draws_are_hidden():
     draws = torch.tensor([[0.4, 0.1, 0.3, 0.2], [0.0, 0.9, 0.8, 0.1]])
-    hidden, visible = split_at_random(draws, 2)
+    hidden, visible = split_cells(draws, 2)
     assert hidden.tolist() == [[1, 3], [0, 3]]
     assert visible.tolist() == [[0, 2], [1, 2]]
 
@@ -94,7 +94,7 @@ def test_the_second_rectangle_fills_up_what_the_first_leaves():
 
 def test_blocks_hide_neighbours_together():
     """Of single cells at random, 18 of 63 others are hidden: 0.29."""
-    single = as_mask(split_at_random(draw(200, 64), 19)[0], (8, 8))
+    single = as_mask(split_cells(draw(200, 64), 19)[0], (8, 8))
     assert hidden_neighbours(single) == pytest.approx(18 / 63, abs=0.03)
     assert hidden_neighbours(block_masks((8, 8), 0.3)) > 0.65
 
@@ -131,7 +131,7 @@ def test_hidden_pixels_do_not_reach_the_network(name, settings, side):
         ModelConfig(name=name, **settings), num_classes=0, image_size=side
     ).eval()
     grid, patch_dim = mask_grid(backbone, side, method="ibot")
-    mask = as_mask(split_at_random(draw(2, grid[0] * grid[1]), 4)[0], grid)
+    mask = as_mask(split_cells(draw(2, grid[0] * grid[1]), 4)[0], grid)
     images = draw(2, 3, side, side, seed=1)
     pixels = enlarge(mask, (side, side))[:, None]
     others = torch.where(pixels, draw(2, 3, side, side, seed=2), images)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -77,9 +79,12 @@ def test_project_returns_float32_under_autocast(small_vit):
 
 @pytest.mark.parametrize(("large", "small"), [(1, 0), (2, 1), (1, 2)])
 def test_other_views_than_two_large_ones_are_refused(large, small):
-    message = f"two large views, not {large} large and {small} small ones: set method.views.num_gl"
-    with pytest.raises(ConfigError, match=message):
-        check_two_views(ViewsConfig(num_global=large, num_local=small), "simclr")
+    wrong = [f"global ({large}) must be 2"] * (large != 2) + [f"local ({small}) must be 0"] * bool(
+        small
+    )
+    message = re.escape(" and ".join(f"method.views.num_{each}" for each in wrong))
+    with pytest.raises(ConfigError, match=f"{message}: simclr compares two large views"):
+        check_two_views("simclr", ViewsConfig(num_global=large, num_local=small))
 
 
 @pytest.mark.parametrize("size", [1, 4])

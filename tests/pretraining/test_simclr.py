@@ -144,5 +144,5 @@ def test_views_are_those_of_the_authors_for_small_images():
 
 
 def test_other_views_are_refused():
-    with pytest.raises(ConfigError, match="simclr compares two large views, not 2 large and 8"):
+    with pytest.raises(ConfigError, match=r"num_local \(8\) must be 0: simclr compares two"):
         SimClrConfig(views=ViewsConfig())
