@@ -10,7 +10,7 @@ Shapes in this file:
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
@@ -85,7 +85,8 @@ class FinetuneObjective(AbstractObjective[LabelledBatch]):
             patches = mix_tokens(patches, batch.mix_box)
         tokens = self.student.encode(patches)
         cls_logits = self.student.classify(tokens.pooled)
-        labels = self._targets(batch.labels)
+        labels = F.one_hot(batch.labels, self.num_classes).float()
+        labels = smooth(labels, self.label_smoothing)
         if batch.partner_share is not None:
             labels = torch.lerp(labels, labels.flip(0), batch.partner_share[:, None])
         config = self.token_label
@@ -118,25 +119,17 @@ class FinetuneObjective(AbstractObjective[LabelledBatch]):
             momentum = self.token_label.ema_momentum
             self.ema_teacher.update(self.student, self.token_head, momentum)
 
-    def _targets(self, labels: Int[Tensor, " B"]) -> Float[Tensor, "B C"]:
-        return smooth(F.one_hot(labels, self.num_classes).float(), self.label_smoothing)
-
     def read_tokens(self, patch: Float[Tensor, "B N D"]) -> Float[Tensor, "B N C"]:
         """Return the logits of patch tokens that are trained."""
         if self.token_label is not None and self.token_label.token_head == "shared":
             return self.student.classify(patch)
-        return (
-            self.student.classify_tokens(patch)
-            if self.token_head is None
-            else self.token_head(patch)
-        )
+        return (self.token_head or self.student.classify_tokens)(patch)
 
     def _score_maps(self, batch: LabelledBatch, grid: tuple[int, int]) -> Float[Tensor, "B C h w"]:
         """Return the teacher's maps of the batch, before tokens are mixed."""
-        if self.teacher is not None:
-            return self.teacher(batch.images, grid)
-        if self.ema_teacher is not None:
-            return self.ema_teacher(batch.images, grid)
+        teacher = self.teacher or self.ema_teacher
+        if teacher is not None:
+            return teacher(batch.images, grid)
         assert batch.score_maps is not None, "token labeling needs score maps in its batches"
         return batch.score_maps
 

@@ -1,6 +1,6 @@
 """Networks behind one token interface; importing this package registers its models with timm."""
 
-from smallvit.models import (
+from smallvit.models import (  # noqa: F401
     cct,
     convnext,
     gani,
@@ -11,15 +11,3 @@ from smallvit.models import (
     t2t_vit,
     wide_resnet,
 )
-
-__all__ = [
-    "cct",
-    "convnext",
-    "gani",
-    "lvvit",
-    "resnet",
-    "sl_models",
-    "small_vit",
-    "t2t_vit",
-    "wide_resnet",
-]

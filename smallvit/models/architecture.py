@@ -46,7 +46,7 @@ class Facts:
             given; an export carries these. ``None`` exports the architecture under its own name.
         told_by: timm's name and those arguments of an export that no setting gives, which tell it
             from timm's own network.
-        start: Starts a fresh network otherwise than its modules do.
+        init: Draws weights of a fresh network that its modules draw otherwise.
         advice: Says what to take for images, by height and width, that too little is left of.
     """
 
@@ -58,7 +58,7 @@ class Facts:
         None
     )
     told_by: tuple[str, Mapping[str, Any]] | None = None
-    start: Callable[[AbstractBackbone], None] | None = None
+    init: Callable[[AbstractBackbone], None] | None = None
     advice: Callable[[tuple[int, int]], str] | None = None
 
 
@@ -179,71 +179,46 @@ def fitting_patches(
 
 def choose_patch(
     img_size: int | Sequence[int],
-    patch_size: int | None,
+    patch_size: int | None = None,
     suits: Callable[[int], bool] = any_patch,
     *,
     tokens: int = 8,
     most: int = 16,
     windows: bool = False,
 ) -> int:
-    """Return the patch that is asked for, checked, or else the one of ``default_patch``.
+    """Return the patch that is asked for, checked, or else the largest that leaves enough tokens.
+
+    Where none leaves so many, it is the smallest that leaves any tokens to attend to; never 1 px.
+    More than ``MANY_TOKENS`` are made with a warning, which says what would make fewer.
 
     Args:
         img_size: Side, or height and width, in pixels.
         patch_size: Side of a patch in pixels; ``None`` is the network's choice.
         suits: Which patches the network can make.
-        tokens: As ``default_patch`` has it, like the others.
-        most: Largest patch that is chosen.
-        windows: Whether attention stays within windows.
+        tokens: Patches along the shorter side at least; 2 px is taken where that leaves fewer.
+        most: Largest patch that is chosen, in pixels.
+        windows: Whether attention stays within windows, so that many tokens cost no more each.
 
     Raises:
         ConfigError: If the network can't make such patches, they don't divide the image, or they
-            leave 4 tokens or fewer; the message says which would do.
+            leave 4 tokens or fewer; the message says which patches or sizes would do.
     """
-    if patch_size is None:
-        return default_patch(img_size, tokens=tokens, most=most, suits=suits, windows=windows)
-    if not suits(patch_size) or patch_size not in (1, *fitting_patches(img_size, suits)):
-        height, width = sides(img_size)
+    height, width = sides(img_size)
+    if patch_size is not None:
+        if suits(patch_size) and patch_size in (1, *fitting_patches(img_size, suits)):
+            return patch_size
         stem = "" if suits is any_patch else "suit the stem and "
         raise ConfigError(
             f"model.patch_size ({patch_size}) must {stem}divide images of {height} x {width} px "
             f"into at least {LEAST_TOKENS} tokens; {what_divides(img_size, patch_size, suits)}"
         )
-    return patch_size
-
-
-def default_patch(
-    img_size: int | Sequence[int],
-    *,
-    tokens: int = 8,
-    most: int = 16,
-    suits: Callable[[int], bool] = any_patch,
-    windows: bool = False,
-) -> int:
-    """Return the largest patch that cuts an image evenly into ``tokens`` or more a side.
-
-    Where none does, it is the smallest that leaves any tokens to attend to; never 1 px. More than
-    ``MANY_TOKENS`` are made with a warning, which says what would make fewer.
-
-    Args:
-        img_size: Side, or height and width, in pixels.
-        tokens: Patches along the shorter side at least; 2 px is taken where that leaves fewer.
-        most: Largest patch, in pixels.
-        suits: Which patches the network can make.
-        windows: Whether attention stays within windows, so that many tokens cost no more each.
-
-    Raises:
-        ConfigError: If no patch cuts such images evenly; the message says which sizes would do.
-    """
     patch = _choose(img_size, tokens, most, suits)
     if patch is None:
-        height, width = sides(img_size)
         what = "patch of this stem" if suits is not any_patch else "patch of 2 px or more"
         raise ConfigError(
             f"no {what} cuts images of {height} x {width} px evenly: "
             f"{_near(height, width, tokens, most, suits, windows=windows)}"
         )
-    height, width = sides(img_size)
     num = (height // patch) * (width // patch)
     if num > MANY_TOKENS and not windows:
         larger = [
@@ -299,7 +274,7 @@ def _near(
         assert patch is not None
         height, width = (max(3, round(side / patch)) * patch for side in (height, width))
         return f"{height} x {width} px would do"
-    said = f"--data.image-size {' or '.join(map(str, near))} would do"
+    text = f"--data.image-size {' or '.join(map(str, near))} would do"
     if suits(1) and height * width <= MANY_TOKENS and not windows:
-        said += f", or model.patch_size 1 ({height * width} tokens)"
-    return said
+        text += f", or model.patch_size 1 ({height * width} tokens)"
+    return text

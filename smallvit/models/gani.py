@@ -6,6 +6,7 @@ SwinTransformer with the paper's sizes, so that an export loads with timm alone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import timm
@@ -83,7 +84,7 @@ PRESETS = {
 
 
 def gani_architecture(
-    name: str, *, img_size: int | Sequence[int], patch_size: int | None = None
+    name: str, img_size: int | Sequence[int], patch_size: int | None = None
 ) -> tuple[str, dict[str, Any]]:
     """Return timm's name and arguments of one of the paper's networks.
 
@@ -115,8 +116,8 @@ def gani_architecture(
     return preset.architecture, arguments
 
 
-def start_as_published(model: nn.Module) -> None:
-    """Start what timm starts otherwise as the paper's code does, in a fresh network.
+def init_as_published(model: nn.Module) -> None:
+    """Draw the weights of a fresh network that timm draws otherwise than the paper's code.
 
     All is a truncated normal of standard deviation 0.02 there, and biases are 0: the class token,
     which timm's ViT starts with 1e-6, and the patch embedding of CaiT, a linear layer there and a
@@ -140,28 +141,23 @@ def _register(name: str, preset: Preset) -> None:
     def build(
         *, img_size: int | Sequence[int], patch_size: int | None = None, **given: Any
     ) -> nn.Module:
-        architecture, arguments = gani_architecture(name, img_size=img_size, patch_size=patch_size)
+        architecture, arguments = gani_architecture(name, img_size, patch_size)
         model = timm.create_model(architecture, **{**arguments, **given})
-        start_as_published(model)
+        init_as_published(model)
         return model
 
-    def timm_model(
-        img_size: int | tuple[int, int], patch_size: int | None
-    ) -> tuple[str, dict[str, Any]]:
-        return gani_architecture(name, img_size=img_size, patch_size=patch_size)
-
-    def start(backbone: AbstractBackbone) -> None:
-        start_as_published(backbone.model)
+    def init(backbone: AbstractBackbone) -> None:
+        init_as_published(backbone.model)
         if isinstance(backbone, VitBackbone):
             backbone.published_positions = True
 
     swin = "depths" in preset.arguments
     facts = Facts(
         settings=WINDOWS if swin else TRANSFORMER,
-        timm_model=timm_model,
+        timm_model=partial(gani_architecture, name),
         # Depths, which no setting gives.
         told_by=(preset.architecture, {"depths": preset.arguments["depths"]}) if swin else None,
-        start=start,
+        init=init,
     )
     register_architecture(name, build, preset.doc, facts=facts)
 

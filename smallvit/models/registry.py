@@ -28,7 +28,7 @@ from smallvit.models.architecture import (
 from smallvit.models.attention import choose_attention
 from smallvit.models.blocks import check_heads
 from smallvit.models.cait import CaitBackbone
-from smallvit.models.initialise import initialise
+from smallvit.models.initialize import initialize
 from smallvit.models.resnet import ResNetBackbone, SmallResNet, stage_strides
 from smallvit.models.swin import SwinBackbone
 from smallvit.models.timm_model import TimmBackbone
@@ -167,11 +167,11 @@ def create_backbone(
     name, arguments = model_arguments(config, num_classes=num_classes, image_size=image_size)
     backbone = create_exported(name, arguments)
     backbone.name = config.name
-    start = _facts(config.name).start
-    if start is not None:
-        start(backbone)
+    init = _facts(config.name).init
+    if init is not None:
+        init(backbone)
     check_fit(backbone, config.name, image_size)
-    initialise(backbone, config.weight_init)
+    initialize(backbone, config.weight_init)
     return backbone
 
 

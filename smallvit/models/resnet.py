@@ -168,8 +168,8 @@ class SmallResNet(nn.Module):
         x, found = self.forward_stem(x), []
         for i, block in enumerate(blocks):
             x = self.run_block(block, x)
-            stage, place = divmod(i, self.num_blocks)
-            if place == self.num_blocks - 1 and stage in take:
+            stage, index = divmod(i, self.num_blocks)
+            if index == self.num_blocks - 1 and stage in take:
                 found.append(self.last_norm(x) if norm and stage == num_stages - 1 else x)
         if intermediates_only:
             return found

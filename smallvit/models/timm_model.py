@@ -102,7 +102,7 @@ class TimmBackbone(AbstractBackbone[Any]):
                 *MODEL_ERRORS,
                 into=ConfigError,
             ),
-            self._probing(),
+            self.probing(),
         ):
             expected, features = self.model(images), self.model.forward_features(images)
             self.layout = _find_layout(model, images, features)

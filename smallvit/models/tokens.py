@@ -117,12 +117,12 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
     ) -> Tokens:
         """Run some of the embedded patches through a network that can leave the others out.
 
-        Each gets the position of its place in the whole grid. Nothing of the others is seen,
+        Each gets the position that it has in the whole grid. Nothing of the others is seen,
         neither by a patch nor by the class token or the pooling.
 
         Args:
             patches: Of whole images.
-            visible: Which of them to run, by their row-major place, each once.
+            visible: Which of them to run, by their row-major position, each once.
 
         Returns:
             The tokens of those patches alone, M of them in the order of ``visible``; ``grid`` is
@@ -167,7 +167,7 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
 
     def embed_grid(self, image_size: int | Sequence[int]) -> tuple[int, int]:
         """Return the grid that ``embed`` makes of images of a size, in pixels."""
-        with self._probing():
+        with self.probing():
             patches = self.embed(self._blank(image_size))
         return (patches.shape[1], patches.shape[2])
 
@@ -177,7 +177,7 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
         Args:
             image_size: Side, or height and width, in pixels.
         """
-        with self._probing():
+        with self.probing():
             patches = self.embed(self._blank(image_size))
             return patches, self.encode(patches)
 
@@ -186,7 +186,7 @@ class AbstractBackbone(nn.Module, ABC, Generic[ModelT]):
         return next(self.parameters()).new_zeros(1, 3, height, width)
 
     @contextmanager
-    def _probing(self) -> Iterator[None]:
+    def probing(self) -> Iterator[None]:
         """Leave no trace of a forward pass, such as running statistics."""
         training = self.training
         self.eval()

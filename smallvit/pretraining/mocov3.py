@@ -148,11 +148,8 @@ def patch_embedding(backbone: AbstractBackbone, image_size: int) -> list[nn.Para
         ConfigError: If there is no telling.
     """
     trained = [p for p in backbone.parameters() if p.requires_grad]
-    training = backbone.training
-    backbone.eval()  # running statistics stay as they are
-    with torch.enable_grad():
+    with backbone.probing(), torch.enable_grad():
         patches = backbone.embed(trained[0].new_zeros(1, 3, image_size, image_size))
-    backbone.train(training)
     if patches.requires_grad:
         used = torch.autograd.grad(patches.sum(), trained, allow_unused=True)
         return [p for p, grad in zip(trained, used, strict=True) if grad is not None]

@@ -1,19 +1,11 @@
 """The methods of stage 1 by name.
 
-Adding one means a file with its config and objective, and its two lines here.
+Adding one means its config, a file with its objective, and its two lines here.
 """
 
 from smallvit.models.tokens import AbstractBackbone, Features
-from smallvit.pretraining.config import (
-    DinoConfig,
-    IbotConfig,
-    LeJepaConfig,
-    MaeConfig,
-    MethodConfig,
-    MocoV3Config,
-    SimClrConfig,
-    SimMimConfig,
-)
+from smallvit.pretraining import config as settings
+from smallvit.pretraining.config import MethodConfig
 from smallvit.pretraining.dino import DinoObjective
 from smallvit.pretraining.ibot import IbotObjective
 from smallvit.pretraining.lejepa import LeJepaObjective
@@ -24,13 +16,13 @@ from smallvit.pretraining.simclr import SimClrObjective
 from smallvit.pretraining.simmim import SimMimObjective
 
 _METHODS: dict[type, type[AbstractPretraining]] = {
-    DinoConfig: DinoObjective,
-    IbotConfig: IbotObjective,
-    MaeConfig: MaeObjective,
-    SimMimConfig: SimMimObjective,
-    MocoV3Config: MocoV3Objective,
-    SimClrConfig: SimClrObjective,
-    LeJepaConfig: LeJepaObjective,
+    settings.DinoConfig: DinoObjective,
+    settings.IbotConfig: IbotObjective,
+    settings.MaeConfig: MaeObjective,
+    settings.SimMimConfig: SimMimObjective,
+    settings.MocoV3Config: MocoV3Objective,
+    settings.SimClrConfig: SimClrObjective,
+    settings.LeJepaConfig: LeJepaObjective,
 }
 
 

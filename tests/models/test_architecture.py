@@ -10,7 +10,6 @@ from smallvit.models.architecture import (
     ARCHITECTURES,
     MANY_TOKENS,
     choose_patch,
-    default_patch,
     sides,
 )
 from smallvit.models.convnext import convnext_architecture
@@ -20,9 +19,9 @@ from smallvit.models.t2t_module import SOFT_SPLITS
 TRIED = (*range(8, 130), *range(131, 1025, 17))
 # How the patch of every kind of network is chosen where none is asked for.
 CHOICES: dict[str, Callable[[int], int]] = {
-    "vit": default_patch,
-    "swin": lambda side: default_patch(side, tokens=16, windows=True),
-    "gani_swin": lambda side: default_patch(side, tokens=16, most=4, windows=True),
+    "vit": choose_patch,
+    "swin": lambda side: choose_patch(side, tokens=16, windows=True),
+    "gani_swin": lambda side: choose_patch(side, tokens=16, most=4, windows=True),
     "lvvit": lambda side: choose_patch(side, None, is_even),
     "convstem": lambda side: choose_patch(side, None, is_power_of_two),
     "cct": lambda side: choose_patch(side, None, is_power_of_two, tokens=16),
@@ -47,8 +46,8 @@ CHOICES: dict[str, Callable[[int], int]] = {
         (64, 16, 4),
     ],
 )
-def test_default_patch_divides_the_image_into_tokens_enough(img_size, tokens, patch_size):
-    assert default_patch(img_size, tokens=tokens) == patch_size
+def test_chosen_patch_divides_the_image_into_tokens_enough(img_size, tokens, patch_size):
+    assert choose_patch(img_size, tokens=tokens) == patch_size
 
 
 @pytest.mark.filterwarnings("ignore:images of")
@@ -91,12 +90,12 @@ def test_many_tokens_are_never_made_unasked_without_a_word(kind):
 
 def test_sides_that_no_patch_cuts_evenly_name_sides_that_would_do():
     with pytest.raises(ConfigError, match=r"37 x 37 px evenly: --data.image-size 32 or 40 would"):
-        default_patch(37)
+        choose_patch(37)
     with pytest.raises(ConfigError, match=r"11 x 11 px .*, or model.patch_size 1 \(121 tokens\)"):
-        default_patch(11)
+        choose_patch(11)
     with pytest.raises(ConfigError, match=r"37 x 48 px evenly: 35 x 50 px would do"):
-        default_patch((37, 48))
-    assert default_patch((35, 50)) == 5
+        choose_patch((37, 48))
+    assert choose_patch((35, 50)) == 5
 
 
 def test_convnext_says_that_it_takes_each_pixel_of_a_large_image():

@@ -50,12 +50,12 @@ def adapt(
         Beyer et al., 2023, FlexiViT, https://arxiv.org/abs/2212.08013, section 3.4, for the
         kernels; timm's functions for all three.
     """
-    ours = model.state_dict()
+    built = model.state_dict()
     heads = classifier_names(model)
     adapted: Weights = {}
     notes = []
     for name, value in weights.items():
-        wanted = ours.get(name)
+        wanted = built.get(name)
         if name.startswith(heads) and (wanted is None or _other_classes(value, wanted)):
             has = "no such classifier" if wanted is None else f"{len(wanted)} classes"
             notes.append(f"{name} not loaded: {len(value)} classes, the model has {has}")
@@ -68,7 +68,9 @@ def adapt(
             notes += [f"{name} {how}"] if how else []
         adapted[name] = value
     left = {
-        name: value for name, value in ours.items() if name in adapted or not name.startswith(heads)
+        name: value
+        for name, value in built.items()
+        if name in adapted or not name.startswith(heads)
     }
     wrong = mismatches(adapted, left)
     if wrong:
@@ -76,7 +78,7 @@ def adapt(
         raise ConfigError(
             f"the weights do not fit the model: {'; '.join(wrong[:MOST_LISTED])}{more}"
         )
-    fresh = [name for name in ours if name not in weights]
+    fresh = [name for name in built if name not in weights]
     return adapted, [*notes, *(f"{name} not loaded: not in the weights" for name in fresh)]
 
 

@@ -4,8 +4,8 @@ import argparse
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from smallvit.core.errors import DataError
+from smallvit.core.errors import DataError, explained
 from smallvit.models.convert.rules import Weights
 
 # Where checkpoints keep the weights, best first: a teacher and an average are what gets evaluated.
@@ -48,28 +48,15 @@ def read_checkpoint(path: Path) -> tuple[Weights, list[str]]:
         DataError: If the file is missing or broken, holds code, no weights, or weights that are
             not finite.
     """
-    try:
+    # A broken pickle stream raises nearly anything.
+    with explained(partial(_refusal, path), Exception):
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
             # Of other pickles torch warns first, and refuses them then.
-            with torch.serialization.safe_globals(_harmless()), _no_warnings():
+            ignoring = warnings.catch_warnings(action="ignore")
+            with torch.serialization.safe_globals(_harmless()), ignoring:
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f" ({found[1]})" if found else ""
-        raise DataError(
-            f"{path} is refused: it is no checkpoint or holds code{what}; save its state_dict alone"
-        ) from error
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}): name a file of weights"
-        ) from error
-    except Exception as error:  # a broken pickle stream raises nearly anything
-        raise DataError(
-            f"{path} cannot be read as weights ({type(error).__name__}): it is cut short, or "
-            "no .pth, .pt or .safetensors file; fetch it again, or name another"
-        ) from error
     notes: list[str] = []
     while isinstance(content, Mapping) and not _is_weights(content):
         key = next((key for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
@@ -112,11 +99,22 @@ def _harmless() -> list[Any]:
     ]
 
 
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _refusal(path: Path, error: Exception) -> str:
+    """Say why a file cannot be read, and what to do."""
+    match error:
+        case pickle.UnpicklingError():
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            what = f" ({found[1]})" if found else ""
+            return (
+                f"{path} is refused: it is no checkpoint or holds code{what}; save its state_dict "
+                "alone"
+            )
+        case FileNotFoundError() | IsADirectoryError() | PermissionError():
+            return f"{path} cannot be read ({error.strerror}): name a file of weights"
+    return (
+        f"{path} cannot be read as weights ({type(error).__name__}): it is cut short, or no .pth, "
+        ".pt or .safetensors file; fetch it again, or name another"
+    )
 
 
 def _is_weights(content: Mapping[Any, Any]) -> bool:

@@ -6,7 +6,7 @@ from smallvit.models.convert.rules import (
     Target,
     Weights,
     find_variant,
-    image_side,
+    image_sizes,
     transformer_sizes,
 )
 from smallvit.models.lvvit import VARIANTS as LVVIT
@@ -16,8 +16,7 @@ def _lvvit(weights: Weights, model: str | None) -> Target:
     patch_size = 2 * weights["patch_embed.proj.weight"].shape[-1]
     sizes = transformer_sizes(weights)
     arguments = {
-        "img_size": image_side(weights, patch_size, num_prefix=1),
-        "patch_size": patch_size,
+        **image_sizes(weights, patch_size, num_prefix=1),
         "stem_width": len(weights["patch_embed.conv1.weight"]),
         "token_head": "token_head.weight" in weights,
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 import timm
 
-from smallvit.core.errors import ConfigError, UnknownNameError
+from smallvit.core.errors import ConfigError, UnknownNameError, explained, reason
 from smallvit.models.convert import gani, lvvit, spt, t2t
 from smallvit.models.convert.rules import (
     Rule,
@@ -74,17 +74,20 @@ def convert(weights: Weights, *, layout: str | None = None, model: str | None = 
     if model is not None and not timm.is_model(model):
         raise unknown_model(model)
     source = find_source(weights, layout)
-    try:
+
+    def misfit(error: Exception) -> str:
+        if isinstance(error, KeyError):
+            return f"the weights lack {error.args[0]}"
+        return (
+            f"the weights have the names of layout {source.layout}, but not its shapes "
+            f"({reason(error)})"
+        )
+
+    kinds = (KeyError, IndexError, RuntimeError, ValueError, ZeroDivisionError)
+    with explained(misfit, *kinds, into=ConfigError):
         renamed, notes = rename(weights, (*DROPPED, *source.rules))
         target = source.describe(renamed, model)
         backbone = _create(target, source, model)
-    except KeyError as error:
-        raise ConfigError(f"the weights lack {error.args[0]}") from error
-    except (IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
-        raise ConfigError(
-            f"the weights have the names of layout {source.layout}, but not its shapes "
-            f"({' '.join(str(error).split())})"
-        ) from error
     wrong = mismatches(renamed, backbone.model.state_dict())
     if wrong:
         other = "" if model is None else ": leave --model out, or name another"

@@ -191,6 +191,11 @@ def image_side(
     return side * patch_size
 
 
+def image_sizes(weights: Weights, patch_size: int, **where: Any) -> dict[str, Any]:
+    """Return the sides of images, as ``image_side`` finds them, and of patches."""
+    return {"img_size": image_side(weights, patch_size, **where), "patch_size": patch_size}
+
+
 def swin_sizes(weights: Weights, embed_dim: int) -> dict[str, Any]:
     """Return the sizes of a Swin's stages."""
     stages = range(count_numbers(r"layers\.(\d+)\..*", weights))

@@ -14,7 +14,7 @@ from smallvit.models.convert.rules import (
     Weights,
     any_match,
     count_numbers,
-    image_side,
+    image_sizes,
     patch_kernel,
     swin_sizes,
     transformer_sizes,
@@ -24,18 +24,12 @@ from smallvit.models.convert.rules import (
 def _sl_vit(weights: Weights, model: str | None) -> Target:
     if "patch_embed.proj.weight" in weights and "blocks.0.attn.temperature" not in weights:
         patch_size = weights["patch_embed.proj.weight"].shape[-1]
-        images = {
-            "img_size": image_side(weights, patch_size, num_prefix=1),
-            "patch_size": patch_size,
-        }
+        images = image_sizes(weights, patch_size, num_prefix=1)
         note = "supposed 12 attention heads, the paper's: weights do not tell"
         return Target(model or "lee_vit", images | transformer_sizes(weights), (note,))
     patch_size = _shifted_patch(weights, "ViT")
-    own = {
-        "img_size": image_side(weights, patch_size, num_prefix=1),
-        "patch_size": patch_size,
-        "num_heads": len(weights["blocks.0.attn.temperature"]),
-    }
+    own = image_sizes(weights, patch_size, num_prefix=1)
+    own["num_heads"] = len(weights["blocks.0.attn.temperature"])
     return Target(model or "sl_vit", own | transformer_sizes(weights))
 
 
@@ -43,8 +37,7 @@ def _sl_cait(weights: Weights, model: str | None) -> Target:
     patch_size = _shifted_patch(weights, "CaiT")
     num_heads = len(weights["blocks.0.attn.temperature"])
     own = {
-        "img_size": image_side(weights, patch_size, num_prefix=0),
-        "patch_size": patch_size,
+        **image_sizes(weights, patch_size, num_prefix=0),
         "num_heads": num_heads,
         "head_dim": weights["blocks.0.attn.proj.weight"].shape[1] // num_heads,
         "depth_token_only": count_numbers(r"blocks_token_only\.(\d+)\..*", weights),
@@ -56,12 +49,10 @@ def _sl_swin(weights: Weights, model: str | None) -> Target:
     patch_size = _shifted_patch(weights, "Swin")
     name = "layers.0.downsample.pos_embed"
     embed_dim = weights[name].shape[-1]
-    own = {
-        "img_size": image_side(weights, patch_size, num_prefix=0, name=name),
-        "patch_size": patch_size,
-        "embed_dim": embed_dim,
-    }
-    return Target(model or "sl_swin", own | swin_sizes(weights, embed_dim))
+    own = image_sizes(weights, patch_size, num_prefix=0, name=name)
+    return Target(
+        model or "sl_swin", own | {"embed_dim": embed_dim} | swin_sizes(weights, embed_dim)
+    )
 
 
 def _other_t2t_vit(weights: Weights, model: str | None) -> Target:
@@ -117,8 +108,8 @@ SPT_VIT = tuple(
 )
 
 SPT_CAIT = tuple(
-    Rule(rf"{theirs}\.layers\.(\d+)\.{old}", rf"{ours}.\1.{new}", change)
-    for theirs, ours in (
+    Rule(rf"{kind}\.layers\.(\d+)\.{old}", rf"{blocks}.\1.{new}", change)
+    for kind, blocks in (
         ("patch_transformer", "blocks"),
         ("cls_transformer", "blocks_token_only"),
     )

@@ -7,7 +7,7 @@ from smallvit.models.convert.rules import (
     Weights,
     count_classes,
     find_variant,
-    image_side,
+    image_sizes,
     transformer_sizes,
 )
 from smallvit.models.t2t_vit import OTHERS, SIZES
@@ -17,11 +17,8 @@ def _t2t_vit(weights: Weights, model: str | None) -> Target:
     patch_size = 16 if len(weights["patch_embed.attention1.norm1.weight"]) == 3 * 7 * 7 else 8
     if "patch_embed.attention2.norm1.weight" not in weights:
         patch_size = 4
-    images = {
-        "img_size": image_side(weights, patch_size, num_prefix=1),
-        "patch_size": patch_size,
-        "num_classes": count_classes(weights, "head.weight"),
-    }
+    images = image_sizes(weights, patch_size, num_prefix=1)
+    images["num_classes"] = count_classes(weights, "head.weight")
     if "blocks.0.dense_linear.weight" in weights:
         return Target(model or "t2t_vit_dense", images)
     sizes = images | transformer_sizes(weights)

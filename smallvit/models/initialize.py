@@ -34,7 +34,7 @@ PATCH_VARIANCE = 1.0
 
 
 @torch.no_grad()
-def initialise(backbone: AbstractBackbone, weight_init: WeightInit) -> None:
+def initialize(backbone: AbstractBackbone, weight_init: WeightInit) -> None:
     """Set the attention weights, and the positions, of a freshly built network.
 
     ``trunc_normal`` leaves what the architecture does by itself: truncated normals of standard

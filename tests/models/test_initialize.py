@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from smallvit.core.errors import ConfigError
 from smallvit.core.model_config import ModelConfig
-from smallvit.models.initialise import position_table
+from smallvit.models.initialize import position_table
 from smallvit.models.registry import create_backbone
 
 
