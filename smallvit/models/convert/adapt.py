@@ -50,12 +50,12 @@ def adapt(
         Beyer et al., 2023, FlexiViT, https://arxiv.org/abs/2212.08013, section 3.4, for the
         kernels; timm's functions for all three.
     """
-    built = model.state_dict()
+    own = model.state_dict()
     heads = classifier_names(model)
     adapted: Weights = {}
     notes = []
     for name, value in weights.items():
-        wanted = built.get(name)
+        wanted = own.get(name)
         if name.startswith(heads) and (wanted is None or _other_classes(value, wanted)):
             has = "no such classifier" if wanted is None else f"{len(wanted)} classes"
             notes.append(f"{name} not loaded: {len(value)} classes, the model has {has}")
@@ -69,7 +69,7 @@ def adapt(
         adapted[name] = value
     left = {
         name: value
-        for name, value in built.items()
+        for name, value in own.items()
         if name in adapted or not name.startswith(heads)
     }
     wrong = mismatches(adapted, left)
@@ -78,7 +78,7 @@ def adapt(
         raise ConfigError(
             f"the weights do not fit the model: {'; '.join(wrong[:MOST_LISTED])}{more}"
         )
-    fresh = [name for name in built if name not in weights]
+    fresh = [name for name in own if name not in weights]
     return adapted, [*notes, *(f"{name} not loaded: not in the weights" for name in fresh)]
 
 
