@@ -285,8 +285,7 @@ def create_small_resnet(
     width: int = 16,
     strides: Sequence[int] = (1, 2, 2),
     img_size: int | Sequence[int] = 32,
-    num_classes: int = 10,
-    in_chans: int = 3,
+    **rest: Any,
 ) -> SmallResNet:
     """Build a ResNet with a CIFAR stem: each stage has twice the channels of the one before.
 
@@ -296,8 +295,7 @@ def create_small_resnet(
         strides: Stride of each stage, of three or four.
         img_size: Side, or height and width, that the strides must fit, in pixels; any other size
             works too.
-        num_classes: C; 0 leaves the classifier out.
-        in_chans: Colours.
+        rest: As ``SmallResNet`` has it: ``num_classes``, ``in_chans``.
 
     Raises:
         ConfigError: If blocks of two layers do not add up to the depth, or the image is too small.
@@ -308,8 +306,8 @@ def create_small_resnet(
     """
     check_cells(img_size, strides)
     layers = 2 * len(strides)
-    num_blocks, rest = divmod(depth - 2, layers)
-    if num_blocks < 1 or rest:
+    num_blocks, over = divmod(depth - 2, layers)
+    if num_blocks < 1 or over:
         first = layers + 2
         raise ConfigError(
             f"a ResNet of {len(strides)} stages cannot have {depth} layers; "
@@ -321,8 +319,7 @@ def create_small_resnet(
         stem_width=width,
         widths=[width * 2**stage for stage in range(len(strides))],
         strides=strides,
-        num_classes=num_classes,
-        in_chans=in_chans,
+        **rest,
     )
 
 

@@ -59,8 +59,7 @@ def create_wide_resnet(
     width_factor: int = 10,
     drop_rate: float = 0.0,
     img_size: int | Sequence[int] = 32,
-    num_classes: int = 10,
-    in_chans: int = 3,
+    **rest: Any,
 ) -> SmallResNet:
     """Build a wide ResNet: pre-activation blocks, three stages, cells of 4 px.
 
@@ -70,8 +69,7 @@ def create_wide_resnet(
         drop_rate: Dropout inside the blocks; the paper tries 0.3.
         img_size: Side, or height and width, that the cells must fit, in pixels; any other size
             works too.
-        num_classes: C; 0 leaves the classifier out.
-        in_chans: Colours.
+        rest: As ``SmallResNet`` has it: ``num_classes``, ``in_chans``.
 
     Raises:
         ConfigError: If blocks of two layers do not add up to the depth, or the image is too small.
@@ -81,8 +79,8 @@ def create_wide_resnet(
         section 3 and table 1.
     """
     check_cells(img_size, STRIDES)
-    num_blocks, rest = divmod(depth - 4, 2 * len(STRIDES))
-    if num_blocks < 1 or rest:
+    num_blocks, over = divmod(depth - 4, 2 * len(STRIDES))
+    if num_blocks < 1 or over:
         raise ConfigError(f"a wide ResNet cannot have {depth} layers; 10, 16, 22, 28, ... would do")
     model = SmallResNet(
         create_block=partial(PreActivationBlock, drop_rate=drop_rate),
@@ -91,8 +89,7 @@ def create_wide_resnet(
         widths=[STEM_WIDTH * width_factor * 2**stage for stage in range(len(STRIDES))],
         strides=STRIDES,
         pre_activation=True,
-        num_classes=num_classes,
-        in_chans=in_chans,
+        **rest,
     )
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -68,9 +68,7 @@ def adapt(
             notes += [f"{name} {how}"] if how else []
         adapted[name] = value
     left = {
-        name: value
-        for name, value in own.items()
-        if name in adapted or not name.startswith(heads)
+        name: value for name, value in own.items() if name in adapted or not name.startswith(heads)
     }
     wrong = mismatches(adapted, left)
     if wrong:
