@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 from smallvit.core.errors import ConfigError
 from smallvit.data.augment import normalize, to_float
 from smallvit.data.canvas import GAP, LINE, VIRIDIS, Canvas, tile_side, to_pixels
+from smallvit.models.measure import frozen
 from smallvit.models.swin import SwinBackbone
 from smallvit.models.timm_model import TimmBackbone
 from smallvit.models.tokens import AbstractBackbone, Tokens
@@ -204,14 +205,8 @@ def _look(
     backbone: AbstractBackbone, images: Float[Tensor, "B 3 H W"]
 ) -> tuple[Tokens, Tensor | None]:
     """Return the tokens of images, and the weights of the last attention."""
-    modes = [(module, module.training) for module in backbone.modules()]
-    try:
-        backbone.eval()
-        with _LastAttention() as last:
-            tokens = backbone(images)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with frozen(backbone), _LastAttention() as last:
+        tokens = backbone(images)
     return tokens, None if last.weights is None else last.weights().float()
 
 

@@ -95,19 +95,16 @@ def resize_box(
 def _box_weights(size: int, new: int, device: torch.device) -> Float[Tensor, "new size"]:
     """Return PIL's fixed-point weights: the mean of the pixels whose centres are in the box."""
     scale = size / new
-    support = 0.5 * max(scale, 1.0)
-    weights = torch.zeros(new, size, dtype=torch.float64)
-    for i in range(new):
-        center = (i + 0.5) * scale
-        start = max(0, int(center - support + 0.5))
-        stop = min(size, int(center + support + 0.5))
-        inside = [
-            place
-            for place in range(start, stop)
-            if -0.5 < (place - center + 0.5) / max(scale, 1.0) <= 0.5
-        ]
-        weights[i, inside] = float(int(0.5 + 2**PIL_BITS / len(inside)))
-    return weights.to(device)
+    reach = max(scale, 1.0)
+    center = (torch.arange(new, dtype=torch.float64)[:, None] + 0.5) * scale
+    place = torch.arange(size)
+    distance = (place - center + 0.5) / reach
+    inside = (distance > -0.5) & (distance <= 0.5)
+    inside &= place >= (center - 0.5 * reach + 0.5).trunc()
+    inside &= place < (center + 0.5 * reach + 0.5).trunc()
+    count = inside.sum(dim=1, keepdim=True, dtype=torch.float64)
+    weight = (0.5 + 2**PIL_BITS / count).floor()
+    return (inside * weight).to(device)
 
 
 def elastic_transform(images: Bytes, strength: Strength, draws: Draws) -> Levels:
