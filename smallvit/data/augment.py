@@ -367,5 +367,5 @@ def _erased_areas(height: int, width: int, device: torch.device) -> Float[Tensor
     # How likely an area is goes by the width of the aspects that fit it.
     share = (most - least).clamp(min=0).cumsum(dim=0)
     middle = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
-    place = torch.searchsorted(share / share[-1], middle).clamp(max=QUANTILES - 1)
-    return area[place].float().to(device)
+    index = torch.searchsorted(share / share[-1], middle).clamp(max=QUANTILES - 1)
+    return area[index].float().to(device)

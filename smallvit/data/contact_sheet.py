@@ -143,7 +143,7 @@ def sample_batch(
         config: The augmentation.
         num: Images, at most.
         seed: Seed of the run.
-        score_maps: Returns the maps of samples by their place in the labelled split.
+        score_maps: Returns the maps of samples by their position in the labelled split.
         grid: The student's token grid.
     """
     split = dataset.splits["labelled"]
@@ -193,7 +193,8 @@ def draw_batch(
         texts,
         title=f"{dataset.name}: a training batch of stage 2",
         below=f"recipe {recipe}: the first {len(texts)} images of a run with seed {seed}, as the "
-        "network sees them" + (", each mixed with its mirror place" if mixing else ""),
+        "network sees them"
+        + (", each mixed with the image at the mirrored position" if mixing else ""),
     )
 
 
@@ -239,6 +240,7 @@ def draw_views(
     sheet = sample_views(dataset, config, num=min(num, MOST_VIEWED), seed=seed)
     tile = tile_side(dataset.image_size, VIEW_TILES)
     num_large, num_small = config.num_global, config.num_local
+    colors = [GLOBAL] * num_large + [LOCAL] * num_small
     lines = max(num_large, min(num_small, 2))  # of views beside an image
     row = lines * (LINE + tile + GAP) - GAP
     # As high as the views beside it; small images at a whole multiple.
@@ -261,8 +263,8 @@ def draw_views(
         taken: list[tuple[float, float]] = []
         scale = large / dataset.image_size
         # Small boxes first: their numbers have fewer places to go to.
-        for number in reversed(range(len(sheet.views))):
-            box, color = sheet.boxes[number][i], GLOBAL if number < num_large else LOCAL
+        for number, color in reversed([*enumerate(colors)]):
+            box = sheet.boxes[number][i]
             canvas.box(0, top + LINE, scale, box, color)
             place = _free_place(box, scale, taken, limit=large)
             taken.append(place)
@@ -274,7 +276,7 @@ def draw_views(
             left = large + GAP + column * (tile + GAP)
             upper = top + line * (LINE + tile + GAP)
             mirrored = ", mirrored" if sheet.boxes[number][i].mirrored else ""
-            color = GLOBAL if number < num_large else LOCAL
+            color = colors[number]
             text = f"{number + 1}: {view.shape[-1]} px{mirrored}"
             canvas.text(left, upper, text, tile, color=color)
             canvas.image(left, upper + LINE, tile, to_pixels(view[i]), frame=color)
@@ -299,7 +301,7 @@ def draw_score_maps(
         path: PNG to write.
         dataset: With labels.
         config: The augmentation.
-        score_maps: Returns the maps of samples by their place in the labelled split.
+        score_maps: Returns the maps of samples by their position in the labelled split.
         grid: The student's token grid.
         num: Images, at most.
         seed: Seed of the run.

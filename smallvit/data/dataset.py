@@ -28,7 +28,7 @@ class Split:
         images: The packed array that the split is part of; on the host, memory-mapped, where it
             does not fit on the device of ``index``.
         labels: Its labels.
-        index: Places of the split's images in it.
+        index: Of each of the split's images in it.
     """
 
     images: UInt8[Tensor, "packed 3 H W"]
@@ -40,17 +40,17 @@ class Split:
 
     def take(self, position: Int[Tensor, " B"] | None = None) -> UInt8[Tensor, "B 3 H W"]:
         """Gather images by their position, or all, onto the device of ``index``."""
-        place = self.index if position is None else self.index[position]
-        if self.images.device == place.device:
-            return self.images.index_select(0, place)
+        index = self.index if position is None else self.index[position]
+        if self.images.device == index.device:
+            return self.images.index_select(0, index)
         # Pinned memory lets the copy run beside the kernels that are queued already.
         batch = torch.empty(
-            (len(place), *self.images.shape[1:]),
+            (len(index), *self.images.shape[1:]),
             dtype=torch.uint8,
-            pin_memory=place.device.type == "cuda",
+            pin_memory=index.device.type == "cuda",
         )
-        torch.index_select(self.images, 0, place.cpu(), out=batch)
-        return batch.to(place.device, non_blocking=True)
+        torch.index_select(self.images, 0, index.cpu(), out=batch)
+        return batch.to(index.device, non_blocking=True)
 
     def pick(self, position: slice | Int[Tensor, " n"]) -> "Split":
         """Return some of the images as a split, by their position in this one."""

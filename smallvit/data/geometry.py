@@ -49,13 +49,6 @@ class Geometry:
     steps: int = 0
 
 
-def identity(batch_size: int, device: torch.device) -> Geometry:
-    """Return the geometry that leaves every image as it is."""
-    zero = torch.zeros(batch_size, device=device)
-    one = torch.ones(batch_size, device=device)
-    return Geometry(top=zero, left=zero, height=one, width=one, hflip=zero.bool())
-
-
 def sample_resized_crop(
     draws: Float[Tensor, "B 5"],
     *,
@@ -185,9 +178,9 @@ def products(left: Float[Tensor, "B m k"], right: Float[Tensor, "B k n"]) -> Flo
 def within(
     size: int, start: Float[Tensor, " B"], stop: Float[Tensor, " B"]
 ) -> Float[Tensor, "B size"]:
-    """Mark the places along an axis that lie in [start, stop) by 1, others by 0."""
-    place = torch.arange(size, device=start.device)
-    return ((place >= start[:, None]) & (place < stop[:, None])).float()
+    """Mark the positions along an axis that lie in [start, stop) by 1, others by 0."""
+    position = torch.arange(size, device=start.device)
+    return ((position >= start[:, None]) & (position < stop[:, None])).float()
 
 
 def shift(
@@ -277,8 +270,8 @@ def shear(
     )
     out = torch.zeros_like(images)
     for i, weight in enumerate(weights):
-        place = (first.long() + (i - 1)).clamp(0, width - 1)[:, None].expand(-1, channels, -1, -1)
-        out += images.gather(3, place) * weight[:, None]
+        index = (first.long() + (i - 1)).clamp(0, width - 1)[:, None].expand(-1, channels, -1, -1)
+        out += images.gather(3, index) * weight[:, None]
     out = (out * 255 + LEVEL_ROUNDING).floor_().clamp_(0, 255).div_(255)
     outside = (source < -0.5) | (source >= width - 0.5)
     return out.masked_fill_(outside[:, None], fill)
@@ -361,7 +354,7 @@ def _box_weights(
         return torch.where(mirrored[:, None, None], weights.flip(1), weights)
     table = _weight_table(in_size, out_size, steps, kernel, fill, start.device)
     first, length = (start * steps).round().long(), (extent * steps).round().long()
-    # The place of a box in the table: after all shorter ones, which have more places each.
+    # The index of a box in the table: after all shorter ones, which have more positions each.
     number = (length - 1) * (steps + 1) - length * (length - 1) // 2 + first
     if mirrored is not None:
         number = number + mirrored * (len(table) // 2)

@@ -24,7 +24,7 @@ class Draw:
     """The samples of one step that this process sees.
 
     Attributes:
-        position: Place of each sample in its split.
+        position: Of each sample in its split.
         epoch: Key of each sample's randomness beside its position: the pass over the data, counted
             for each repetition of a sample apart.
     """
@@ -102,8 +102,8 @@ class InOrder(Sequence[BatchT]):
     """Batches of consecutive images of a split, each made when it is asked for.
 
     Args:
-        make: Makes a batch of the images at some places.
-        position: Places of all images.
+        make: Makes a batch of the images at some positions.
+        position: Of all images.
         batch_size: Images of a batch; the last one may have fewer.
     """
 

@@ -54,7 +54,7 @@ class Operations:
     """What each image goes through.
 
     Attributes:
-        code: Place of each operation in ``OPERATIONS``.
+        code: Index of each operation in ``OPERATIONS``.
         magnitude: In the operation's own unit: fractions of the side for shear and translation,
             degrees, change of a factor from 1, bits kept, level in [0, 255], pixels of blur.
         possible: Names that can occur at all.

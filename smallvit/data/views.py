@@ -159,7 +159,7 @@ class LabelledBatches:
         dataset: On the training device.
         order: Which samples each step takes.
         config: The augmentation.
-        score_maps: Returns the teacher's maps (B, C, h, w) of samples by their place in the
+        score_maps: Returns the teacher's maps (B, C, h, w) of samples by their position in the
             labelled split, or ``None``.
         grid: Student's token grid, which the maps are cropped to.
         mix_token: Whether a box of tokens is taken from another image in every step.
@@ -234,7 +234,7 @@ class LabelledBatches:
         Those of a few neighbouring steps are made together, since many small operations cost more
         than fewer large ones; no image depends on the others.
         """
-        block, place = divmod(step, self.block_steps)
+        block, number = divmod(step, self.block_steps)
         if self._block is None or self._block[0] != block:
             first = block * self.block_steps
             steps = [self.order.draw(first + i) for i in range(self.block_steps)]
@@ -244,7 +244,7 @@ class LabelledBatches:
             draws = rng.uniform(self.order.seed, "augment", epoch, position, num)
             self._block = (block, self._augment(self.split.take(position), draws), draws)
         size = self.order.own_batch_size
-        part = slice(place * size, (place + 1) * size)
+        part = slice(number * size, (number + 1) * size)
         return self._block[1][part], self._block[2][part]
 
     def _augment(

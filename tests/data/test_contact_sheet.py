@@ -78,7 +78,8 @@ def cut_out(image: torch.Tensor, box: Box, side: int) -> torch.Tensor:
     """Resize what a box covers, and mirror it where told; the levels are whole numbers."""
     cut = image[None, :, int(box.top) :, int(box.left) :]
     cut = to_float(cut[..., : int(box.height), : int(box.width)])
-    whole = geometry.identity(1, cut.device)
+    zero, one = torch.zeros(1), torch.ones(1)
+    whole = geometry.Geometry(top=zero, left=zero, height=one, width=one, hflip=zero.bool())
     made = geometry.resample(cut, whole, (side, side), kernel="bicubic", fill="zero")[0]
     return ((made.flip(2) if box.mirrored else made).clamp(0, 1) * 255).round()
 
