@@ -10,20 +10,11 @@ from smallvit.core.config import Layer, resolve
 from smallvit.core.errors import ConfigError
 from smallvit.core.python_call import python_call
 from smallvit.core.run_folder import Run, open_run
-from smallvit.engine.config import RuntimeConfig
+from smallvit.engine.config import Compile, Device, Precision, RuntimeConfig
 from smallvit.leaderboard.protocol import ROBUST, AttackName, BenchConfig, Corruptions
 from smallvit.leaderboard.runner import BenchResult, bench_runs, finetuned_runs
 from smallvit.runs.chain import plan_recipe, run_recipe
-from smallvit.runs.options import (
-    Compile,
-    DataLike,
-    Device,
-    Precision,
-    RunLike,
-    Section,
-    read_arguments,
-    to_settings,
-)
+from smallvit.runs.options import DataLike, RunLike, Section, read_arguments, to_settings
 from smallvit.runs.request import open_recipe
 
 

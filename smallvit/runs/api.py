@@ -10,16 +10,9 @@ from typing import Any
 from smallvit.core.alone import alone
 from smallvit.core.python_call import python_call
 from smallvit.core.run_folder import Run
+from smallvit.engine.config import Compile, Device, Precision
 from smallvit.runs.config import Stage
-from smallvit.runs.options import (
-    Compile,
-    DataLike,
-    Device,
-    Precision,
-    RunLike,
-    Section,
-    read_arguments,
-)
+from smallvit.runs.options import DataLike, RunLike, Section, read_arguments
 from smallvit.runs.outcome import describe_outcome
 from smallvit.runs.request import Request, resolve
 from smallvit.runs.stage import run_stage

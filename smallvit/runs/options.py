@@ -4,8 +4,9 @@ An option is named as Python names it (``batch_size``, ``optim.lr``), without da
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 from smallvit.core import places
 from smallvit.core.config import nest, paths, show
@@ -13,15 +14,13 @@ from smallvit.core.errors import ConfigError, UnknownNameError
 from smallvit.core.run_folder import Run
 from smallvit.core.words import hint
 from smallvit.data.files.registry import DATASETS
+from smallvit.engine.config import RuntimeConfig
 from smallvit.runs.config import STAGES, Recipe, Stage
 from smallvit.runs.recipe import SHARED, is_init_name, with_absolute_paths
 
 RunLike = Run | Path | str
 DataLike = Path | str | Mapping[str, Any]
 Section = Mapping[str, Any]
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Compile = Literal["auto", "on", "off"]
 INITS = ("init", "adopt")
 PATH_ARGUMENTS = ("teacher", "score_maps", "out", "resume")
 # Options whose setting has another name; {stage} is the stage of the command.
@@ -29,12 +28,7 @@ SETTINGS = {
     "dataset": "data.dataset",
     "data": "data.path",
     "allow_leak": "data.allow_leak",
-    "device": "runtime.device",
-    "precision": "runtime.precision",
-    "compile": "runtime.compile",
-    "deterministic": "runtime.deterministic",
-    "grad_checkpointing": "runtime.grad_checkpointing",
-    "micro_batch": "runtime.micro_batch",
+    **{field.name: f"runtime.{field.name}" for field in fields(RuntimeConfig)},
     "model": "model.name",
     "epochs": "{stage}.schedule.epochs",
     "batch_size": "{stage}.optim.batch_size",
