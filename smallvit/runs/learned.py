@@ -20,6 +20,7 @@ from smallvit.core.whole_file import replacing
 from smallvit.data.dataset import Dataset
 from smallvit.runs.config import Recipe
 from smallvit.runs.data import open_here, pack
+from smallvit.runs.recipe import BUILT_ON
 from smallvit.segment.config import SegmentDataConfig
 from smallvit.segment.data import load_segment_data
 
@@ -27,16 +28,6 @@ FILE = "learned.npz"
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
 Learns = Literal["labels", "images", "nothing"]
-# Of a recipe: where what a run builds on is named.
-STARTS = (
-    "pretrain.init",
-    "teacher.adopt",
-    "label.teacher",
-    "finetune.init",
-    "finetune.score_maps",
-    "finetune.teacher",
-    "segment.init",
-)
 
 
 def _no_images() -> np.ndarray:
@@ -259,7 +250,7 @@ def _load_here(run: Run) -> Dataset | None:
 def _find_earlier(run: Run) -> Learned:
     """Return what the runs learned that a run without a record builds on, as far as is known."""
     earlier = NOTHING
-    for key in STARTS:
+    for key in BUILT_ON:
         section, name = key.split(".")
         named = Path((run.recipe.get(section) or {}).get(name) or "scratch")
         for folder in (named, named.parent):  # that of a file of score maps

@@ -28,16 +28,16 @@ from smallvit.runs.config import AnyStage, Recipe, SegmentRecipe
 
 logger = logging.getLogger("smallvit")
 SHARED = ("seed", "data", "model", "runtime", "log")
-PATHS = (
-    "data.path",
-    "label.teacher",
-    "teacher.adopt",
+BUILT_ON = (  # where what a run builds on is named
     "pretrain.init",
+    "teacher.adopt",
+    "label.teacher",
     "finetune.init",
     "finetune.score_maps",
     "finetune.teacher",
     "segment.init",
 )
+PATHS = ("data.path", *BUILT_ON)
 # What a resumed run may change: the step stays as it is, and the same images may lie elsewhere.
 FREE_AT_RESUME = (
     "runtime.micro_batch",
