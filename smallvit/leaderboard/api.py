@@ -154,8 +154,8 @@ def bench(
     arguments = locals()
     with python_call(verbose=verbose, offline=offline):
         measured = {key: arguments[key] for key in get_type_hints(BenchConfig)}
-        given = {key: value for key, value in {**measured, **more}.items() if value is not None}
-        values = (ROBUST if robust else {}) | given
+        named = {key: value for key, value in {**measured, **more}.items() if value is not None}
+        values = (ROBUST if robust else {}) | named
         config = resolve(BenchConfig, [Layer(source="arguments", values=values)])
         opened = finetuned_runs() if runs is None else _open(runs)
         if not opened:

@@ -122,10 +122,10 @@ class RayLauncher(AbstractLauncher):
         there = self.ray.cluster_resources()
         if num_gpus is None:
             num_gpus = 1 if there.get("GPU", 0) >= 1 else 0
-        for kind, asked in (("CPU", num_cpus), ("GPU", num_gpus)):
-            if asked > there.get(kind, 0):
+        for kind, least in (("CPU", num_cpus), ("GPU", num_gpus)):
+            if least > there.get(kind, 0):
                 raise ConfigError(
-                    f"a run asks for {asked:g} {kind}, the Ray cluster has {there.get(kind, 0):g}: "
+                    f"a run asks for {least:g} {kind}, the Ray cluster has {there.get(kind, 0):g}: "
                     f"lower --node-{kind.lower()}s"
                 )
         self.make = self.ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(run_job)
@@ -202,9 +202,9 @@ def start_process(job: Job, environ: dict[str, str]) -> subprocess.Popen[bytes]:
 
 def end_process(job: Job, process: subprocess.Popen[bytes]) -> Outcome:
     """Return the outcome of a process that has ended."""
-    told, _ = process.communicate()
-    if told.endswith(b"\n"):
-        return Outcome(**json.loads(told))
+    report, _ = process.communicate()
+    if report.endswith(b"\n"):
+        return Outcome(**json.loads(report))
     # It was ended before it could say why.
     return Outcome(exit_code=process.returncode, error=_describe(process.returncode, job.log))
 

@@ -125,7 +125,7 @@ def _outcome_of(error: Exception, log: str) -> Outcome:
 
 def main() -> int:
     """Make the run that standard input names."""
-    told = os.fdopen(os.dup(1), "w")
+    report = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to the log
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
@@ -134,7 +134,7 @@ def main() -> int:
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     start_logging()
     outcome = make_run(Job(**job))
-    print(json.dumps(asdict(outcome)), file=told, flush=True)
+    print(json.dumps(asdict(outcome)), file=report, flush=True)
     return outcome.exit_code
 
 

@@ -82,7 +82,7 @@ class Entry:
         n_test: Test images.
         params: Parameters of the model.
         samples_seen: Supervised images of stage 2, repeats counted.
-        pretrain_samples: Images of the pretraining that the run starts from, repeats counted.
+        pretrain_samples: Images of the pretraining that its init comes from, repeats counted.
         teacher_samples: Images of the training of the teacher, repeats counted.
         wall_s: Time of stage 2 alone.
         total_wall_s: Time with the pretraining, teacher and labelling that the run builds on.
@@ -435,8 +435,8 @@ def _vary(entry: Entry, others: Sequence[Entry]) -> str:
     if not varied:
         return ""
     if len(varied) > MOST_VARIED:
-        said = repr([(name, entry.settings.get(name)) for name in sorted(entry.settings)])
-        return f"settings {hashlib.sha256(said.encode()).hexdigest()[:HASH_SHOWN]}"
+        text = repr([(name, entry.settings.get(name)) for name in sorted(entry.settings)])
+        return f"settings {hashlib.sha256(text.encode()).hexdigest()[:HASH_SHOWN]}"
     parts = ((name.rpartition(".")[2], entry.settings.get(name)) for name in varied)
     return ", ".join(f"{leaf} {value}".replace("_", " ") for leaf, value in parts)
 

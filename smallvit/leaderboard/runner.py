@@ -183,16 +183,16 @@ def _evidence(scores: Sequence[Scores]) -> Evidence:
 
 def _merge_protocols(scores: Sequence[Scores], entries: Sequence[Entry]) -> dict[str, str]:
     """Say once how a group of figures was measured, or of which rows where that differs."""
-    said: dict[str, dict[str, list[str]]] = {}
+    by_name: dict[str, dict[str, list[str]]] = {}
     for each, entry in zip(scores, entries, strict=True):
         part = f", {name_labels(entry.label_fraction)}" if entry.label_fraction < 1 else ""
         for name, text in each.protocol.items():
-            said.setdefault(name, {}).setdefault(text, []).append(f"{entry.shown_dataset}{part}")
+            by_name.setdefault(name, {}).setdefault(text, []).append(f"{entry.shown_dataset}{part}")
     return {
         name: next(iter(texts))
         if len(texts) == 1
         else " ".join(f"{'; '.join(dict.fromkeys(rows))}: {text}" for text, rows in texts.items())
-        for name, texts in said.items()
+        for name, texts in by_name.items()
     }
 
 

@@ -143,8 +143,8 @@ def _open(
             raise
         logger.info("%s: none of its images are at %s: opened where they were", run.path, place)
         backbone, dataset = open_scored(run, runtime, needed)
-    if said := check_scored(run, dataset, "test"):
-        raise DataError(said)
+    if fault := check_scored(run, dataset, "test"):
+        raise DataError(fault)
     return backbone, dataset
 
 

@@ -1,4 +1,4 @@
-"""Suites: every combination of data, model, start, token labels, label fraction and seed.
+"""Suites: every combination of data, model, init, token labels, share of the labels and seed.
 
 A suite is one YAML file. A cell is one combination: one fine-tuned run. Cells share what they build
 on: stage 1 of a data set, model, method and seed; the teacher and its score maps of a data set,
@@ -53,7 +53,7 @@ class SuiteConfig:
         expected: What was measured with it, in one line; null until it was.
         datasets: Names of data sets, or folders, from the suite's own.
         models: Names of models.
-        inits: Starts of stage 2: ``scratch``, or methods of stage 1.
+        inits: What stage 2 begins with: ``scratch``, or methods of stage 1.
         token_label: Whether patch tokens are supervised.
         fractions: Parts of the labels, in (0, 1]; stage 1 sees all images, without labels.
         seeds: Seeds of all stages; the splits have their own.

@@ -151,8 +151,8 @@ def _above(top: Row, other: Row, which: str, comparisons: Sequence[Comparison]) 
 def _beside(rows: Sequence[Row]) -> str:
     """Say what the accuracy of these rows is held against, where that is known."""
     shares = {row.commonest_share: row.commonest for row in rows if row.commonest_share is not None}
-    said = (f"{commonest!r} always {100 * share:.2f} %" for share, commonest in shares.items())
-    return f" (naming {' or '.join(said)})" if shares else ""
+    names = (f"{commonest!r} always {100 * share:.2f} %" for share, commonest in shares.items())
+    return f" (naming {' or '.join(names)})" if shares else ""
 
 
 def _say_test(top: Row, other: Row, comparisons: Sequence[Comparison]) -> str:
@@ -166,17 +166,17 @@ def _say_test(top: Row, other: Row, comparisons: Sequence[Comparison]) -> str:
     seeds = "one seed" if test.num_seeds == 1 else f"{test.num_seeds} seeds"
     if test.num_seeds < max(top.num_seeds, other.num_seeds):
         seeds += f" that both have, {100 * above:+.2f} points"
-    said = f"{test.test}, {seeds}, {images}, p = {test.p_adjusted:.2g}"
+    how = f"{test.test}, {seeds}, {images}, p = {test.p_adjusted:.2g}"
     if test.num_comparisons > 1:
-        said += f", adjusted for {test.num_comparisons} comparisons"
+        how += f", adjusted for {test.num_comparisons} comparisons"
     if test.verdict == "not told apart":
-        return f"a paired test does not tell them apart ({said})"
+        return f"a paired test does not tell them apart ({how})"
     if above < 0:
         return (
             f"but on the seeds that both have it is {-100 * above:.2f} points below, worse by a "
-            f"paired test ({said})"
+            f"paired test ({how})"
         )
-    return f"better by a paired test ({said})"
+    return f"better by a paired test ({how})"
 
 
 def _find_test(top: Row, other: Row, comparisons: Sequence[Comparison]) -> Comparison | None:

@@ -96,8 +96,8 @@ def _run_autoattack(
             flags += found.flags
             package = f"{found.package}, {' + '.join(found.attacks)}"
         correct[eps] = torch.cat(standing)
-    said = f" Its warnings: {'; '.join(dict.fromkeys(flags))}." if flags else ""
-    return correct, f"AutoAttack of {package}, {len(split):,} test images.{said}"
+    warnings = f" Its warnings: {'; '.join(dict.fromkeys(flags))}." if flags else ""
+    return correct, f"AutoAttack of {package}, {len(split):,} test images.{warnings}"
 
 
 ATTACKS = Part(

@@ -183,8 +183,8 @@ def _fingerprint(archive: Path) -> str:
     """
     files = [archive] if archive.is_file() else [*archive.glob("*"), *archive.glob("*/*/*")]
     facts = sorted((str(f.relative_to(archive.parent)), f.stat()) for f in files)
-    said = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in facts])
-    return hashlib.sha256(said.encode()).hexdigest()
+    text = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in facts])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _tasks(config: BenchConfig) -> list[str]:

@@ -208,8 +208,8 @@ def _architecture(opened: OpenedRun) -> str:
     """Hash what the cost of a network depends on: its arguments and the size of its images."""
     config = json.loads((opened.run.path / "export" / "config.json").read_text())
     named = {key: config.get(key) for key in ("architecture", "num_classes", "model_args")}
-    said = json.dumps([named, opened.dataset.image_size], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()
+    text = json.dumps([named, opened.dataset.image_size], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 COST = Part(
