@@ -1,13 +1,13 @@
 """``smallvit data``."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from smallvit.cli.options import Given, GivenOptions, Json, Switch
 from smallvit.cli.tables import print_rows, print_text
@@ -47,21 +47,11 @@ def ls(*, as_json: Json = False) -> None:
         return
     rows = []
     for spec in DATASETS.values():
-        counts = "/".join(
-            f"{num:,}" if num else "cut" for num in (spec.num_train, spec.num_val, spec.num_test)
-        )
-        size = _size(spec)
-        rows.append(
-            (
-                spec.name,
-                str(spec.num_classes),
-                counts,
-                str(spec.image_size),
-                "" if size is None else f"{size / 1e6:,.0f}",
-                _status(spec),
-                spec.license,
-            )
-        )
+        nums = (spec.num_train, spec.num_val, spec.num_test)
+        counts = "/".join(f"{num:,}" if num else "cut" for num in nums)
+        megabytes = "" if (size := _size(spec)) is None else f"{size / 1e6:,.0f}"
+        facts = (spec.name, spec.num_classes, counts, spec.image_size, megabytes, _status(spec))
+        rows.append([*map(str, facts), spec.license])
     # With lines it would not fit 100 columns.
     looks = {"box": None, "padding": (0, 2, 0, 0)}
     headings = ("name", "classes", "train/val/test", "px", "MB", "status", "licence")
@@ -92,10 +82,10 @@ def info(
     """
     from smallvit.runs.data import open_here, pack
 
-    console, (config, recipe) = Console(), _config(name, given)
+    config, recipe = _config(name, given)
     spec = DATASETS.get(config.dataset or "")
     if spec is not None and not fetch.is_present(spec, places.data_dir()):
-        console.print(_facts(spec.name, _registry_facts(spec)))
+        _print_facts(spec.name, _registry_facts(spec))
         _print_files(spec)
     dataset = pack(open_here(config), config)
     facts = {
@@ -113,10 +103,10 @@ def info(
         facts = {"read as": dataset.kind} | facts
     if config.path is not None:
         facts |= {"cite": "your own images", "licence": "yours"}
-    console.print(_facts(dataset.name, facts if spec is None else _registry_facts(spec) | facts))
+    _print_facts(dataset.name, facts if spec is None else _registry_facts(spec) | facts)
     if spec is not None:
         _print_files(spec)
-    _print_counts(console, dataset, len(dataset.class_names) if all_classes else MOST_CLASSES)
+    _print_counts(dataset, len(dataset.class_names) if all_classes else MOST_CLASSES)
     for broken in dataset.broken:
         print_text(f"left out: {broken}")
     for note in (*dataset.left_out, *dataset.notes):
@@ -239,44 +229,42 @@ def show(
     resolved, recipe_name = load_recipe(recipe, settings)
     say(f"recipe: {recipe_name}")
     dataset = load_dataset(resolved.data)
-    reader: dict[str, Any] | None = None
+    run = {"num": num, "seed": resolved.seed, "recipe": recipe_name}
+    stage_1, stage_2 = resolved.pretrain.method.views, resolved.finetune.augment
+    sheets: dict[str, Callable[[Path], object]] = {
+        "images": lambda path: contact_sheet.draw_images(
+            path, dataset, num=num, seed=resolved.seed
+        ),
+        "views": lambda path: contact_sheet.draw_views(path, dataset, stage_1, **run),
+    }
+    if dataset.labelled:
+        sheets["batch"] = lambda path: contact_sheet.draw_batch(path, dataset, stage_2, **run)
     if score_maps is not None:
         require_labels(dataset, "--score-maps")
         maps, header = open_score_maps(score_maps, dataset)
-        reader = {"score_maps": maps.dense, "teacher": header.teacher}
         backbone = create_backbone(
             resolved.model, num_classes=dataset.num_classes, image_size=dataset.image_size
         )
+        reader = {"score_maps": maps.dense, "teacher": header.teacher}
         reader["grid"] = backbone.grid(dataset.image_size)
+        sheets["score_maps"] = lambda path: contact_sheet.draw_score_maps(
+            path, dataset, stage_2, **reader, **run
+        )
     folder = out or Path("contact-sheets") / file_stem(dataset.name)
-    paths = []
-
-    def path(stem: str) -> Path:
-        paths.append(folder / f"{stem}.png")
-        return paths[-1]
-
-    run = {"num": num, "seed": resolved.seed, "recipe": recipe_name}
-    stage_1, stage_2 = resolved.pretrain.method.views, resolved.finetune.augment
     with explained(
-        lambda error: (
-            f"cannot write {error.filename or folder} ({error.strerror}): give another --out"
-        ),
+        lambda e: f"cannot write {e.filename or folder} ({e.strerror}): give another --out",
         into=ConfigError,
     ):
         for taken in filter(Path.exists, (folder / f"{stem}.png" for stem in SHEETS)):
             if not is_drawn(taken):
                 raise ConfigError(f"{taken} is no contact sheet: give another --out")
         folder.mkdir(parents=True, exist_ok=True)
-        contact_sheet.draw_images(path("images"), dataset, num=num, seed=resolved.seed)
-        contact_sheet.draw_views(path("views"), dataset, stage_1, **run)
-        if dataset.labelled:
-            contact_sheet.draw_batch(path("batch"), dataset, stage_2, **run)
-        if reader is not None:
-            contact_sheet.draw_score_maps(path("score_maps"), dataset, stage_2, **reader, **run)
+        for stem, draw in sheets.items():
+            draw(folder / f"{stem}.png")
     if not dataset.labelled:
         print_text("no labels: a batch of stage 2 cannot be drawn")
-    for written in paths:
-        print_text(str(written))
+    for stem in sheets:
+        print_text(str(folder / f"{stem}.png"))
 
 
 def _which(name: str) -> dict[str, str]:
@@ -370,13 +358,9 @@ def _registry_facts(spec: DatasetSpec) -> dict[str, str]:
     }
 
 
-def _facts(title: str, facts: dict[str, str]) -> Table:
-    table = Table(title=escape(title), show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")  # addresses and paths are longer than a line
-    for key, value in facts.items():
-        table.add_row(key, escape(value))
-    return table
+def _print_facts(title: str, facts: dict[str, str]) -> None:
+    looks = {"title": escape(title), "show_header": False}
+    print_rows(("fact", "value"), list(facts.items()), wrap=("value",), **looks)
 
 
 def _print_files(spec: DatasetSpec) -> None:
@@ -389,17 +373,13 @@ def _print_files(spec: DatasetSpec) -> None:
             print_text(f"  {url}")
 
 
-def _print_counts(console: Console, dataset: "Dataset", most: int) -> None:
+def _print_counts(dataset: "Dataset", most: int) -> None:
     from smallvit.data.dataset import class_counts
 
-    counts = Table("class" if dataset.labelled else "", *dataset.splits, title="images")
     columns = [class_counts(split, dataset.num_classes) for split in dataset.splits.values()]
     rows = list(zip(dataset.class_names, *columns, strict=True)) if dataset.labelled else []
-    for name, *row in rows[:most]:
-        counts.add_row(escape(name), *(f"{count:,}" for count in row))
+    lines = [(name, *(f"{count:,}" for count in row)) for name, *row in rows[:most]]
     if len(rows) > most:
-        counts.add_row(f"... {len(rows) - most} more (--all)", *("" for _ in dataset.splits))
-    if rows:
-        counts.add_section()
-    counts.add_row("all", *(f"{len(split):,}" for split in dataset.splits.values()))
-    console.print(counts)
+        lines.append((f"... {len(rows) - most} more (--all)", *("" for _ in columns)))
+    lines.append(("all", *(f"{len(split):,}" for split in dataset.splits.values())))
+    print_rows(("class" if rows else "", *dataset.splits), lines, title="images")

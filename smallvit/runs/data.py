@@ -73,7 +73,7 @@ def check_out(out: Path | None, config: DataConfig) -> None:
     if (
         out is not None
         and first.is_dir()
-        and not is_written({entry.name for entry in first.iterdir()})
+        and not is_written({each.name for each in first.iterdir()})
     ):
         images = find_files(first)
         if images:
@@ -110,6 +110,13 @@ def open_here(config: DataConfig) -> Source:
     return load.open_source(config, data_dir=places.data_dir(), offline=True)
 
 
+def open_or_fetch(config: DataConfig, progress: FetchProgress) -> Source:
+    """Open the images of a config, fetching them where need be."""
+    return load.open_source(
+        config, data_dir=places.data_dir(), offline=places.offline(), progress=progress
+    )
+
+
 def pack(source: Source, config: DataConfig) -> Dataset:
     """Pack and split the images of a source, with progress."""
     with show_progress() as (progress, _):
@@ -121,12 +128,7 @@ def find_image_size(config: DataConfig) -> int:
     if config.image_size is not None:
         return config.image_size
     with show_progress() as (_, fetch_progress):
-        source = load.open_source(
-            config,
-            data_dir=places.data_dir(),
-            offline=places.offline(),
-            progress=fetch_progress,
-        )
+        source = open_or_fetch(config, fetch_progress)
     return load.find_image_size(source, cache_dir=places.cache_dir())
 
 

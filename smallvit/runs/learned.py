@@ -109,17 +109,19 @@ def write_learned(folder: Path, dataset: Dataset, learns: Learns, earlier: Learn
         DataError: If the file cannot be written.
     """
     splits = _splits_of(dataset)
-    arrays: dict[str, Any] = {"version": FORMAT_VERSION, "learns": learns}
-    for name, split in splits.items():
-        # A split of few labels is the training images but for some: which, is kept as bits.
-        if name == "labelled":
-            arrays[name] = np.isin(dataset_index(dataset, "train"), dataset_index(dataset, name))
-        else:
-            arrays |= {f"{name}.contents": split.contents, f"{name}.labels": split.labels}
-    arrays |= {
+    arrays: dict[str, Any] = {
+        "version": FORMAT_VERSION,
+        "learns": learns,
         "earlier.labelled": earlier.labelled,
         "earlier.unlabelled": earlier.unlabelled,
     }
+    for name, split in splits.items():
+        # A split of few labels is the training images but for some: which, is kept as bits.
+        if name == "labelled":
+            train, part = (dataset.splits[each].index.cpu().numpy() for each in ("train", name))
+            arrays[name] = np.isin(train, part)
+        else:
+            arrays |= {f"{name}.contents": split.contents, f"{name}.labels": split.labels}
     with replacing(folder / FILE) as file:
         np.savez(file, **arrays)
 
@@ -198,11 +200,6 @@ def is_same_data(run: Run, dataset: Dataset, *, but: Sequence[str] = ()) -> bool
 def contents_of(splits: Mapping[str, np.ndarray]) -> np.ndarray:
     """Join the content hashes of the splits of a data set, one after the other."""
     return np.concatenate([splits[name] for name in SPLITS])
-
-
-def dataset_index(dataset: Dataset, name: str) -> np.ndarray:
-    """Return the places of a split's images in its packed array, on the host."""
-    return dataset.splits[name].index.cpu().numpy()
 
 
 def _splits_of(dataset: Dataset) -> dict[str, KeptSplit]:

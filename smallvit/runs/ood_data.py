@@ -20,11 +20,10 @@ from smallvit.core.errors import ConfigError, UnknownNameError
 from smallvit.data.dataset import Dataset
 from smallvit.data.files.class_lists import some
 from smallvit.data.files.config import DataConfig
-from smallvit.data.files.load import open_source
 from smallvit.data.files.registry import DATASETS, sharing_dataset
 from smallvit.data.files.store import PackedStore, open_store
 from smallvit.evaluate.ood import NOISES, Noise, noise_images
-from smallvit.runs.data import show_progress
+from smallvit.runs.data import open_or_fetch, show_progress
 from smallvit.runs.learned import contents_of
 
 logger = logging.getLogger("smallvit")
@@ -78,12 +77,7 @@ def open_foreign(
     config = _config(name)
     _refuse(name, _shared_name(name, dataset.name))
     with show_progress() as (progress, fetch_progress):
-        source = open_source(
-            config,
-            data_dir=places.data_dir(),
-            offline=places.offline(),
-            progress=fetch_progress,
-        )
+        source = open_or_fetch(config, fetch_progress)
         store = open_store(
             source,
             image_size=dataset.image_size,

@@ -28,6 +28,7 @@ from smallvit.data.files.content import content_hash
 from smallvit.data.files.images import IMAGE_SUFFIXES, open_image, over_white
 from smallvit.data.files.load import USUAL_SIZES
 from smallvit.data.files.splits import (
+    CutSettings,
     StoredCut,
     cut_by_position,
     cut_splits,
@@ -394,26 +395,20 @@ def _cut(
 
     ``keys`` are the hashes that the version of the cut goes by.
     """
-    val_fraction = 0.0 if "val" in counts else config.val_fraction
-    test_fraction = 0.0 if "test" in counts else config.test_fraction
-    parts: tuple[float, ...] = (val_fraction, test_fraction, config.split_seed)
-    if config.split_version > 1:
-        parts = (config.split_version, *parts)
+    settings = CutSettings(
+        val_fraction=0.0 if "val" in counts else config.val_fraction,
+        test_fraction=0.0 if "test" in counts else config.test_fraction,
+        label_fraction=1.0,
+        seed=config.split_seed,
+    )
 
     def make() -> StoredCut:
-        cut = (cut_splits if config.split_version > 1 else cut_by_position)(
-            np.zeros(len(images), dtype=np.int64),
-            keys,
-            class_names=("train",),
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            label_fraction=1.0,
-            seed=config.split_seed,
-        )
+        make_cut = cut_splits if config.split_version > 1 else cut_by_position
+        cut = make_cut(np.zeros(len(images), dtype=np.int64), keys, ("train",), settings)
         mean, std = _channel_stats(images, cut.train)
         return StoredCut(**vars(cut), mean=mean, std=std)
 
-    return stored_cut(folder, parts, make)
+    return stored_cut(folder, (config.split_version, *settings), make)
 
 
 def _channel_stats(

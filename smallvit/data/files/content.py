@@ -9,7 +9,6 @@ format have not.
 
 import hashlib
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +49,7 @@ def content_hash(image: Image.Image) -> int:
         return _hash_pixels(image)
     pixels = image.width * image.height
     # A progressive JPEG is held whole at any scale.
-    with huge_image_alone(image) if "progressive" in image.info else nullcontext():
+    with huge_image_alone(pixels if "progressive" in image.info else 0):
         image.draft(None, (LARGE_SIDE // 2, LARGE_SIDE // 2))
         return _hash_pixels(image, pixels)
 
@@ -62,11 +61,13 @@ class PackedImage(NamedTuple):
         pixels: As ``to_rgb`` returns them; zeros where the scale of grey values is not known yet.
         content: Content hash.
         grey: What its grey values reach, where they have more than 8 bits.
+        pixel_hash: Hash of the pixels, once it is formed.
     """
 
     pixels: np.ndarray
     content: int
     grey: GreyExtent | None
+    pixel_hash: int = 0
 
 
 def pack_image(
@@ -87,7 +88,7 @@ def pack_image(
     image = read()
     full, large = image.size, _is_large_jpeg(image)
     # What is kept for the hash must not fill the memory; what is not is gone by then.
-    with nullcontext() if large else huge_image_alone(image):
+    with huge_image_alone(0 if large else full[0] * full[1]):
         grey = grey_extent(image) if is_deep_grey(image) else None
         if grey is not None and grey_range == "auto":
             pixels = np.zeros((3, size, size), dtype=np.uint8)
@@ -122,7 +123,9 @@ def _hash_pixels(image: Image.Image, full: int | None = None) -> int:
         image = image.transpose(turn)
     deep = is_deep_grey(image)
     kind = "grey" if deep else "rgb" if full is None else f"reduced/{full}"
-    digest = _digest(f"{kind}/{image.width}/{image.height}/")
+    # Of the digests that every Python has, the fastest with and without instructions for it.
+    start = f"{kind}/{image.width}/{image.height}/"
+    digest = hashlib.sha1(start.encode(), usedforsecurity=False)
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         strip = image
@@ -133,8 +136,3 @@ def _hash_pixels(image: Image.Image, full: int | None = None) -> int:
         else:
             digest.update(over_white(strip).tobytes())
     return int.from_bytes(digest.digest()[:8], "little")
-
-
-def _digest(start: str) -> "hashlib._Hash":
-    # Of the digests that every Python has, the fastest with and without instructions for it.
-    return hashlib.sha1(start.encode(), usedforsecurity=False)

@@ -21,9 +21,7 @@ def advice_for(path: str | PurePath) -> str | None:
     if "tfrecord" in name.rpartition("/")[2]:  # train.tfrecord-00001-of-00010
         suffix = ".tfrecord"
     advice = _BY_SUFFIX.get(suffix)
-    if advice is None or name == suffix:
+    if advice is None or name == suffix or "/CLASS/" in advice:
         return advice
     folder = str(path)[: name.rfind(suffix)]
-    if "/CLASS/" in advice:
-        return advice
     return advice.replace("FILE", shlex.quote(str(path))).replace("FOLDER", shlex.quote(folder))

@@ -97,32 +97,27 @@ def fetch_hub(reference: str, folder: Path, *, offline: bool) -> None:
     parsed = parse_reference(reference, offline=offline)
     if offline:
         raise DataError(_unreachable(parsed, folder, "offline"))
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi
 
     partial = folder.with_name(f".{folder.name}.part")
     # Every release raises the errors of its own HTTP library.
     with explained(
-        lambda error: _unreachable(
-            parsed, folder, f"{type(error).__name__}: {reason(error)[:200]}"
-        ),
-        Exception,
+        lambda e: _unreachable(parsed, folder, f"{type(e).__name__}: {reason(e)[:200]}"), Exception
     ):
         # Not list_repo_files, which tries for 23 s where there is no network.
-        info = HfApi(endpoint=_endpoint()).dataset_info(
-            parsed.repo, revision=parsed.revision, timeout=LIST_TIMEOUT_S
-        )
+        api = HfApi(endpoint=_endpoint())
+        info = api.dataset_info(parsed.repo, revision=parsed.revision, timeout=LIST_TIMEOUT_S)
         tables = choose_config(
             parsed, _parquet_names(parsed, [file.rfilename for file in info.siblings or ()])
         )
         partial.mkdir(parents=True, exist_ok=True)
         for name in tables:
-            hf_hub_download(
+            api.hf_hub_download(
                 parsed.repo,
                 name,
                 repo_type="dataset",
                 revision=parsed.revision,
                 local_dir=partial,
-                endpoint=_endpoint(),
             )
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # notes for a continued download
         partial.rename(folder)

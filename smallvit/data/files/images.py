@@ -1,15 +1,14 @@
 """How any image file becomes RGB of one size."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-from smallvit.core.errors import explained
+from smallvit.core.errors import attempt, explained
 from smallvit.data.files.file_kinds import kind_of, what_instead
 from smallvit.data.files.grey import GreyRange, grey_values, to_levels
 
@@ -74,10 +73,11 @@ def open_image(file: Path | str | bytes) -> Image.Image:
     content = file if isinstance(file, bytes) else Path(file).read_bytes()
     if not content:
         raise ValueError("the file is empty")
+    too_large = f"more than {MAX_PIXELS:,} pixels: make it smaller"
 
     def explain(error: Exception) -> str:
         if not isinstance(error, UnidentifiedImageError):
-            return _too_large()
+            return too_large
         what = f"{kind_of(content)} that is not read: convert it to PNG or JPEG"
         return what_instead(content) or what
 
@@ -85,20 +85,17 @@ def open_image(file: Path | str | bytes) -> Image.Image:
     with explained(explain, *unread, into=ValueError):
         image = Image.open(BytesIO(content), formats=tuple(_FORMATS))
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(_too_large())
+        raise ValueError(too_large)
     return image
 
 
-@contextmanager
-def huge_image_alone(image: Image.Image) -> Iterator[None]:
+def huge_image_alone(pixels: int) -> AbstractContextManager[object]:
     """Keep other threads from decoding more than ``HUGE_PIXELS`` while this one has such an image.
 
     Args:
-        image: What is to be decoded, in full; a smaller one keeps nobody.
+        pixels: How many are to be decoded; an image of fewer keeps nobody.
     """
-    huge = image.width * image.height > HUGE_PIXELS
-    with _one_huge_image if huge else nullcontext():
-        yield
+    return _one_huge_image if pixels > HUGE_PIXELS else nullcontext()
 
 
 def is_deep_grey(image: Image.Image) -> bool:
@@ -149,39 +146,30 @@ def to_rgb(image: Image.Image, size: int, grey_range: GreyRange | None = None) -
         image.draft(None, (2 * size, 2 * size))
         if "progressive" not in image.info:  # these are held whole at any scale
             pixels = image.width * image.height
-    with _one_huge_image if pixels > HUGE_PIXELS else nullcontext():
-        return _decode_rgb(image, size, grey_range)
-
-
-def _decode_rgb(image: Image.Image, size: int, grey_range: GreyRange | None) -> np.ndarray:
-    image.load()
-    turn = find_turn(image)
-    if is_deep_grey(image):
-        image = Image.fromarray(to_levels(grey_values(image), grey_range))
-    factor = 1
-    if image.mode in _REDUCIBLE_MODES and "transparency" not in image.info:
-        factor = max(1, min(image.size) // (2 * size))
-    width, height = image.width / factor, image.height / factor  # the last pixels may be parts
-    if factor > 1:
-        image = image.reduce(factor)
-    image = over_white(image)
-    if image.size != (size, size):
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box)
-    if turn is not None:
-        image = image.transpose(turn)
-    return np.asarray(image).transpose(2, 0, 1)
+    with huge_image_alone(pixels):
+        image.load()
+        turn = find_turn(image)
+        if is_deep_grey(image):
+            image = Image.fromarray(to_levels(grey_values(image), grey_range))
+        factor = 1
+        if image.mode in _REDUCIBLE_MODES and "transparency" not in image.info:
+            factor = max(1, min(image.size) // (2 * size))
+        width, height = image.width / factor, image.height / factor  # the last pixels may be parts
+        if factor > 1:
+            image = image.reduce(factor)
+        image = over_white(image)
+        if image.size != (size, size):
+            side = min(width, height)
+            left, top = (width - side) / 2, (height - side) / 2
+            box = (left, top, left + side, top + side)
+            image = image.resize((size, size), Image.Resampling.BICUBIC, box)
+        if turn is not None:
+            image = image.transpose(turn)
+        return np.asarray(image).transpose(2, 0, 1)
 
 
 def find_turn(image: Image.Image) -> Image.Transpose | None:
     """Return what makes a decoded image upright; ``None`` where it is, or does not say."""
-    try:
-        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # PIL raises nearly anything on malformed EXIF data; the pixels are whole
-        return None
-
-
-def _too_large() -> str:
-    return f"more than {MAX_PIXELS:,} pixels: make it smaller"
+    # PIL raises nearly anything on malformed EXIF data; the pixels are whole.
+    exif, _ = attempt(lambda: image.getexif().get(ExifTags.Base.Orientation, 1), Exception)
+    return _UPRIGHT.get(exif)

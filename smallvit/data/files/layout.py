@@ -184,7 +184,12 @@ def guess_splits(path: Path, top: Folder) -> dict[str, str]:
     splits = {split: names[0] for split, names in found.items()}
     others = sorted(set(top.folders) - {name for names in found.values() for name in names})
     if not found:
-        _stop_at_likely_splits(path, top, others)
+        likely = _likely(others)
+        if "train" in likely and len(likely) > 1:
+            raise DataError(
+                f"{path}: {some(sorted(likely.values()))} are called like splits: if they are, "
+                f"{option(_deepest(top, likely))}; if they are classes, --data.layout classes"
+            )
         _stop_at_shared_folders(path, top)
         _stop_at_copy(path, top)
         return {"train": ""}
@@ -318,16 +323,6 @@ def _stop_at_wrapper(path: Path, top: Folder) -> None:
 def _holds_splits(folder: Folder) -> bool:
     names = [SPLIT_NAMES.get(name.lower()) for name in folder.folders]
     return len(names) > 1 and "train" in names and None not in names and not folder.images
-
-
-def _stop_at_likely_splits(path: Path, top: Folder, names: Sequence[str]) -> None:
-    likely = _likely(names)
-    if "train" not in likely or len(likely) < 2:
-        return
-    raise DataError(
-        f"{path}: {some(sorted(likely.values()))} are called like splits: if they are, "
-        f"{option(_deepest(top, likely))}; if they are classes, --data.layout classes"
-    )
 
 
 def _stop_at_shared_folders(path: Path, top: Folder) -> None:

@@ -10,14 +10,13 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from smallvit.core.errors import ConfigError, DataError, reason
+from smallvit.core.errors import ConfigError, DataError, attempt, reason
 from smallvit.data.dataset import Dataset, Split, class_counts
 from smallvit.data.files import fetch, hub, official, own, registry
 from smallvit.data.files.class_lists import in_class_order, some
@@ -26,6 +25,7 @@ from smallvit.data.files.grey import GreySetting
 from smallvit.data.files.sources import Listing, Source
 from smallvit.data.files.splits import (
     Cut,
+    CutSettings,
     StoredCut,
     cut_by_position,
     cut_splits,
@@ -105,9 +105,10 @@ def usual_size(listing: Listing) -> int:
     sides = []
     reasons: list[str] = []
     for i in np.linspace(0, len(split.names) - 1, num=min(64, len(split.names))).astype(int):
-        try:
-            sides.append(min(split.read(int(i)).size))
-        except Exception as error:  # a broken file is counted when the data is packed
+        image, error = attempt(functools.partial(split.read, int(i)), Exception)
+        if image is not None:
+            sides.append(min(image.size))
+        else:  # a broken file is counted when the data is packed
             reasons.append(f"{split.names[i]} ({reason(error)})")
     if not sides:
         raise DataError(
@@ -272,17 +273,16 @@ def _describe(overlap: Overlap, num_images: int) -> str:
 
 def _note_gaps(config: DataConfig, store: PackedStore, splits: dict[str, Split]) -> Iterator[str]:
     """Name the classes that a cut left without an image in validation or test."""
-    fractions, class_names = _fractions(config, store), store.manifest.class_names
-    parts = {"val": fractions["val_fraction"], "test": fractions["test_fraction"]}
+    settings, class_names = _cut_settings(config, store), store.manifest.class_names
+    parts = {"val": settings.val_fraction, "test": settings.test_fraction}
     gaps = []
     for name in (name for name, part in parts.items() if part):
-        counts = class_counts(splits[name], len(class_names))
-        absent = [class_names[i] for i, count in enumerate(counts) if count == 0]
-        if absent:
+        counts = zip(class_names, class_counts(splits[name], len(class_names)), strict=True)
+        if absent := [each for each, count in counts if count == 0]:
             gaps.append(f"no {name} image of {some(absent)}")
     if gaps:
         labels, _, contents = store.facts["train"]
-        seed = find_seed(labels, contents, class_names=class_names, **fractions)
+        seed = find_seed(labels, contents, class_names, settings)
         other = "" if seed is None else f", or cut with data.split_seed {seed}"
         yield (
             f"{'; '.join(gaps)}: images are assigned one by one, and these classes are small: add "
@@ -290,46 +290,34 @@ def _note_gaps(config: DataConfig, store: PackedStore, splits: dict[str, Split])
         )
 
 
-class _Fractions(TypedDict):
-    val_fraction: float
-    test_fraction: float
-
-
-def _fractions(config: DataConfig, store: PackedStore) -> _Fractions:
+def _cut_settings(config: DataConfig, store: PackedStore) -> CutSettings:
     """Return the parts to cut; none of a split that the dataset brings."""
-    return {
-        "val_fraction": 0.0 if "val" in store.facts else config.val_fraction,
-        "test_fraction": 0.0 if "test" in store.facts else config.test_fraction,
-    }
+    return CutSettings(
+        val_fraction=0.0 if "val" in store.facts else config.val_fraction,
+        test_fraction=0.0 if "test" in store.facts else config.test_fraction,
+        label_fraction=config.label_fraction,
+        seed=config.split_seed,
+    )
 
 
 def _cut(config: DataConfig, store: PackedStore) -> StoredCut:
-    fractions = _fractions(config, store)
-    parts: tuple[float, ...] = (fractions["val_fraction"], fractions["test_fraction"])
-    parts = (*parts, config.label_fraction, config.split_seed)
-    if config.split_version > 1:
-        parts = (config.split_version, *parts)
+    settings = _cut_settings(config, store)
     images, (labels, hashes, contents) = store.images["train"], store.facts["train"]
     class_names = store.manifest.class_names
     by_content = config.split_version > 1
 
     def make() -> StoredCut:
         if class_names:
-            cut = (cut_splits if by_content else cut_by_position)(
-                labels,
-                contents if by_content else hashes,
-                class_names=class_names,
-                **fractions,
-                label_fraction=config.label_fraction,
-                seed=config.split_seed,
-            )
+            make_cut = cut_splits if by_content else cut_by_position
+            cut = make_cut(labels, contents if by_content else hashes, class_names, settings)
         else:
             none = np.arange(0)
             cut = Cut(train=np.arange(len(labels)), labelled=none, val=none, test=none)
         mean, std = _channel_stats(torch.from_numpy(images), torch.from_numpy(cut.train))
         return StoredCut(**vars(cut), mean=mean, std=std)
 
-    return stored_cut(store.path, parts, make)
+    key = (config.split_version, *settings) if by_content else tuple(settings)
+    return stored_cut(store.path, key, make)
 
 
 def _channel_stats(

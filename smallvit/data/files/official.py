@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ImageOps
 
 from smallvit.core.errors import DataError, explained, reason
 from smallvit.data.files.fetch import is_present, manual_steps, targets
 from smallvit.data.files.parquet import list_parquet
-from smallvit.data.files.registry import DatasetSpec
+from smallvit.data.files.registry import DATASETS, DatasetSpec
 from smallvit.data.files.sources import (
     Columns,
     FoundFile,
@@ -31,18 +31,7 @@ from smallvit.data.files.sources import (
 READER_VERSION = 1  # raise it when a reader lists other images, labels or names than before
 TINY_IMAGENET = "tiny-imagenet-200"
 CINIC = "cinic-10"
-CINIC_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+CINIC_CLASSES = DATASETS["cinic10"].class_names
 CINIC_SPLITS = {"train": "train", "val": "valid", "test": "test"}
 AIRCRAFT = "fgvc-aircraft-2013b/data"
 BANNER_ROWS = 20  # of each FGVC-Aircraft photograph
@@ -95,14 +84,9 @@ def open_named(spec: DatasetSpec, *, data_dir: Path) -> Source:
             f"hand: {manual_steps(spec, data_dir)}"
         )
     what = str(data_dir / made[0]) if len(made) == 1 else "it"
+    remedy = f"mend it, or remove {what} and run `smallvit data get {spec.name}`"
     in_one_line = partial(
-        explained,
-        lambda error: (
-            f"{spec.name}: {_problem(error)}: mend it, or remove {what} and run `smallvit data get "
-            f"{spec.name}`"
-        ),
-        OSError,
-        BrokenLayoutError,
+        explained, lambda e: f"{spec.name}: {_problem(e)}: {remedy}", OSError, BrokenLayoutError
     )
 
     def list_images() -> Listing:
@@ -340,11 +324,8 @@ def _list_aircraft(data_dir: Path) -> Listing:
 
 
 def _without_banner(split: SourceSplit) -> SourceSplit:
-    def read(i: int) -> Image.Image:
-        image = split.read(i)
-        return image.crop((0, 0, image.width, image.height - BANNER_ROWS))
-
-    return replace(split, read=read)
+    banner = (0, 0, 0, BANNER_ROWS)  # left, top, right, bottom
+    return replace(split, read=lambda i: ImageOps.crop(split.read(i), banner))
 
 
 def _cars_parts(data_dir: Path) -> list[str]:

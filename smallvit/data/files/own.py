@@ -75,12 +75,8 @@ def open_path(
     """
     columns, named = Columns(image=image_column, label=label_column), parse_layout(layout)
     suffix = path.suffix.lower()
-    with explained(
-        lambda error: (
-            f"cannot read {error.filename or path}: {error.strerror}: check that it is "
-            "there and readable"
-        )
-    ):
+    there = "check that it is there and readable"
+    with explained(lambda e: f"cannot read {e.filename or path}: {e.strerror}: {there}"):
         if path.is_dir():
             return _open_directory(path, columns, named, sure=sure)
         if path.is_file() and suffix in TABLE_SUFFIXES:

@@ -43,7 +43,7 @@ def parquet_splits(
         DataError: If only some of the files tell their split, or none is of train.
     """
     given = layout is not None and layout.kind == "splits"
-    begins = layout.splits if layout and given else {s: s for s in ("train", "val", "test")}
+    begins = (layout and layout.splits) or {s: s for s in ("train", "val", "test")}
     found: dict[str | None, list[Path]] = {}
     for file in files:
         parts = reversed(file.name.lower().split("/"))

@@ -56,6 +56,7 @@ class DatasetSpec:
             without official files to download.
         autoaugment: Which of AutoAugment's published policies suits it.
         shares_images_with: Other data sets that it holds images of, in any of its splits.
+        class_names: Names of its class folders, where nothing in its files lists them.
     """
 
     name: str
@@ -72,17 +73,12 @@ class DatasetSpec:
     hub: str | None = None
     autoaugment: AutoAugmentPolicy = "imagenet"
     shares_images_with: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise ConfigError(
-                f"{self.name}: num_classes must be at least 2, got {self.num_classes}"
-            )
+    class_names: tuple[str, ...] = ()
 
 
 def _read_entry(name: str, facts: dict[str, Any]) -> DatasetSpec:
     files = [RemoteFile(**{**file, "urls": tuple(file["urls"])}) for file in facts.pop("files", ())]
-    facts["shares_images_with"] = tuple(facts.pop("shares_images_with", ()))
+    facts = {key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()}
     return DatasetSpec(name=name, files=tuple(files), **facts)
 
 

@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +24,35 @@ from smallvit.core import rng
 from smallvit.core.errors import DataError
 from smallvit.core.whole_file import write_text
 from smallvit.data.files.class_lists import plural
-from smallvit.data.files.store import anew_if_broken, stored_if_possible
+from smallvit.data.files.store import CACHE_REMEDY, anew_if_broken, stored_if_possible
 
 PARTS = ("train", "labelled", "val", "test")
 TEST, VAL, TRAIN = range(3)  # in the order in which they take their shares
 # Seeds that are tried for one that would do, and numbers that are drawn for that.
 MOST_SEEDS = 200
 MOST_NUMBERS = 20_000_000
+
+
+class CutSettings(NamedTuple):
+    """How images are cut.
+
+    Attributes:
+        val_fraction: Part of what is left after the test split, in [0, 1); 0 cuts none.
+        test_fraction: Part of all images, in [0, 1); 0 cuts none.
+        label_fraction: Part of the different training images of each class whose labels may be
+            used, in (0, 1]; each class has at least one.
+        seed: Seed of what decides.
+    """
+
+    val_fraction: float
+    test_fraction: float
+    label_fraction: float
+    seed: int
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Where test ends and where validation ends, in [0, 1]."""
+        return self.test_fraction, self.test_fraction + (1 - self.test_fraction) * self.val_fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +86,7 @@ class StoredCut(Cut):
 
 
 def cut_splits(
-    labels: np.ndarray,
-    contents: np.ndarray,
-    *,
-    class_names: Sequence[str],
-    val_fraction: float,
-    test_fraction: float,
-    label_fraction: float,
-    seed: int,
+    labels: np.ndarray, contents: np.ndarray, class_names: Sequence[str], settings: CutSettings
 ) -> Cut:
     """Cut test, validation and training indices out of one array of images.
 
@@ -78,11 +94,7 @@ def cut_splits(
         labels: Class index of each image.
         contents: Content hash of each image.
         class_names: In the order of the labels.
-        val_fraction: Part of what is left after the test split, in [0, 1); 0 cuts none.
-        test_fraction: Part of all images, in [0, 1); 0 cuts none.
-        label_fraction: Part of the different training images of each class whose labels may be
-            used, in (0, 1]; each class has at least one.
-        seed: Seed of the numbers.
+        settings: Shares and seed.
 
     Returns:
         Disjoint ``train``, ``val`` and ``test``, every class in ``train``.
@@ -90,19 +102,11 @@ def cut_splits(
     Raises:
         DataError: If a class is left without a training image, or a split without any.
     """
-    bounds = test_fraction, test_fraction + (1 - test_fraction) * val_fraction
-    number = _numbers(seed, contents)
-    side = np.digitize(number, bounds)  # 0 test, 1 validation, 2 training
-    fault = _find_fault(side, labels, class_names, bounds)
+    number = _numbers(settings.seed, contents)
+    side = np.digitize(number, settings.bounds)  # 0 test, 1 validation, 2 training
+    fault = _find_fault(side, labels, class_names, settings)
     if fault:
-        would = find_seed(
-            labels,
-            contents,
-            class_names=class_names,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            every_class=False,
-        )
+        would = find_seed(labels, contents, class_names, settings, every_class=False)
         raise DataError(
             f"{fault}: add images, give the splits yourself"
             + (f", or cut with data.split_seed {would}" if would is not None else "")
@@ -110,7 +114,7 @@ def cut_splits(
     train = np.flatnonzero(side == TRAIN)
     return Cut(
         train=train,
-        labelled=_labelled(train, labels, contents, number, label_fraction),
+        labelled=_labelled(train, labels, contents, number, settings.label_fraction),
         val=np.flatnonzero(side == VAL),
         test=np.flatnonzero(side == TEST),
     )
@@ -119,10 +123,9 @@ def cut_splits(
 def find_seed(
     labels: np.ndarray,
     contents: np.ndarray,
-    *,
     class_names: Sequence[str],
-    val_fraction: float,
-    test_fraction: float,
+    settings: CutSettings,
+    *,
     every_class: bool = True,
 ) -> int | None:
     """Return the first seed whose cut can be used; ``None`` where none of the first ones can.
@@ -131,23 +134,21 @@ def find_seed(
         labels: Class index of each image.
         contents: Content hash of each image.
         class_names: In the order of the labels.
-        val_fraction: As of ``cut_splits``.
-        test_fraction: As of ``cut_splits``.
+        settings: Shares; their own seed is not looked at.
         every_class: Whether validation and test have to have images of every class too.
     """
-    bounds = test_fraction, test_fraction + (1 - test_fraction) * val_fraction
-    cut = [s for s, fraction in ((VAL, val_fraction), (TEST, test_fraction)) if fraction]
+    shares = (VAL, settings.val_fraction), (TEST, settings.test_fraction)
+    cut = [s for s, fraction in shares if fraction]
     # Copies are on one side: a class of fewer different images than sides cannot be on each.
     different = np.unique(np.stack((labels.astype(np.int64), contents.view(np.int64))), axis=1)[0]
     if every_class and np.bincount(different, minlength=len(class_names)).min() <= len(cut):
         return None
     for seed in range(min(MOST_SEEDS, 1 + MOST_NUMBERS // len(labels))):
-        side = np.digitize(_numbers(seed, contents), bounds)
-        if _find_fault(side, labels, class_names, bounds) or (
-            every_class and any(len(np.unique(labels[side == s])) < len(class_names) for s in cut)
-        ):
-            continue
-        return seed
+        side = np.digitize(_numbers(seed, contents), settings.bounds)
+        counts = [len(np.unique(labels[side == s])) for s in cut] if every_class else []
+        whole = all(count == len(class_names) for count in counts)
+        if whole and not _find_fault(side, labels, class_names, settings):
+            return seed
     return None
 
 
@@ -159,10 +160,7 @@ def _numbers(seed: int, contents: np.ndarray) -> np.ndarray:
 
 
 def _find_fault(
-    side: np.ndarray,
-    labels: np.ndarray,
-    class_names: Sequence[str],
-    bounds: tuple[float, float],
+    side: np.ndarray, labels: np.ndarray, class_names: Sequence[str], settings: CutSettings
 ) -> str:
     """Say what makes a cut useless; nothing where it is not."""
     present = np.bincount(labels[side == TRAIN], minlength=len(class_names)) > 0
@@ -171,7 +169,7 @@ def _find_fault(
         count = int((labels == first).sum())
         whose = f"class {class_names[first]!r}" if len(class_names) > 1 else "the data"
         return f"{whose} has {plural(count, 'image')}, and the cut leaves none of them to train on"
-    wanted = {"test": (TEST, bounds[0]), "val": (VAL, bounds[1] - bounds[0])}
+    wanted = {"test": (TEST, settings.test_fraction), "val": (VAL, settings.val_fraction)}
     for name, (number, share) in wanted.items():
         if share > 0 and not (side == number).any():
             return f"none of the {len(labels)} images falls into the {name} split"
@@ -202,14 +200,7 @@ def _labelled(
 
 
 def cut_by_position(
-    labels: np.ndarray,
-    hashes: np.ndarray,
-    *,
-    class_names: Sequence[str],
-    val_fraction: float,
-    test_fraction: float,
-    label_fraction: float,
-    seed: int,
+    labels: np.ndarray, hashes: np.ndarray, class_names: Sequence[str], settings: CutSettings
 ) -> Cut:
     """Cut as runs of version 1 did: each class in a seeded order of its places in the array.
 
@@ -222,10 +213,7 @@ def cut_by_position(
         labels: Class index of each image.
         hashes: Hash of each image's packed pixels.
         class_names: In the order of the labels.
-        val_fraction: Part of what is left after the test split, in [0, 1); 0 cuts none.
-        test_fraction: Part of all images, in [0, 1); 0 cuts none.
-        label_fraction: Part of the training images whose labels may be used, in (0, 1].
-        seed: Seed of the order.
+        settings: Shares and seed; labels that may be used are a part of all training images.
 
     Returns:
         Disjoint ``train``, ``val`` and ``test``, every class in each that is cut at all.
@@ -233,14 +221,14 @@ def cut_by_position(
     Raises:
         DataError: If a class has too few images to be in every split.
     """
-    order = rng.permutation(seed, "split", 0, len(labels)).numpy()
+    order = rng.permutation(settings.seed, "split", 0, len(labels)).numpy()
     _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     order = order[np.isin(order, first)]
     parts: dict[str, list[np.ndarray]] = {"train": [], "labelled": [], "val": [], "test": []}
     for label, class_name in enumerate(class_names):
         members = order[labels[order] == label]
-        num_test = _part(len(members), test_fraction)
-        num_val = _part(len(members) - num_test, val_fraction)
+        num_test = _part(len(members), settings.test_fraction)
+        num_val = _part(len(members) - num_test, settings.val_fraction)
         train = members[num_test + num_val :]
         if len(train) == 0:
             raise DataError(
@@ -250,7 +238,7 @@ def cut_by_position(
         parts["test"].append(members[:num_test])
         parts["val"].append(members[num_test : num_test + num_val])
         parts["train"].append(train)
-        parts["labelled"].append(train[: _part(len(train), label_fraction)])
+        parts["labelled"].append(train[: _part(len(train), settings.label_fraction)])
     leader = first[group]  # the first image of each image's content
     return Cut(
         **{
@@ -284,7 +272,7 @@ def stored_cut(folder: Path, settings: object, make: Callable[[], StoredCut]) ->
     plain = {"mean": cut.mean, "std": cut.std, "split_hash": split_hash(*indices.values())}
     plain |= {name: index.tolist() for name, index in indices.items()}
     with stored_if_possible(f"the split {path}"):
-        write_text(path, json.dumps(plain), "set SMALLVIT_CACHE_DIR to a folder with room")
+        write_text(path, json.dumps(plain), CACHE_REMEDY)
     return cut
 
 

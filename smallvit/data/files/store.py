@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -24,9 +25,9 @@ import numpy as np
 from filelock import FileLock
 from joblib import cpu_count
 
-from smallvit.core.errors import DataError, explained, reason
+from smallvit.core.errors import DataError, attempt, explained, reason
 from smallvit.data.files.class_lists import check_listing
-from smallvit.data.files.content import pack_image
+from smallvit.data.files.content import PackedImage, pack_image
 from smallvit.data.files.grey import (
     GreyExtent,
     GreyScale,
@@ -48,6 +49,7 @@ MAX_THREADS = 16
 PROGRESS_EVERY = 512
 NUM_SAMPLED = 256  # images of a split that are hashed again whenever a store is opened
 NUM_EXAMPLES = 3
+CACHE_REMEDY = "set SMALLVIT_CACHE_DIR to a folder with room"
 # Arrays beside the images: names of their files, and types.
 _FACTS = {"labels": "int64", "hashes": "uint64", "content": "uint64"}
 Progress = Callable[[int, int], None]  # (images done, images in all)
@@ -179,10 +181,7 @@ def file_stem(name: str) -> str:
 def cache_errors(cache_dir: Path) -> AbstractContextManager[None]:
     """Explain a cache that cannot be written: a ``DataError`` in place of any ``OSError``."""
     return explained(
-        lambda error: (
-            f"cannot write the cache {cache_dir} ({error.strerror or error}): set "
-            "SMALLVIT_CACHE_DIR to a folder with room"
-        )
+        lambda e: f"cannot write the cache {cache_dir} ({e.strerror or e}): {CACHE_REMEDY}"
     )
 
 
@@ -375,9 +374,9 @@ def _pack(
     check_listing(source.name, listing)
     total = sum(len(split.names) for split in listing.splits.values())
     # One packer at a time holds the lock, so a folder of this name is what a killed one left.
-    partial = folder.with_name(f".packing-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    draft = folder.with_name(f".packing-{folder.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
     packed: dict[str, _Packed] = {}
     done = 0
     try:
@@ -386,20 +385,20 @@ def _pack(
                 split,
                 image_size,
                 grey_range,
-                partial / f"{name}.images.npy",
+                draft / f"{name}.images.npy",
                 lambda count, start=done: progress(start + count, total),
             )
             done += len(split.names)
             _check_broken(source.name, listing, packed, total)
-        grey = _scale_grey(listing, packed, image_size, grey_range, partial, source.name, progress)
-        facts, names = {}, {}
-        for name, split in listing.splits.items():
-            kept = packed[name].kept
-            labels = np.asarray(split.labels, dtype=np.int64)[kept]
-            facts[name] = ImageFacts(labels, packed[name].hashes, packed[name].contents)
-            names[name] = [split.names[i] for i in kept]
+        grey = _scale_grey(listing, packed, image_size, grey_range, draft, source.name, progress)
+        facts = {name: split.facts for name, split in packed.items()}
+        names = {
+            name: [listing.splits[name].names[i] for i in split.kept]
+            for name, split in packed.items()
+        }
+        for name in packed:
             for kind, array in zip(_FACTS, facts[name], strict=True):
-                with _synced(partial / f"{name}.{kind}.npy") as file:
+                with _synced(draft / f"{name}.{kind}.npy") as file:
                     np.save(file, array)
         fingerprint, unordered = _fingerprints(listing.class_names, facts)
         manifest = Manifest(
@@ -414,12 +413,12 @@ def _pack(
             unordered=unordered,
             grey=grey,
         )
-        with _synced(partial / "manifest.json") as file:
+        with _synced(draft / "manifest.json") as file:
             file.write(json.dumps(asdict(manifest), indent=2).encode())
         shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        draft.rename(folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _check_broken(
@@ -472,24 +471,16 @@ def _scale_grey(
     scale, done = choose_range(files, dataset), 0
     for name, split in packed.items():
         rows = sorted(split.grey)
-        waiting = _select(listing.splits[name], split.kept[rows])
+        waiting = _decode(listing.splits[name], split.kept[rows].tolist(), image_size, scale)
         array = np.lib.format.open_memmap(folder / f"{name}.images.npy", mode="r+")
-        for row, image in zip(rows, _decode(waiting, image_size, scale), strict=True):
+        for row, image in zip(rows, waiting, strict=True):
             if isinstance(image, str):
                 raise DataError(f"{dataset}: changed while it was packed: {image}")
-            array[row], split.hashes[row] = image.pixels, image.pixel_hash
+            array[row], split.facts.hashes[row] = image.pixels, image.pixel_hash
             done += 1
             progress(done, len(files))
         array.flush()
     return describe_scale(files, scale, given=False)
-
-
-def _select(split: SourceSplit, index: np.ndarray) -> SourceSplit:
-    return SourceSplit(
-        names=[split.names[int(i)] for i in index],
-        labels=np.asarray(split.labels)[index],
-        read=lambda i: split.read(int(index[i])),
-    )
 
 
 @contextmanager
@@ -502,11 +493,10 @@ def _synced(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Packed(NamedTuple):
-    """What was packed of a split: indices kept, hashes of pixels and contents, names of broken."""
+    """What was packed of a split: indices kept, what is known of these, names of broken files."""
 
     kept: np.ndarray
-    hashes: np.ndarray
-    contents: np.ndarray
+    facts: ImageFacts
     broken: list[str]
     grey: dict[int, GreyExtent]  # by index in ``kept``
 
@@ -532,7 +522,7 @@ def _pack_images(
     with _synced(path) as file:
         _write_header(file, (total, 3, image_size, image_size))
         start = file.tell()
-        for done, image in enumerate(_decode(split, image_size, grey_range), 1):
+        for done, image in enumerate(_decode(split, range(total), image_size, grey_range), 1):
             if isinstance(image, str):
                 broken.append(image)
             else:
@@ -548,13 +538,10 @@ def _pack_images(
             file.seek(0)
             _write_header(file, (len(kept), 3, image_size, image_size))
             assert file.tell() == start  # NumPy pads the header for a first axis of any length
-    return _Packed(
-        np.asarray(kept, dtype=np.int64),
-        np.asarray(hashes, dtype=np.uint64),
-        np.asarray(contents, dtype=np.uint64),
-        broken,
-        grey,
-    )
+    index = np.asarray(kept, dtype=np.int64)
+    pixel_hashes, content = np.asarray([hashes, contents], dtype=np.uint64)
+    labels = np.asarray(split.labels, dtype=np.int64)[index]
+    return _Packed(index, ImageFacts(labels, pixel_hashes, content), broken, grey)
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
@@ -562,41 +549,34 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-class _Decoded(NamedTuple):
-    pixels: np.ndarray
-    pixel_hash: int
-    content: int
-    grey: GreyExtent | None
-
-
 def _decode(
-    split: SourceSplit, image_size: int, grey_range: GreySetting
-) -> Iterator[_Decoded | str]:
+    split: SourceSplit, index: Sequence[int], image_size: int, grey_range: GreySetting
+) -> Iterator[PackedImage | str]:
     """Decode in threads (PIL releases the GIL), a bounded number of images ahead.
 
     Yields:
         The images in order; of a broken one its name and what is wrong.
     """
 
-    def decode(i: int) -> _Decoded | str:
-        try:
-            image = pack_image(lambda: split.read(i), image_size, grey_range)
-        except Exception as error:  # PIL raises nearly anything on a broken file
+    def decode(i: int) -> PackedImage | str:
+        read = partial(split.read, i)
+        # PIL raises nearly anything on a broken file.
+        image, error = attempt(lambda: pack_image(read, image_size, grey_range), Exception)
+        if image is None:
             return f"{split.names[i]} ({reason(error)})"
         pixels = np.ascontiguousarray(image.pixels)
-        return _Decoded(pixels, int(hash_images(pixels[None])[0]), image.content, image.grey)
+        return image._replace(pixels=pixels, pixel_hash=int(hash_images(pixels[None])[0]))
 
-    def decode_some(indices: range) -> list[_Decoded | str]:
-        return list(map(decode, indices))
+    def decode_some(some: Sequence[int]) -> list[PackedImage | str]:
+        return list(map(decode, some))
 
     threads = min(MAX_THREADS, cpu_count())
     most_waiting = 2 * threads + 1
     size = max(1, min(CHUNK, MAX_AHEAD // most_waiting))
-    waiting: deque[Future[list[_Decoded | str]]] = deque()
+    waiting: deque[Future[list[PackedImage | str]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(split.names), size):
-            indices = range(start, min(start + size, len(split.names)))
-            waiting.append(pool.submit(decode_some, indices))
+        for start in range(0, len(index), size):
+            waiting.append(pool.submit(decode_some, index[start : start + size]))
             if len(waiting) == most_waiting:
                 yield from waiting.popleft().result()
         while waiting:

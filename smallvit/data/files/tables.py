@@ -7,10 +7,11 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from smallvit.core.errors import ConfigError, DataError, explained
+from smallvit.core.errors import ConfigError, DataError, attempt, explained
 from smallvit.data.files.class_lists import make_listing, plural, some
 from smallvit.data.files.file_kinds import refuse_stand_in
 from smallvit.data.files.images import IMAGE_SUFFIXES
@@ -66,16 +67,12 @@ def open_table(path: Path, columns: Columns, layout: Layout | None) -> Source:
     _check_repeated(path, rows)
     if labelled:
         _check_one_label(path, rows)
-    by_split = {
-        split: part
-        for split in ("train", "val", "test")
-        if (part := [row for row in rows if row.split == split])
-    }
-    splits = {
-        split: file_split(path.parent, [row.image for row in part])
-        for split, part in by_split.items()
-    }
-    texts = {split: [row.label for row in part] for split, part in by_split.items()}
+    splits, texts = {}, {}
+    for split in ("train", "val", "test"):
+        part = [row for row in rows if row.split == split]
+        if part:
+            splits[split] = file_split(path.parent, [row.image for row in part])
+            texts[split] = [row.label for row in part]
     listing = make_listing(str(path), splits, texts if labelled else {})
     return own_source(
         path,
@@ -116,9 +113,7 @@ def _read(path: Path, content: bytes, columns: Columns) -> _Table:
         )
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows = []
-    with explained(
-        lambda error: f"{path}, line {reader.line_num}: {error}: mend that line", csv.Error
-    ):
+    with explained(lambda e: f"{path}, line {reader.line_num}: {e}: mend that line", csv.Error):
         for _ in range(skipped + 1):
             next(reader, None)
         for name in (image, label, "split"):
@@ -135,7 +130,8 @@ def _read(path: Path, content: bytes, columns: Columns) -> _Table:
                     "columns: put cells with a separator in them in double quotes"
                 )
             if cells:  # names in use are not repeated
-                rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
+                named = dict(zip(header, map(str.strip, cells), strict=True))
+                rows.append((reader.line_num, named))
     if not rows:
         raise DataError(f"{path} has a header and no rows: add a row for each image")
     return _Table(header, rows, image, label)
@@ -183,7 +179,7 @@ def _why_unlabelled(table: _Table) -> str:
     flags = [
         name
         for name in others
-        if all(row[name].strip() in ("0", "1", "0.0", "1.0") for _, row in table.rows)
+        if all(row[name] in ("0", "1", "0.0", "1.0") for _, row in table.rows)
     ]
     if len(flags) > 1:
         return (
@@ -200,12 +196,8 @@ def _split_rows(path: Path, table: _Table, layout: Layout | None, notes: list[st
         raise ConfigError(f"data.layout names splits, and {path} has no column split: leave it out")
     rows = []
     for line, cells in table.rows:
-        row = _Row(
-            line,
-            cells[table.image].strip(),
-            cells.get(table.label, "").strip(),
-            cells.get("split", "train").strip(),
-        )
+        label, split = cells.get(table.label, ""), cells.get("split", "train")
+        row = _Row(line, cells[table.image], label, split)
         for name, value in ((table.image, row.image), (table.label, row.label)):
             if not value and name in cells:
                 raise DataError(f"{path}, line {line}: no {name}: fill the cell or remove the row")
@@ -264,11 +256,9 @@ class _Finder:
         names = [image, image.replace("\\", "/")] if "\\" in image else [image]
         names += [found[0] for name in names if len(found := self.of_stem(name)) == 1]
         for name in names:
-            try:
-                status = (self.root / name).stat()
-            except (OSError, ValueError):  # ValueError: a null character in the path
-                continue
-            if stat.S_ISREG(status.st_mode):
+            # ValueError: a null character in the path.
+            status, _ = attempt((self.root / name).stat, OSError, ValueError)
+            if status is not None and stat.S_ISREG(status.st_mode):
                 return FoundFile(name, status.st_size, status.st_mtime_ns)
         return None
 
@@ -297,7 +287,9 @@ def _find_images(
     folders: list[Path] = []
     if not any(found):
         folders = [
-            folder for folder in _folders_beside(path) if _Finder(folder).find(rows[0].image)
+            folder
+            for folder in islice(_folders_beside(path), MOST_SEARCHED)
+            if _Finder(folder).find(rows[0].image)
         ]
         if len(folders) == 1:
             inside = folders[0].relative_to(path.parent).as_posix()
@@ -327,17 +319,10 @@ def _find_images(
 
 def _folders_beside(path: Path) -> Iterator[Path]:
     """Yield the folders beside a table, and those in them."""
-    searched = 0
-    todo = [(path.parent, 0)]
-    while todo and searched < MOST_SEARCHED:
-        folder, depth = todo.pop(0)
-        for entry in sorted(folder.iterdir()):
-            hidden = entry.name.startswith(".") or entry.name.lower() in LEFT_BY_SYSTEMS
-            if not hidden and entry.is_dir():
-                searched += 1
-                yield entry
-                if depth == 0:
-                    todo.append((entry, 1))
+    for folder in chain(sorted(path.parent.glob("*/")), sorted(path.parent.glob("*/*/"))):
+        names = folder.relative_to(path.parent).parts
+        if not any(name.startswith(".") or name.lower() in LEFT_BY_SYSTEMS for name in names):
+            yield folder
 
 
 def _check_repeated(path: Path, rows: Sequence[_Row]) -> None:

@@ -144,17 +144,18 @@ def _rarely(progress: Progress, total: int) -> Callable[[int], None]:
     return tell
 
 
-def _is_junk(name: str) -> bool:
-    """Tell whether a member is one of macOS's resource forks or folder settings."""
-    path = PurePosixPath(name)
-    return "__MACOSX" in path.parts or path.name.startswith(("._", ".DS_Store"))
+def _is_wanted(name: str) -> bool:
+    """Tell whether a member is none of macOS's resource forks or folder settings.
 
-
-def _refuse_outside(name: str) -> None:
-    """Refuse a member that would lie outside the target."""
+    Raises:
+        tarfile.ExtractError: If it is wanted and would lie outside the target.
+    """
     path = PurePosixPath(name)
+    if "__MACOSX" in path.parts or path.name.startswith(("._", ".DS_Store")):
+        return False
     if path.is_absolute() or ".." in path.parts:
         raise tarfile.ExtractError(f"{name} would lie outside of the folder")
+    return True
 
 
 def _unpack_zip(packed: BinaryIO, folder: Path, tell: Callable[[int], None]) -> None:
@@ -165,8 +166,7 @@ def _unpack_zip(packed: BinaryIO, folder: Path, tell: Callable[[int], None]) -> 
         need_room(folder.parent, _BLOCK * sum(blocks), f"unpacking {Path(packed.name).name}")
         done = 0
         for member in members:
-            if not _is_junk(member.filename):
-                _refuse_outside(member.filename)
+            if _is_wanted(member.filename):
                 archive.extract(member, folder)
             done += member.compress_size
             tell(done)
@@ -180,8 +180,7 @@ def _unpack_tar(packed: BinaryIO, folder: Path, tell: Callable[[int], None]) -> 
         while (member := archive.next()) is not None:
             # Else tarfile keeps each header, 1 kB a file.
             archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-            if not _is_junk(member.name):
-                _refuse_outside(member.name)
+            if _is_wanted(member.name):
                 if filtered is None and not (member.isreg() or member.isdir()):
                     raise tarfile.ExtractError(f"{member.name} is neither a file nor a folder")
                 archive.extract(member, folder)

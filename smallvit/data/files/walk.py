@@ -4,6 +4,7 @@ Folders that systems and devices leave, hidden ones, and what this package wrote
 """
 
 import os
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Set
 from pathlib import Path
@@ -13,26 +14,8 @@ from smallvit.core import places
 from smallvit.core.errors import DataError
 from smallvit.data.files.registry import DATASETS
 
-# In lower case: left by macOS, by Windows, by network drives and recorders, by ext4, by Python.
-LEFT_BY_SYSTEMS = frozenset(
-    {
-        "__macosx",
-        "network trash folder",
-        "temporary items",
-        "$recycle.bin",
-        "recycler",
-        "system volume information",
-        "found.000",
-        "@eadir",
-        "@recycle",
-        "@recently-snapshot",
-        "#recycle",
-        "#snapshot",
-        "_gsdata_",
-        "lost+found",
-        "__pycache__",
-    }
-)
+_NAMES = tomllib.loads(Path(__file__).with_name("passed_over.toml").read_text("utf-8"))
+LEFT_BY_SYSTEMS = frozenset(_NAMES["left_by_systems"])
 # What tells a folder that this package wrote: any of these sets of files.
 MARKER = ".smallvit"
 _WRITTEN = (
@@ -47,20 +30,7 @@ _WRITTEN = (
 _FETCHED = tuple(frozenset({f".{name}.lock"}) for name in DATASETS)
 _MARKS = frozenset().union(*_WRITTEN, *_FETCHED)
 # A picture of results can lie alone beside images: it has one of these names, and says who drew it.
-PICTURES = frozenset(
-    f"{name}.png"
-    for name in (
-        "images",
-        "views",
-        "batch",
-        "score_maps",
-        "curves",
-        "tokens_pca",
-        "attention",
-        "alignment",
-        "segments",
-    )
-)
+PICTURES = frozenset(f"{name}.png" for name in _NAMES["pictures"])
 _DRAWN_BY = (b"Software\0smallvit", b"Software\0Matplotlib")
 _HEAD = 512  # bytes of a PNG in which its first texts are
 

@@ -4,7 +4,7 @@ import pytest
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN, FashionMNIST
 
 from smallvit.core.errors import ConfigError, UnknownNameError
-from smallvit.data.files.registry import DATASETS, DatasetSpec, get_dataset_spec
+from smallvit.data.files.registry import DATASETS, get_dataset_spec
 
 ALL = pytest.mark.parametrize("spec", DATASETS.values(), ids=DATASETS)
 
@@ -101,21 +101,6 @@ def test_counts_are_those_of_the_official_splits(name, counts):
 def test_an_unknown_dataset_names_the_nearest():
     with pytest.raises(UnknownNameError, match=r"unknown dataset 'cifar'; did you mean 'cifar10'"):
         get_dataset_spec("cifar")
-
-
-def test_one_class_is_refused():
-    with pytest.raises(ConfigError, match="one: num_classes must be at least 2, got 1"):
-        DatasetSpec(
-            name="one",
-            num_classes=1,
-            num_train=1,
-            num_test=0,
-            image_size=8,
-            hflip=True,
-            citation="",
-            license="",
-            page="",
-        )
 
 
 def test_a_path_in_place_of_a_name_is_told(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from smallvit.core.errors import DataError
 from smallvit.data.files.splits import (
     Cut,
+    CutSettings,
     StoredCut,
     cut_by_position,
     cut_splits,
@@ -28,7 +29,7 @@ FRACTIONS = (0.001, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 def cut(labels: np.ndarray = LABELS, contents: np.ndarray = CONTENTS, **changes) -> Cut:
     arguments = {"val_fraction": 0.1, "test_fraction": 0.2, "label_fraction": 1.0, "seed": 0}
-    return cut_splits(labels, contents, class_names=NAMES, **(arguments | changes))
+    return cut_splits(labels, contents, NAMES, CutSettings(**(arguments | changes)))
 
 
 def sides(found: Cut, num: int = len(LABELS)) -> np.ndarray:
@@ -52,11 +53,8 @@ def test_the_cut_of_a_seed_never_changes():
     found = cut_splits(
         np.asarray([i % 3 for i in range(24)]),
         contents,
-        class_names="abc",
-        val_fraction=0.2,
-        test_fraction=0.25,
-        label_fraction=0.5,
-        seed=7,
+        "abc",
+        CutSettings(val_fraction=0.2, test_fraction=0.25, label_fraction=0.5, seed=7),
     )
     assert found.train.tolist() == [0, 1, 2, 3, 4, 5, 6, 9, 10, 11, 16, 17, 18, 19, 22]
     assert found.labelled.tolist() == [3, 4, 6, 11, 16, 17, 22]
@@ -69,11 +67,8 @@ def test_the_first_cut_of_a_seed_never_changes():
     found = cut_by_position(
         np.asarray([i % 3 for i in range(24)]),
         np.arange(24, dtype=np.uint64)[::-1].copy(),
-        class_names="abc",
-        val_fraction=0.2,
-        test_fraction=0.25,
-        label_fraction=0.5,
-        seed=7,
+        "abc",
+        CutSettings(val_fraction=0.2, test_fraction=0.25, label_fraction=0.5, seed=7),
     )
     assert found.train.tolist() == [0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 14, 18, 22, 23]
     assert found.labelled.tolist() == [1, 4, 12, 14, 18, 23]
@@ -84,9 +79,9 @@ def test_the_first_cut_of_a_seed_never_changes():
 def test_copies_followed_the_first_in_the_first_cut():
     contents = np.concatenate([np.arange(220), [3, 3, 60]]).astype(np.uint64)
     labels = np.concatenate([LABELS[:220], [3, 1, 0]])  # the second copy has another class
-    options = {"val_fraction": 0.1, "test_fraction": 0.2, "label_fraction": 1.0, "seed": 0}
-    plain = cut_by_position(labels[:220], contents[:220], class_names=NAMES, **options)
-    side = sides(cut_by_position(labels, contents, class_names=NAMES, **options), 223)
+    settings = CutSettings(val_fraction=0.1, test_fraction=0.2, label_fraction=1.0, seed=0)
+    plain = cut_by_position(labels[:220], contents[:220], NAMES, settings)
+    side = sides(cut_by_position(labels, contents, NAMES, settings), 223)
     before = sides(plain, 220)
     assert side.tolist() == [*before, before[3], before[3], before[60]]
 
@@ -195,13 +190,13 @@ def test_a_class_that_the_cut_leaves_nothing_to_train_on_is_named_with_a_seed_th
     for content in np.flatnonzero(sides(cut()) > 0)[:20]:
         labels = np.asarray([0] * 40 + [1])
         contents = np.concatenate([CONTENTS[:40], CONTENTS[[content]]])
-        arguments = {"val_fraction": 0.1, "test_fraction": 0.2, "label_fraction": 1.0}
-        call = partial(cut_splits, labels, contents, class_names=NAMES[:2], **arguments)
+        settings = CutSettings(val_fraction=0.1, test_fraction=0.2, label_fraction=1.0, seed=0)
+        call = partial(cut_splits, labels, contents, NAMES[:2])
         with pytest.raises(
             DataError, match="class 'bee' has 1 image, and the cut leaves"
         ) as caught:
-            call(seed=0)
-        found = call(seed=seed_named(caught.value))
+            call(settings)
+        found = call(settings._replace(seed=seed_named(caught.value)))
         assert 40 in found.train
 
 
@@ -222,8 +217,7 @@ def test_no_seed_is_named_where_none_would_do():
 
 def test_a_seed_that_gives_every_class_of_each_split_is_found():
     labels, contents = LABELS[:40], CONTENTS[:40]
-    fractions = {"val_fraction": 0.1, "test_fraction": 0.2}
-    seed = find_seed(labels, contents, class_names=NAMES, **fractions)
+    seed = find_seed(labels, contents, NAMES, CutSettings(0.1, 0.2, 1.0, seed=0))
     assert seed is not None
     found = cut(labels, contents, seed=seed)
     for index in (found.train, found.val, found.test):
@@ -276,5 +270,5 @@ def test_no_seed_is_tried_where_a_class_has_too_few_different_images(monkeypatch
     labels = np.array([0] * 30 + [1] * 5)
     contents = np.concatenate([np.arange(30), [100, 100, 100, 101, 101]]).astype(np.uint64)
     monkeypatch.setattr("smallvit.core.rng.uniform", None)
-    cut = {"class_names": ("a", "b"), "val_fraction": 0.2, "test_fraction": 0.2}
-    assert find_seed(labels, contents, **cut) is None
+    settings = CutSettings(0.2, 0.2, 1.0, seed=0)
+    assert find_seed(labels, contents, ("a", "b"), settings) is None
