@@ -27,9 +27,9 @@ def test_the_packed_size_changes_no_content_hash_and_no_pixel(kind, width, heigh
     content = coded(photograph(width, height), kind)
     hashes = set()
     for size in (8, 32, 64, 224):
-        pixels, found, _ = pack_image(lambda: open_image(content), size)
-        hashes.add(found)
-        assert np.array_equal(pixels, to_rgb(open_image(content), size))
+        packed = pack_image(lambda: open_image(content), size)
+        hashes.add(packed.content)
+        assert np.array_equal(packed.pixels, to_rgb(open_image(content), size))
     assert hashes == {content_hash(open_image(content))}
 
 

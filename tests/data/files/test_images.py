@@ -247,13 +247,13 @@ def is_locked() -> bool:
 def test_huge_images_are_decoded_one_by_one(monkeypatch, kind, options, side, alone):
     monkeypatch.setattr(images, "HUGE_PIXELS", 1600)
     locked = []
-    decode = images._decode_rgb
+    convert = images.over_white
 
-    def spy(image: Image.Image, *args: object) -> np.ndarray:
+    def spy(image: Image.Image) -> Image.Image:
         locked.append(is_locked())
-        return decode(image, *args)
+        return convert(image)
 
-    monkeypatch.setattr(images, "_decode_rgb", spy)
+    monkeypatch.setattr(images, "over_white", spy)
     to_rgb(open_image(encoded(picture(side), kind, **options)), 8)
     assert locked == [alone]
     assert not is_locked()
