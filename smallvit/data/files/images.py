@@ -172,4 +172,4 @@ def find_turn(image: Image.Image) -> Image.Transpose | None:
     """Return what makes a decoded image upright; ``None`` where it is, or does not say."""
     # PIL raises nearly anything on malformed EXIF data; the pixels are whole.
     exif, _ = attempt(lambda: image.getexif().get(ExifTags.Base.Orientation, 1), Exception)
-    return _UPRIGHT.get(exif)
+    return _UPRIGHT.get(exif or 1)

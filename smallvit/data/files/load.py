@@ -108,7 +108,7 @@ def usual_size(listing: Listing) -> int:
         image, error = attempt(functools.partial(split.read, int(i)), Exception)
         if image is not None:
             sides.append(min(image.size))
-        else:  # a broken file is counted when the data is packed
+        if error is not None:  # a broken file is counted when the data is packed
             reasons.append(f"{split.names[i]} ({reason(error)})")
     if not sides:
         raise DataError(

@@ -393,7 +393,7 @@ def _pack(
         grey = _scale_grey(listing, packed, image_size, grey_range, draft, source.name, progress)
         facts = {name: split.facts for name, split in packed.items()}
         names = {
-            name: [listing.splits[name].names[i] for i in split.kept]
+            name: [listing.splits[name].names[i] for i in map(int, split.kept)]
             for name, split in packed.items()
         }
         for name in packed:
@@ -562,8 +562,9 @@ def _decode(
         read = partial(split.read, i)
         # PIL raises nearly anything on a broken file.
         image, error = attempt(lambda: pack_image(read, image_size, grey_range), Exception)
-        if image is None:
+        if error is not None:
             return f"{split.names[i]} ({reason(error)})"
+        assert image is not None
         pixels = np.ascontiguousarray(image.pixels)
         return image._replace(pixels=pixels, pixel_hash=int(hash_images(pixels[None])[0]))
 
