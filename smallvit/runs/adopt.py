@@ -190,16 +190,16 @@ def adopt_settings(init: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: If another network is named than it is, or none for a file of weights.
         DataError: If it is not there.
     """
-    given = (settings.get("teacher") or {}).get("model") or {}
+    named = (settings.get("teacher") or {}).get("model") or {}
     if not init.startswith(TIMM) and is_weights_file(init):
         if not Path(init).is_file():
             raise ConfigError(f"{OPTION} {init} {what_is_at(Path(init))}")
-        if "name" not in given:
+        if "name" not in named:
             raise ConfigError(
                 f"{OPTION} {init} holds weights alone: give their network with --model NAME"
             )
         return {}
-    others = sorted(set(given) - {"patch_size"})
+    others = sorted(set(named) - {"patch_size"})
     if others:
         option = "model" if others[0] == "name" else f"model.{others[0].replace('_', '-')}"
         raise ConfigError(f"{OPTION} {init} brings its own network: leave --{option} out")

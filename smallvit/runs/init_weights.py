@@ -199,8 +199,8 @@ def init_settings(
             brought["model"] = found.recipe.get("model", {})
         if isinstance(found, Run):
             brought["data"] = _data_settings(found, settings)
-    given = settings.get("model") or {}
-    if given.get("name") not in (None, brought["model"].get("name")):
+    named = settings.get("model") or {}
+    if named.get("name") not in (None, brought["model"].get("name")):
         del brought["model"]
     return brought
 
@@ -212,8 +212,8 @@ def _data_settings(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(scale, list):
         # What all files of its data decided: the same picture is to have the same pixels.
         data["grey_range"] = scale
-    given = settings.get("data") or {}
-    if given.get("dataset") is not None or given.get("path") is not None:
+    named = settings.get("data") or {}
+    if named.get("dataset") is not None or named.get("path") is not None:
         data = {key: data[key] for key in data if key not in OF_NAMED_DATA}
     return data
 

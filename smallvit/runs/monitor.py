@@ -151,10 +151,10 @@ class Monitor:
         batches, autocast = eval_batches(self.dataset, split, EVAL_BATCH), self.runtime.autocast
         return extract_features(self.backbone, batches, autocast=autocast, kind=self.features)
 
-    def _knn(self, bank: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -> float:
+    def _knn(self, bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor]) -> float:
         return knn_top1(
             *bank,
-            *asked,
+            *queries,
             num_classes=self.dataset.num_classes,
             num_neighbours=self.config.knn_neighbours,
             temp=self.config.knn_temp,

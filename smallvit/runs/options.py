@@ -101,15 +101,15 @@ def read_arguments(arguments: Mapping[str, Any], stage: Stage | None = None) -> 
     Raises:
         ConfigError: If one is unknown, or of a kind that it cannot be.
     """
-    given = {key: value for key, value in arguments.items() if value is not None}
-    for key in (more := given.pop("more")):
+    values = {key: value for key, value in arguments.items() if value is not None}
+    for key in (more := values.pop("more")):
         _check_known(key, {*arguments} - {"more"}, stage)
-    options = _name_data(given.pop("data")) if "data" in given else {}
-    if (recipe := given.pop("recipe", None)) is not None:
+    options = _name_data(values.pop("data")) if "data" in values else {}
+    if (recipe := values.pop("recipe", None)) is not None:
         if not isinstance(recipe, str | Path) or not str(recipe).strip():
             raise ConfigError(f"recipe must be the name or the file of one, got {show(recipe)}")
         options["recipe"] = str(recipe)
-    for key, value in {**given, **more}.items():
+    for key, value in {**values, **more}.items():
         if key in INITS and isinstance(value, str) and is_init_name(value):
             options[key] = value
         elif key in (*INITS, *PATH_ARGUMENTS) and not isinstance(value, Mapping):
@@ -176,9 +176,9 @@ def _check_known(key: str, arguments: set[str], stage: Stage | None) -> None:
     of_stage = list(paths(sections[stage])) if stage else []
     shared = [path for path in paths(Recipe) if stage is None or path.partition(".")[0] in SHARED]
     known = [*arguments, *of_stage, *shared]
-    said = f"{stage or 'run'}() has no argument {key!r}"
+    fault = f"{stage or 'run'}() has no argument {key!r}"
     end = hint(key, known, show=_as_argument) or ": docs/python.md lists those there are"
-    raise ConfigError(f"{said}{end}")
+    raise ConfigError(f"{fault}{end}")
 
 
 def _as_argument(name: str) -> str:

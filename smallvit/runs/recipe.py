@@ -297,10 +297,10 @@ def open_unfinished(folder: Path, stage: str) -> Run:
         raise DataError(f"{folder}/result.json is broken: repeat the run")
     if not (folder / "recipe.yaml").is_file():
         raise DataError(f"{named}: its recipe.yaml is gone: put it back, or repeat the run")
-    theirs = run.result["stage"]
-    if theirs != stage:
+    own = run.result["stage"]
+    if own != stage:
         raise ConfigError(
-            f"{named}: that is a {theirs} run, not {stage}: smallvit {theirs} {named} continues it"
+            f"{named}: that is a {own} run, not {stage}: smallvit {own} {named} continues it"
         )
     if run.completed:
         _refuse_complete(run, named)

@@ -72,9 +72,9 @@ class Request:
     @property
     def call(self) -> Call:
         """How the stage is called."""
-        named = ("out", "overwrite", "resume", "dry_run")
-        given = {key: self.options[key] for key in named if key in self.options}
-        return Call(**given, argv=self.argv)
+        names = ("out", "overwrite", "resume", "dry_run")
+        named = {key: self.options[key] for key in names if key in self.options}
+        return Call(**named, argv=self.argv)
 
     def settings(self) -> dict[str, Any]:
         """Return what was given as nested settings."""

@@ -241,10 +241,10 @@ def open_score_maps(path: Path, dataset: Dataset) -> tuple[ScoreMaps, ScoreMapHe
         "training split": (header.split_hash[:12], split_hash[:12]),
         "number of images": (len(maps.prob), count),
     }
-    for what, (theirs, ours) in differences.items():
-        if theirs != ours:
+    for what, (written, here) in differences.items():
+        if written != here:
             raise DataError(
-                f"{path} was written for other {what} ({theirs}, here {ours}): leave --score-maps "
+                f"{path} was written for other {what} ({written}, here {here}): leave --score-maps "
                 "out to have a teacher and maps of this data made, or name such maps"
             )
     return maps, header
@@ -266,7 +266,7 @@ logger = logging.getLogger("smallvit")
 class Parts:
     """Parts of a split's score maps in one folder, each a whole file.
 
-    A part is named by the place of its first image. A broken part, and all after it, are made
+    A part is named by the position of its first image. A broken part, and all after it, are made
     again.
 
     Args:

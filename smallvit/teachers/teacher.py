@@ -99,8 +99,8 @@ def spot_check(
         if read.shape != full.shape:
             return float("inf")
         listed = maps.index[place][None].long()
-        kept = full.gather(1, listed)
-        difference = (read.gather(1, listed) - kept).abs().max()
-        above = full.scatter(1, listed, 0.0).amax(dim=1) - kept.amin(dim=1)
+        own = full.gather(1, listed)
+        difference = (read.gather(1, listed) - own).abs().max()
+        above = full.scatter(1, listed, 0.0).amax(dim=1) - own.amin(dim=1)
         worst = max(worst, float(difference), float(above.max()))
     return worst
