@@ -22,6 +22,7 @@ from PIL import Image
 
 from smallvit.core.errors import SmallViTError
 from smallvit.core.model_config import ModelConfig
+from smallvit.data.dataset import Dataset, Split
 from smallvit.data.files.own import open_path
 from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
 from smallvit.inference.export import exported_model, read_export, write_export
@@ -29,8 +30,7 @@ from smallvit.models.registry import create_backbone, model_arguments
 from smallvit.teachers.score_maps import (
     ScoreMapHeader,
     ScoreMaps,
-    check_score_maps,
-    read_score_maps,
+    open_score_maps,
     write_score_maps,
 )
 
@@ -232,16 +232,24 @@ def maps_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_maps(path: Path) -> None:
-    maps, header = read_score_maps(path)
-    check_score_maps(
-        path,
-        maps,
-        header,
-        fingerprint="f" * 64,
-        split_hash="e" * 64,
-        class_names=CLASSES,
-        count=4,
+    index = torch.arange(4)
+    split = Split(
+        images=torch.zeros(4, 3, 8, 8).byte(), labels=torch.zeros_like(index), index=index
     )
+    dataset = Dataset(
+        name="digits",
+        class_names=CLASSES,
+        image_size=8,
+        splits={"labelled": split},
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        hflip=False,
+        fingerprint="f" * 64,
+        split_hashes={"labelled": "e" * 64},
+        broken=(),
+        store_path=Path(),
+    )
+    maps, _ = open_score_maps(path, dataset)
     assert maps.dense(torch.arange(4)).sum(dim=1).allclose(torch.ones(4, 2, 2), atol=1e-5)
 
 
