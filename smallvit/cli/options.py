@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import UNSET, App, ArgumentCollection, Parameter, Token
 
-from smallvit.core.errors import ConfigError, attempt
+from smallvit.core.errors import ConfigError
 from smallvit.engine.config import RuntimeConfig
 
 # Without a --no- form: off unless it is given, or else the recipe's.
@@ -127,5 +127,7 @@ def _is_empty(token: Token) -> bool:
 
 
 def _is_whole(text: str) -> bool:
-    number, _ = attempt(lambda: float(text), ValueError)  # not of 0x10, which has been read
-    return number is None or number.is_integer()
+    try:
+        return float(text).is_integer()
+    except ValueError:  # of 0x10, which has been read
+        return True

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from smallvit.core.console import LEAST_WIDTH
-from smallvit.core.errors import SmallViTError, attempt
+from smallvit.core.errors import SmallViTError
 
 # The reader is gone: a closed pipe (on Windows EINVAL), a terminal that hung up, a closed file.
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.EINVAL)
@@ -54,19 +54,27 @@ class LastingStream:
         """Do what needs the reader, until there is none."""
         if self.lost:
             return
-        _, error = attempt(work, OSError, ValueError)  # ValueError: the file was closed
-        if error is None:
-            return
-        self.lost = True
-        if any(self.stream is own for own in (sys.__stdout__, sys.__stderr__)):
-            # Python writes the rest of its buffer when it ends, and would complain.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            _, fault = attempt(lambda: os.dup2(nowhere, self.stream.fileno()), OSError, ValueError)
-            os.close(nowhere)
-            if fault is not None:
+        try:
+            work()
+        except (OSError, ValueError) as error:  # ValueError: the file was closed
+            self.lost = True
+            if not self._discards_the_rest():
                 return
-        if self.required and isinstance(error, OSError) and error.errno not in GONE:
-            raise SmallViTError(f"cannot write the output ({error.strerror})") from error
+            if self.required and isinstance(error, OSError) and error.errno not in GONE:
+                raise SmallViTError(f"cannot write the output ({error.strerror})") from error
+
+    def _discards_the_rest(self) -> bool:
+        """Let Python write the rest of its own buffer, at its end, to nowhere; tell if that did."""
+        if all(self.stream is not own for own in (sys.__stdout__, sys.__stderr__)):
+            return True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, self.stream.fileno())
+        except (OSError, ValueError):
+            return False
+        finally:
+            os.close(nowhere)
+        return True
 
 
 @contextmanager

@@ -11,12 +11,13 @@ import math
 import operator
 import types
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from smallvit.core.errors import ConfigError, attempt, suggest
+from smallvit.core.errors import ConfigError, suggest
 
 ConfigT = TypeVar("ConfigT")
 
@@ -80,8 +81,11 @@ def find_errors(cls: type, layers: Sequence[Layer]) -> list[str]:
         return errors
     faults = []
     for number, layer in enumerate(layers, 1):
-        _, error = attempt(partial(_build, cls, _join(layers[:number])), ConfigError)
-        faults.append(None if error is None else f"{layer.source}: {error}")
+        try:
+            _build(cls, _join(layers[:number]))
+            faults.append(None)
+        except ConfigError as error:
+            faults.append(f"{layer.source}: {error}")
     # Several values together are at fault: blame the layer that brought the last of them.
     return [next(filter(None, faults))] if faults and faults[-1] else []
 
@@ -159,8 +163,9 @@ def to_plain(value: Any) -> Any:
 
 def show(value: Any) -> str:
     """Return a value as a message gives it: on one line, and not all of a long one."""
-    shown, _ = attempt(partial(repr, value), ValueError)
-    if shown is None:  # Python writes out no integer beyond its limit of digits
+    try:
+        shown = repr(value)
+    except ValueError:  # Python writes out no integer beyond its limit of digits
         shown = "a number of thousands of digits"
     return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
 
@@ -196,8 +201,9 @@ def _check(
             section = sections.get(named, next(iter(sections.values())))
             yield from _check(section, value, source, f"{path}.", part)
         else:
-            _, error = attempt(partial(_convert, hints[key], value), ConfigError)
-            if error is not None:
+            try:
+                _convert(hints[key], value)
+            except ConfigError as error:
                 yield f"{source}: {path}: {error}"
 
 
@@ -279,9 +285,9 @@ def _convert_scalar(hint: type, value: Any) -> Any:
         return Path(value)
     if hint is float and not isinstance(value, bool):
         # PyYAML reads 1e-3 as a string, since YAML 1.1 wants a dot in it.
-        number, _ = attempt(partial(float, value), TypeError, ValueError, OverflowError)
-        if number is not None and math.isfinite(number):
-            return number
+        with suppress(TypeError, ValueError, OverflowError):
+            if math.isfinite(number := float(value)):
+                return number
     elif type(value) is hint:
         return value
     kind = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a string"}

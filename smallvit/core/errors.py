@@ -61,21 +61,6 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def attempt(
-    work: Callable[[], ValueT], *caught: type[ErrorT]
-) -> tuple[ValueT, None] | tuple[None, ErrorT]:
-    """Do some work whose failure is an answer: return its value and no error, or the error alone.
-
-    Args:
-        work: What to do.
-        caught: Failures that are an answer; all others are raised.
-    """
-    try:
-        return work(), None
-    except caught as error:
-        return None, error
-
-
 @contextmanager
 def explained(
     message: Callable[[Any], str],

@@ -5,10 +5,9 @@ other systems nothing is known without another library, and nothing is said.
 """
 
 import ctypes
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from smallvit.core.errors import attempt
 
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
@@ -49,7 +48,11 @@ def start_peak() -> bool:
         Whether it does; where that is forbidden, the peak is that of the whole process.
     """
     _call_libc(("malloc_trim", 0))  # of another C library, what it keeps counts as in use
-    return attempt(lambda: CLEAR.write_text("5"), OSError)[1] is None
+    try:
+        CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def keep_freed_memory(up_to: int = KEPT_BYTES) -> None:
@@ -73,18 +76,17 @@ def format_bytes(count: float) -> str:
 
 def _call_libc(*calls: tuple[Any, ...]) -> None:
     """Call functions of glibc; where there is another C library, do nothing."""
-
-    def call() -> None:
+    with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         for name, *arguments in calls:
             getattr(libc, name)(*arguments)
 
-    attempt(call, OSError, AttributeError)
-
 
 def _read_lines(path: Path) -> list[str]:
-    text, _ = attempt(path.read_text, OSError)
-    return (text or "").splitlines()
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def _read_numbers(path: Path) -> dict[str, int]:

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from smallvit.core.errors import attempt
-
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # set for runs whose numbers are to be the same again
 OFFLINE = ("SMALLVIT_OFFLINE", "HF_HUB_OFFLINE")  # read by us, and by the Hub's library
 
@@ -56,8 +54,11 @@ def nearest_folder(path: Path) -> Path:
 
 def write_fault(path: Path) -> str | None:
     """Return why nothing can be written below a path, which need not be there yet."""
-    _, error = attempt(lambda: tempfile.TemporaryFile(dir=nearest_folder(path)).close(), OSError)
-    return error and error.strerror
+    try:
+        tempfile.TemporaryFile(dir=nearest_folder(path)).close()
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def offline() -> bool:

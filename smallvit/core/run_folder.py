@@ -19,7 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from smallvit.core import places
-from smallvit.core.errors import ConfigError, DataError, attempt, explained
+from smallvit.core.errors import ConfigError, DataError, explained
 from smallvit.core.whole_file import write_text
 
 LOCK = "run.lock"
@@ -38,8 +38,9 @@ class Run:
 
     def __repr__(self) -> str:
         """Say what it is, how it ended and where."""
-        result, _ = attempt(lambda: self.result, DataError)
-        if result is None:
+        try:
+            result = self.result
+        except DataError:
             return f"Run({str(self.path)!r}: nothing to read there)"
         what = f"{result.get('stage')} of {result.get('dataset')}, {result.get('model')}"
         metrics = result.get("metrics") or {}
@@ -171,9 +172,14 @@ def _is_held(path: Path) -> bool:
     if not (path / LOCK).is_file():
         return False
     lock = FileLock(path / LOCK)
-    _, error = attempt(lambda: lock.acquire(timeout=0), OSError)  # Timeout is one too
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
     lock.release()
-    return isinstance(error, Timeout)
+    return False
 
 
 def find_runs(root: Path) -> Iterator[Run]:
@@ -186,8 +192,11 @@ def find_runs(root: Path) -> Iterator[Run]:
         raise DataError(f"{root} {dead}, or set SMALLVIT_RUNS_DIR")
     found = []
     for path in root.rglob("result.json"):
-        result, _ = attempt(partial(Run(path.parent)._read, path.name), DataError)
-        if result and {"started", "stage", "status"} <= result.keys():
+        try:
+            result = Run(path.parent)._read(path.name)
+        except DataError:
+            continue
+        if {"started", "stage", "status"} <= result.keys():
             found.append((_moment(str(result["started"])), path.parent))
     for _, folder in sorted(found):
         yield Run(folder)
@@ -195,10 +204,10 @@ def find_runs(root: Path) -> Iterator[Run]:
 
 def _moment(started: str) -> float:
     """Return when a run was started, in seconds; text would sort by the clock on the wall."""
-    moment, _ = attempt(
-        lambda: datetime.fromisoformat(started).timestamp(), ValueError, OverflowError
-    )
-    return moment or 0.0  # older than all whose start is known
+    try:
+        return datetime.fromisoformat(started).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0  # older than all whose start is known
 
 
 def new_folder(root: Path, dataset: str, label: str) -> Path:
@@ -321,8 +330,9 @@ def _refuse_taken(path: Path, *, overwrite: bool) -> bool:
         left = "so --overwrite leaves it alone" if overwrite else "and is not empty"
         raise ConfigError(f"{path} is no run, {left}: choose another --out, or empty it yourself")
     if not overwrite:
-        completed, _ = attempt(lambda: Run(path).completed, DataError)  # not of a broken one
-        go_on = f"continue it with --resume {path}, " if completed is False else ""
+        go_on = ""
+        with suppress(DataError):  # a broken one is not gone on with
+            go_on = "" if Run(path).completed else f"continue it with --resume {path}, "
         raise ConfigError(
             f"{path} holds a run: {go_on}replace it with --overwrite, or choose another --out"
         )

@@ -6,14 +6,13 @@ import math
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from smallvit.core.errors import ConfigError, DataError, attempt
+from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.hashing import tensor_bytes
 from smallvit.core.whole_file import replacing
 
@@ -68,11 +67,13 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], Path]:
         ConfigError: If a newer format wrote it.
     """
     last, previous = folder / LAST, folder / PREVIOUS
-    state, fault = attempt(partial(load_checkpoint, last), DataError)
-    if state is not None:
-        return state, last
-    state, error = attempt(partial(load_checkpoint, previous), DataError)
-    if state is None:
+    try:
+        return load_checkpoint(last), last
+    except DataError as error:
+        fault = error
+    try:
+        state = load_checkpoint(previous)
+    except DataError as error:
         both = (
             f"no checkpoint in {folder} is whole ({LAST} and {PREVIOUS} are both missing or broken)"
         )
@@ -87,8 +88,9 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], Path]:
 def drop_previous(folder: Path) -> None:
     """Remove what only a run that is not finished needs; say so if that fails."""
     for path in (folder / PREVIOUS, folder / BROKEN):
-        _, error = attempt(partial(path.unlink, missing_ok=True), OSError)
-        if error is not None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
             logger.warning("%s is left where it is (%s)", path, error.strerror)
 
 
@@ -128,10 +130,11 @@ def read_best(checkpoints: Path, otherwise: str) -> dict[str, Any] | None:
         checkpoints: Folder of the run's checkpoints.
         otherwise: What is done without it.
     """
-    state, error = attempt(partial(load_checkpoint, checkpoints / BEST), ConfigError, DataError)
-    if error is not None:
+    try:
+        return load_checkpoint(checkpoints / BEST)
+    except (ConfigError, DataError) as error:
         logger.warning("%s: %s", error, otherwise)
-    return state
+        return None
 
 
 def as_scored(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 
 from smallvit.core import memory, rng
 from smallvit.core.console import format_duration
-from smallvit.core.errors import OutOfMemoryError, attempt
+from smallvit.core.errors import OutOfMemoryError
 from smallvit.core.memory import format_bytes
 from smallvit.engine.memory import is_out_of_memory, use_micro_batches
 from smallvit.engine.plan import FitPlan, refuse_cut
@@ -131,10 +130,12 @@ def foresee(
     steps = plan.total_steps - result.step
     if not steps:
         return None
-    forecast, error = attempt(partial(_measure, state, batches, steps, evaluations), Exception)
-    if error is not None and not is_out_of_memory(error):
-        raise error
-    return forecast  # where the memory ran out, the steps find what fits
+    try:
+        return _measure(state, batches, steps, evaluations)
+    except Exception as error:
+        if is_out_of_memory(error):
+            return None  # the steps find what fits
+        raise
 
 
 def _measure(

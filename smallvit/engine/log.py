@@ -7,10 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -23,7 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from smallvit.core.console import console, format_duration
-from smallvit.core.errors import DataError, attempt, explained
+from smallvit.core.errors import DataError, explained
 from smallvit.core.whole_file import write_text
 from smallvit.parallel import processes
 
@@ -202,8 +199,10 @@ class TrainLog:
                 continue
             self._said_at = now
             doing = f"{self._phase or 'next step'} since {format_duration(now - self._step_began)}"
-            say = partial(logger.info, "%s  %s  %s", self.where, doing, self.times)
-            _, self._failure = attempt(say, DataError)  # of train.log: the loop has to end
+            try:
+                logger.info("%s  %s  %s", self.where, doing, self.times)
+            except DataError as error:  # of train.log: the loop has to end
+                self._failure = error
 
 
 def _columns(log: TrainLog) -> list[ProgressColumn]:
@@ -238,12 +237,13 @@ def describe(metrics: Mapping[str, float]) -> str:
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read metrics.jsonl; a last line that a crash cut short is left out."""
-
-    def parse(line: str) -> Any:
-        return attempt(partial(json.loads, line), ValueError)[0]
-
-    lines = path.read_text().splitlines() if path.exists() else []
-    return list(takewhile(bool, map(parse, lines)))
+    rows: list[dict[str, float]] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from smallvit.core.errors import DataError, SmallViTError, attempt
+from smallvit.core.errors import DataError, SmallViTError
 from smallvit.core.run_folder import Run
 from smallvit.data.dataset import Dataset
 from smallvit.engine.config import RuntimeConfig
@@ -167,9 +167,13 @@ def _check_sources(
     """
     datasets = [group[0].dataset for group in _group(opened, lambda each: each.images)]
     for part, task in tasks:
-        checks = [partial(part.check, dataset, task, config) for dataset in datasets]
-        errors = [attempt(check, SmallViTError)[1] for check in checks]
-        if errors and errors[0] is not None and None not in errors:
+        errors: list[SmallViTError] = []
+        for dataset in datasets:
+            try:
+                part.check(dataset, task, config)
+            except SmallViTError as error:
+                errors.append(error)
+        if errors and len(errors) == len(datasets):
             raise errors[0]
 
 

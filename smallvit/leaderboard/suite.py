@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
 from smallvit.core import places
 from smallvit.core.config import Range, flatten, merge, nest, resolve, show, to_plain
-from smallvit.core.errors import ConfigError, DataError, attempt, suggest
+from smallvit.core.errors import ConfigError, DataError, suggest
 from smallvit.core.model_config import ModelConfig
 from smallvit.core.run_folder import Run
 from smallvit.data.files.registry import DATASETS
@@ -88,9 +87,10 @@ class SuiteConfig:
             if init not in known:
                 raise ConfigError(f"inits: cannot be {init!r}{suggest(init, known)}")
         for model in self.models:
-            _, error = attempt(partial(check_model, ModelConfig(name=model)), ConfigError)
-            if error is not None:
-                raise ConfigError(f"models: {error}")
+            try:
+                check_model(ModelConfig(name=model))
+            except ConfigError as error:
+                raise ConfigError(f"models: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,10 +345,10 @@ def samples_of(node: Node) -> float | None:
         images = spec.num_train * (1 if spec.num_test else 1 - data.test_fraction)
         images *= 1 if spec.num_val else 1 - data.val_fraction
     elif data.path is not None:
-        dataset, _ = attempt(partial(load_dataset, data), DataError)
-        if dataset is None:
+        try:
+            images = len(load_dataset(data).splits["train"])
+        except DataError:
             return None
-        images = len(dataset.splits["train"])
     else:
         return None
     return passes_of(node) * images * fraction

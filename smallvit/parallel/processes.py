@@ -11,7 +11,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from smallvit.core.errors import SmallViTError, attempt
+from smallvit.core.errors import SmallViTError
 
 ValueT = TypeVar("ValueT")
 
@@ -57,12 +57,17 @@ def on_first(work: Callable[[], ValueT]) -> ValueT:
     """
     if count() == 1:
         return work()
-    value, error = attempt(work, Exception) if is_first() else (None, None)
-    reason = error and (str(error), getattr(error, "exit_code", 1))
+    value, failure = None, None
+    if is_first():
+        try:
+            value = work()
+        except Exception as error:
+            failure = error
+    reason = failure and (str(failure), getattr(failure, "exit_code", 1))
     outcome: list[Any] = [(value, reason)]
     dist.broadcast_object_list(outcome)
-    if error is not None:
-        raise error
+    if failure is not None:
+        raise failure
     value, reason = outcome[0]
     if reason is not None:
         raise OtherProcessError(*reason)

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from timm.models import get_pretrained_cfg
 
 from smallvit.core import places
-from smallvit.core.errors import ConfigError, DataError, attempt
+from smallvit.core.errors import ConfigError, DataError
 from smallvit.core.model_config import ModelConfig
 from smallvit.core.run_folder import Run, what_is_at
 from smallvit.data.dataset import Dataset
@@ -223,12 +222,13 @@ def _open(init: str, model: ModelConfig, dataset: Dataset) -> Adopted:
     weights, notes = read_checkpoint(Path(init))
     adopted = _build(model, dataset)
     network = adopted.backbone.model
-    adapted, fault = attempt(partial(adapt, weights, network, same_classes=False), ConfigError)
-    if adapted is None:
+    try:
+        adapted = adapt(weights, network, same_classes=False)
+    except ConfigError as error:
         raise ConfigError(
-            f"{OPTION} {init} is for another network than {model.name}: {fault}: name its own with "
+            f"{OPTION} {init} is for another network than {model.name}: {error}: name its own with "
             "--model; `smallvit convert` reads the names of the papers' code"
-        ) from fault
+        ) from error
     network.load_state_dict(adapted[0], strict=False)
     adopted.notes = [*notes, *adapted[1]]
     pixels: Any = network.pretrained_cfg

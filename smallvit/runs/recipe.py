@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from smallvit.core.errors import (
     LISTINGS,
     ConfigError,
     DataError,
-    attempt,
     explained,
     reason,
     suggest,
@@ -360,9 +358,10 @@ def check_recipe(path: Path) -> list[str]:
     """Resolve a recipe and build its networks; return every error, a line each."""
     from smallvit.models.registry import create_backbone
 
-    layer, fault = attempt(partial(read_layer, path), ConfigError)
-    if layer is None:
-        return [str(fault)]
+    try:
+        layer = read_layer(path)
+    except ConfigError as error:
+        return [str(error)]
     if errors := find_errors(Recipe, [layer]):
         return errors
     recipe = resolve(Recipe, [layer])
@@ -372,9 +371,10 @@ def check_recipe(path: Path) -> list[str]:
         "image_size": recipe.data.image_size or (spec.image_size if spec else 32),
     }
     for section, model in (("model", recipe.model), ("teacher.model", recipe.teacher.model)):
-        _, fault = attempt(partial(create_backbone, model, **sizes), ConfigError)
-        if fault is not None:
-            errors.append(f"{path}: {section}: {fault}")
+        try:
+            create_backbone(model, **sizes)
+        except ConfigError as error:
+            errors.append(f"{path}: {section}: {error}")
     return errors
 
 

@@ -9,7 +9,7 @@ import torch
 
 from smallvit.core import places, rng
 from smallvit.core.config import Layer, resolve
-from smallvit.core.errors import DataError, attempt
+from smallvit.core.errors import DataError
 from smallvit.core.run_folder import Run
 from smallvit.data.dataset import take_evenly
 from smallvit.engine.checkpoint import AGAIN, BEST, as_scored, load_checkpoint
@@ -68,9 +68,10 @@ def score_segmentation(
     check_same(run, data.dataset, str(path))
     session = Session(call=Call(), runtime=runtime, data=data, values={})
     objective = _create_objective(recipe, data, session)
-    state, fault = attempt(partial(load_checkpoint, path / "checkpoints" / BEST), DataError)
-    if state is None:
-        raise DataError(f"{fault}: {AGAIN}") from fault
+    try:
+        state = load_checkpoint(path / "checkpoints" / BEST)
+    except DataError as error:
+        raise DataError(f"{error}: {AGAIN}") from error
     objective.load_state_dict(as_scored(state))
     confusion = evaluate_segmentation(objective.eval(), data, split, runtime.autocast)
     ious = zip(data.class_names, class_ious(confusion).tolist(), strict=True)

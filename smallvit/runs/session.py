@@ -22,7 +22,6 @@ from smallvit.core.errors import (
     DataError,
     InterruptedRunError,
     SmallViTError,
-    attempt,
     explained,
 )
 from smallvit.core.run_folder import (
@@ -230,8 +229,9 @@ def _recorded(folder: Path, facts: dict[str, Any], resumed: bool) -> Iterator[di
             ended = {**base, **record, "status": "interrupted" if stopped else "failed"}
             if not stopped:
                 ended["error"] = str(error) if isinstance(error, SmallViTError) else repr(error)
-            _, fault = attempt(partial(write_json, path, ended), DataError)
-            if fault is not None:  # what ended the run is the news
+            try:
+                write_json(path, ended)
+            except DataError as fault:  # what ended the run is the news
                 logger.warning("%s", fault)
             raise
         write_json(path, {**base, **record, "status": "completed"})

@@ -11,7 +11,7 @@ Shapes in this file:
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smallvit.core.errors import ConfigError, attempt, reason
+from smallvit.core.errors import ConfigError, reason
 from smallvit.models.tokens import AbstractBackbone
 from smallvit.segment.config import HeadConfig
 
@@ -211,20 +211,18 @@ def _probe(
     image = next(backbone.parameters()).new_zeros(1, 3, image_size, image_size)
     training = backbone.training
     backbone.eval()
-    refusal = None
     try:
-        for norm in (True, False):  # a dense network's last norm is for its last width alone
-            probe = partial(_feature_maps, backbone, image, None, norm=norm)
-            maps, refusal = attempt(probe, *UNFIT)
-            if maps is not None:
-                return maps, norm
+        try:
+            return _feature_maps(backbone, image, None, norm=True), True
+        except UNFIT:  # a dense network's last norm is for its last width alone
+            return _feature_maps(backbone, image, None, norm=False), False
+    except UNFIT as error:
+        raise ConfigError(
+            f"{backbone.model_name} gives no levels for upernet-light ({reason(error)[:120]}): use "
+            "--head linear"
+        ) from error
     finally:
         backbone.train(training)
-    assert refusal is not None
-    raise ConfigError(
-        f"{backbone.model_name} gives no levels for upernet-light ({reason(refusal)[:120]}): use "
-        "--head linear"
-    )
 
 
 def resize(x: Float[Tensor, "B D h w"], grid: tuple[int, int]) -> Float[Tensor, "B D m n"]:

@@ -12,7 +12,6 @@ import logging
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from jaxtyping import Float, Float16, Int, Int32
 from torch import Tensor
 
 from smallvit.core.config import Layer, resolve
-from smallvit.core.errors import ConfigError, DataError, attempt, explained
+from smallvit.core.errors import ConfigError, DataError, explained
 from smallvit.data.dataset import Dataset
 from smallvit.teachers.tensor_file import read_tensors, write_tensors
 
@@ -164,10 +163,10 @@ def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
     if not path.is_file():
         raise ConfigError(f"no score maps at {path}: write them with smallvit label")
     again = _again(path)
-    content, fault = attempt(partial(read_tensors, path), DataError)
-    if content is None:
-        raise DataError(f"{fault}: {again}") from fault
-    tensors, metadata = content
+    try:
+        tensors, metadata = read_tensors(path)
+    except DataError as error:
+        raise DataError(f"{error}: {again}") from error
     version = metadata.get("version")
     if version is not None and version != FORMAT_VERSION:
         raise DataError(
@@ -179,9 +178,10 @@ def read_score_maps(path: Path) -> tuple[ScoreMaps, ScoreMapHeader]:
         TypeError,
         KeyError,
     ):
-        header, fault = attempt(partial(resolve, ScoreMapHeader, [layer]), ConfigError)
-        if header is None:
-            raise DataError(f"{fault}: no whole file of score maps, {again}") from fault
+        try:
+            header = resolve(ScoreMapHeader, [layer])
+        except ConfigError as error:
+            raise DataError(f"{error}: no whole file of score maps, {again}") from error
         _check_shapes(path, tensors, header)
         maps = ScoreMaps(**tensors, num_classes=len(header.class_names))
     for chunk in torch.arange(len(maps.prob)).split(CHECKED):
@@ -286,11 +286,11 @@ class Parts:
         self.wall_s = 0.0  # spent on them
         self._paths: list[Path] = []
         while (path := self._path(self.done)).is_file():
-            content, fault = attempt(partial(read_tensors, path), DataError)
-            if content is None:
-                logger.warning("%s: made again from here", fault)
+            try:
+                tensors, header = read_tensors(path)
+            except DataError as error:
+                logger.warning("%s: made again from here", error)
                 break
-            tensors, header = content
             changed = [key for key, value in identity.items() if header.get(key) != value]
             if changed:
                 raise ConfigError(

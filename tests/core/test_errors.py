@@ -8,7 +8,6 @@ from smallvit.core.errors import (
     InterruptedRunError,
     SmallViTError,
     UnknownNameError,
-    attempt,
     suggest,
 )
 
@@ -62,12 +61,3 @@ def test_collapse_names_step_finding_and_remedy_in_one_line():
         "lower optim.lr"
     )
     assert error.step == 7
-
-
-def test_a_failure_that_is_an_answer_is_returned_and_another_is_raised():
-    assert attempt(lambda: 3, ValueError) == (3, None)
-    value, error = attempt(lambda: int("x"), ValueError, KeyError)
-    assert value is None
-    assert isinstance(error, ValueError)
-    with pytest.raises(ZeroDivisionError):
-        attempt(lambda: 1 // 0, ValueError)

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from smallvit import __version__
-from smallvit.core.errors import DataError, attempt, explained, reason
+from smallvit.core.errors import DataError, explained, reason
 from smallvit.data.files.file_kinds import HTML
 from smallvit.data.files.registry import DatasetSpec, RemoteFile
 from smallvit.data.files.unpack import move_into_place, need_room, staging_folder, unpack
@@ -175,8 +175,9 @@ def download(file: RemoteFile, folder: Path, progress: FetchProgress | None = No
     report = progress or (lambda what, done, total: None)
     failures: list[str] = []
     for url in file.urls:
-        _, error = attempt(partial(_download_from, url, file, part, report), _AddressError)
-        if error is not None:
+        try:
+            _download_from(url, file, part, report)
+        except _AddressError as error:
             failures.append(f"{url}: {error}")
             continue
         with part.open("rb+") as whole:
@@ -191,10 +192,10 @@ def download(file: RemoteFile, folder: Path, progress: FetchProgress | None = No
 
 def _is_there(path: Path) -> bool:
     """Tell whether a file or a folder with something in it is there."""
-    there, unreadable = attempt(
-        lambda: path.is_file() or (path.is_dir() and any(path.iterdir())), PermissionError
-    )
-    return there or unreadable is not None  # the reader says what is wrong with it
+    try:
+        return path.is_file() or (path.is_dir() and any(path.iterdir()))
+    except PermissionError:
+        return True  # the reader says what is wrong with it
 
 
 def _is_of(error: OSError, origin: Path, data_dir: Path) -> bool:
@@ -343,8 +344,9 @@ def _download_from(url: str, file: RemoteFile, part: Path, report: FetchProgress
     failures, leftover = 0, part.exists()
     while True:
         before = _length(part)
-        _, error = attempt(partial(_receive, url, file, part, report), _AgainError)
-        if error is not None:
+        try:
+            _receive(url, file, part, report)
+        except _AgainError as error:
             failures = 0 if _length(part) - before >= _ENOUGH else failures + 1
             if failures == MAX_FAILURES:
                 raise _AddressError(str(error)) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-from smallvit.core.errors import attempt, explained
+from smallvit.core.errors import explained
 from smallvit.data.files.file_kinds import kind_of, what_instead
 from smallvit.data.files.grey import GreyRange, grey_values, to_levels
 
@@ -170,6 +170,7 @@ def to_rgb(image: Image.Image, size: int, grey_range: GreyRange | None = None) -
 
 def find_turn(image: Image.Image) -> Image.Transpose | None:
     """Return what makes a decoded image upright; ``None`` where it is, or does not say."""
-    # PIL raises nearly anything on malformed EXIF data; the pixels are whole.
-    exif, _ = attempt(lambda: image.getexif().get(ExifTags.Base.Orientation, 1), Exception)
-    return _UPRIGHT.get(exif or 1)
+    try:
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # PIL raises nearly anything on malformed EXIF data; the pixels are whole
+        return None

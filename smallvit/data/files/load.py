@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from smallvit.core.errors import ConfigError, DataError, attempt, reason
+from smallvit.core.errors import ConfigError, DataError, reason
 from smallvit.data.dataset import Dataset, Split, class_counts
 from smallvit.data.files import fetch, hub, official, own, registry
 from smallvit.data.files.class_lists import in_class_order, some
@@ -105,10 +105,9 @@ def usual_size(listing: Listing) -> int:
     sides = []
     reasons: list[str] = []
     for i in np.linspace(0, len(split.names) - 1, num=min(64, len(split.names))).astype(int):
-        image, error = attempt(functools.partial(split.read, int(i)), Exception)
-        if image is not None:
-            sides.append(min(image.size))
-        if error is not None:  # a broken file is counted when the data is packed
+        try:
+            sides.append(min(split.read(int(i)).size))
+        except Exception as error:  # a broken file is counted when the data is packed
             reasons.append(f"{split.names[i]} ({reason(error)})")
     if not sides:
         raise DataError(

@@ -25,7 +25,7 @@ import numpy as np
 from filelock import FileLock
 from joblib import cpu_count
 
-from smallvit.core.errors import DataError, attempt, explained, reason
+from smallvit.core.errors import DataError, explained, reason
 from smallvit.data.files.class_lists import check_listing
 from smallvit.data.files.content import PackedImage, pack_image
 from smallvit.data.files.grey import (
@@ -559,12 +559,10 @@ def _decode(
     """
 
     def decode(i: int) -> PackedImage | str:
-        read = partial(split.read, i)
-        # PIL raises nearly anything on a broken file.
-        image, error = attempt(lambda: pack_image(read, image_size, grey_range), Exception)
-        if error is not None:
+        try:
+            image = pack_image(partial(split.read, i), image_size, grey_range)
+        except Exception as error:  # PIL raises nearly anything on a broken file
             return f"{split.names[i]} ({reason(error)})"
-        assert image is not None
         pixels = np.ascontiguousarray(image.pixels)
         return image._replace(pixels=pixels, pixel_hash=int(hash_images(pixels[None])[0]))
 

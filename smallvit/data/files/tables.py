@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from smallvit.core.errors import ConfigError, DataError, attempt, explained
+from smallvit.core.errors import ConfigError, DataError, explained
 from smallvit.data.files.class_lists import make_listing, plural, some
 from smallvit.data.files.file_kinds import refuse_stand_in
 from smallvit.data.files.images import IMAGE_SUFFIXES
@@ -256,9 +256,11 @@ class _Finder:
         names = [image, image.replace("\\", "/")] if "\\" in image else [image]
         names += [found[0] for name in names if len(found := self.of_stem(name)) == 1]
         for name in names:
-            # ValueError: a null character in the path.
-            status, _ = attempt((self.root / name).stat, OSError, ValueError)
-            if status is not None and stat.S_ISREG(status.st_mode):
+            try:
+                status = (self.root / name).stat()
+            except (OSError, ValueError):  # ValueError: a null character in the path
+                continue
+            if stat.S_ISREG(status.st_mode):
                 return FoundFile(name, status.st_size, status.st_mtime_ns)
         return None
 
