@@ -42,7 +42,7 @@ from smallvit.data.views import eval_batches
 from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.runtime import Runtime, open_runtime
 from smallvit.evaluate.classify import classification_metrics, predict_logits
-from smallvit.evaluate.config import NUM_NEIGHBOURS, TEMPERATURE
+from smallvit.evaluate.config import NUM_NEIGHBORS, TEMPERATURE
 from smallvit.evaluate.knn import extract_features, knn_top1
 from smallvit.models.registry import create_backbone
 from smallvit.models.tokens import AbstractBackbone
@@ -105,7 +105,7 @@ def neighbours_vote(
     """
     correct, size = 0, max(1, len(test) // 100)
     for first in range(0, len(test), size):
-        similarity, nearest = (test[first : first + size] @ bank.T).topk(NUM_NEIGHBOURS, dim=1)
+        similarity, nearest = (test[first : first + size] @ bank.T).topk(NUM_NEIGHBORS, dim=1)
         one_hot = F.one_hot(bank_labels[nearest], NUM_CLASSES)
         votes = (one_hot * (similarity / TEMPERATURE).exp()[:, :, None]).sum(dim=1)
         correct += (votes.argmax(dim=1) == labels[first : first + size]).sum().item()

@@ -54,7 +54,7 @@ from torchvision.ops import roi_align
 from views import MEAN, STD, make_images, packed
 
 from smallvit.core.model_config import ModelConfig
-from smallvit.data.batches import LabelledBatch
+from smallvit.data.batches import LabeledBatch
 from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.runtime import open_runtime
 from smallvit.models.registry import model_arguments
@@ -261,7 +261,7 @@ def sample_box() -> tuple[int, int, int, int]:
 
 def check_same_work(ours: Way, reference: Reference) -> None:
     """Assert that both compute the same loss from the same weights, images, maps and box."""
-    batch: LabelledBatch = ours.batches(ours.step)
+    batch: LabeledBatch = ours.batches(ours.step)
     box = batch.mix_box
     assert box is not None
     assert batch.score_maps is not None

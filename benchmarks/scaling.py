@@ -47,7 +47,7 @@ from smallvit.data.dataset import Dataset, Split
 from smallvit.data.files.config import DataConfig
 from smallvit.data.files.load import load_dataset
 from smallvit.data.order import Order
-from smallvit.data.views import LabelledBatches, ViewBatches
+from smallvit.data.views import LabeledBatches, ViewBatches
 from smallvit.engine.config import OptimConfig, RuntimeConfig
 from smallvit.engine.optim import create_optimizer
 from smallvit.engine.runtime import Runtime, open_runtime
@@ -206,7 +206,7 @@ def finetune_classes(num_classes: int) -> Point:
         rest=torch.full((count, GRID, GRID), 0.25).half(),
         num_classes=num_classes,
     )
-    batches = LabelledBatches(
+    batches = LabeledBatches(
         make_dataset(count, 32, num_classes),
         Order(count, BATCH, 0, runtime.device),
         AugmentConfig(),

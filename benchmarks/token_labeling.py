@@ -46,7 +46,7 @@ from smallvit.core.run_folder import environment
 from smallvit.data.config import AugmentConfig
 from smallvit.data.dataset import Dataset
 from smallvit.data.order import Order
-from smallvit.data.views import LabelledBatches
+from smallvit.data.views import LabeledBatches
 from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.optim import create_optimizer, set_schedule
 from smallvit.engine.runtime import Runtime, open_runtime
@@ -137,7 +137,7 @@ class Way:
             runtime.device,
             repeats=augment.repeats,
         )
-        self.batches = LabelledBatches(
+        self.batches = LabeledBatches(
             dataset,
             order,
             augment,

@@ -29,7 +29,7 @@ from smallvit.data.config import AugmentConfig, ViewsConfig
 from smallvit.data.dataset import Dataset as PackedDataset
 from smallvit.data.dataset import Split
 from smallvit.data.order import Order
-from smallvit.data.views import LabelledBatches, ViewBatches
+from smallvit.data.views import LabeledBatches, ViewBatches
 from smallvit.engine.config import RuntimeConfig
 from smallvit.engine.runtime import open_runtime
 
@@ -204,7 +204,7 @@ def main() -> None:
         orders = [Order(count, size, 0, device) for size in (PRETRAIN_BATCH, FINETUNE_BATCH)]
         return [
             ViewBatches(dataset, orders[0], VIEWS, total_steps=1000),
-            LabelledBatches(dataset, orders[1], AUGMENT),
+            LabeledBatches(dataset, orders[1], AUGMENT),
         ]
 
     claims = (

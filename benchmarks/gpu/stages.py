@@ -23,7 +23,7 @@ from smallvit.data.dataset import Dataset, Split
 from smallvit.data.files.config import DataConfig
 from smallvit.data.files.load import load_dataset
 from smallvit.data.order import Order
-from smallvit.data.views import LabelledBatches, ViewBatches
+from smallvit.data.views import LabeledBatches, ViewBatches
 from smallvit.engine.config import OptimConfig, RuntimeConfig, ScheduleConfig
 from smallvit.engine.memory import retrying
 from smallvit.engine.plan import FitPlan
@@ -142,7 +142,7 @@ class Stage:
             objective = FinetuneObjective(
                 backbone, num_classes=num_classes, config=recipe.finetune.method
             )
-            self.batches = LabelledBatches(
+            self.batches = LabeledBatches(
                 dataset, order, recipe.finetune.augment, total_steps=self.total_steps
             )
         self.objective: AbstractObjective[Any] = objective.to(device)

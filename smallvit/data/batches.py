@@ -95,7 +95,7 @@ class TokenBox:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledBatch:
+class LabeledBatch:
     """Augmented images with their labels for stage 2 and for training a teacher.
 
     Attributes:
@@ -120,7 +120,7 @@ class LabelledBatch:
         """Count the images."""
         return len(self.images)
 
-    def take(self, rows: Int[Tensor, " b"]) -> "LabelledBatch":
+    def take(self, rows: Int[Tensor, " b"]) -> "LabeledBatch":
         """Return some images, of which each has its partner among them."""
         return replace(
             self,

@@ -35,7 +35,7 @@ from smallvit.data.canvas import (
 from smallvit.data.config import AugmentConfig, ViewsConfig
 from smallvit.data.dataset import Dataset, Split, channel_tensors
 from smallvit.data.order import Order
-from smallvit.data.views import LabelledBatches, ScoreMapReader, ViewBatches
+from smallvit.data.views import LabeledBatches, ScoreMapReader, ViewBatches
 
 COLUMNS = 8
 # In pixels, as all lengths: smaller images are enlarged to about the first, larger ones reduced to
@@ -149,7 +149,7 @@ def sample_batch(
     split = dataset.splits["labelled"]
     most = len(split) * config.repeats
     order = Order(len(split), min(num, most), seed, split.index.device, repeats=config.repeats)
-    batches = LabelledBatches(dataset, order, config, score_maps=score_maps, grid=grid)
+    batches = LabeledBatches(dataset, order, config, score_maps=score_maps, grid=grid)
     batch, position = batches(0), order.draw(0).position
     share = batch.partner_share
     return BatchSheet(

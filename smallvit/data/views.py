@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smallvit.core import rng
 from smallvit.data import augment, geometry, mix, policies
-from smallvit.data.batches import LabelledBatch, TokenBox, ViewBatch
+from smallvit.data.batches import LabeledBatch, TokenBox, ViewBatch
 from smallvit.data.config import AugmentConfig, Policy, ViewsConfig
 from smallvit.data.dataset import Dataset, Split, channel_tensors
 from smallvit.data.order import Draw, InOrder, Order
@@ -149,7 +149,7 @@ def view_geometry(
     )
 
 
-class LabelledBatches:
+class LabeledBatches:
     """Stage-2 batches by step: augmented images, labels and, where given, score maps.
 
     Crop and flip come first, then the policy, colour jitter, erasing and mixing. A score map goes
@@ -195,7 +195,7 @@ class LabelledBatches:
         self.block_steps = max(1, BLOCK_PIXELS // pixels)
         self._block: tuple[int, Tensor, Tensor] | None = None
 
-    def __call__(self, step: int) -> LabelledBatch:
+    def __call__(self, step: int) -> LabeledBatch:
         """Make the batch of one step."""
         draw = self.order.draw(step)
         config, side = self.config, self.dataset.image_size
@@ -215,7 +215,7 @@ class LabelledBatches:
             share = mask.mean(dim=(1, 2, 3), dtype=torch.float64).float()
             if maps is not None:
                 maps = mix.blend_partner(maps, mix.mask_on_grid(mask, self.grid))
-        return LabelledBatch(
+        return LabeledBatch(
             images=images,
             labels=self.split.labels[self.split.index[draw.position]],
             partner_share=share,

@@ -2,6 +2,6 @@
 
 from typing import Literal
 
-NUM_NEIGHBOURS = 20  # that vote on an image
+NUM_NEIGHBORS = 20  # that vote on an image
 TEMPERATURE = 0.07  # of their votes
 Readout = Literal["cls", "cls+max", "mean"]

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smallvit.core.errors import DataError
-from smallvit.evaluate.config import NUM_NEIGHBOURS, TEMPERATURE
+from smallvit.evaluate.config import NUM_NEIGHBORS, TEMPERATURE
 from smallvit.evaluate.sharing import Batches, collect
 from smallvit.models.tokens import AbstractBackbone, Features
 
@@ -44,7 +44,7 @@ def knn_top1(
     labels: Int[Tensor, " M"],
     *,
     num_classes: int,
-    num_neighbours: int = NUM_NEIGHBOURS,
+    num_neighbors: int = NUM_NEIGHBORS,
     temp: float = TEMPERATURE,
 ) -> float:
     """Classify by the nearest neighbours in cosine similarity; near ones count for more.
@@ -55,7 +55,7 @@ def knn_top1(
         features: Features of the images to classify.
         labels: Their true classes.
         num_classes: Number of classes.
-        num_neighbours: Neighbours that vote; all where the bank is smaller.
+        num_neighbors: Neighbours that vote; all where the bank is smaller.
         temp: A neighbour's weight is exp(similarity / temp).
 
     Returns:
@@ -74,7 +74,7 @@ def knn_top1(
             f"k-NN needs labelled images: {len(bank)} in the bank, {len(labels)} to classify"
         )
     bank = F.normalize(bank, dim=1)
-    k = min(num_neighbours, len(bank))
+    k = min(num_neighbors, len(bank))
     correct = torch.zeros((), dtype=torch.int64, device=bank.device)
     for chunk, chunk_labels in zip(
         F.normalize(features, dim=1).split(1024), labels.split(1024), strict=True

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from smallvit.core.errors import ConfigError
 from smallvit.core.objective import AbstractObjective, StepOutput
-from smallvit.data.batches import LabelledBatch, TokenBox
+from smallvit.data.batches import LabeledBatch, TokenBox
 from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
 from smallvit.finetuning.mix_token import mix_labels, mix_tokens
 from smallvit.finetuning.online import EmaTeacher, OnlineTeacher
@@ -28,7 +28,7 @@ from smallvit.finetuning.token_labeling import (
 from smallvit.models.tokens import AbstractBackbone
 
 
-class FinetuneObjective(AbstractObjective[LabelledBatch]):
+class FinetuneObjective(AbstractObjective[LabeledBatch]):
     """Cross-entropy on the image's target plus, with token labels, that on its patch tokens.
 
     The token head is the network's own where it has one (LV-ViT). Else it is a classifier beside
@@ -78,7 +78,7 @@ class FinetuneObjective(AbstractObjective[LabelledBatch]):
         if self.token_label.source == "ema":
             self.ema_teacher = EmaTeacher(backbone, self.token_head)
 
-    def forward(self, batch: LabelledBatch) -> StepOutput:
+    def forward(self, batch: LabeledBatch) -> StepOutput:
         """Classify images and, with score maps, tokens."""
         patches = self.student.embed(batch.images)
         if batch.mix_box is not None:
@@ -125,7 +125,7 @@ class FinetuneObjective(AbstractObjective[LabelledBatch]):
             return self.student.classify(patch)
         return (self.token_head or self.student.classify_tokens)(patch)
 
-    def _score_maps(self, batch: LabelledBatch, grid: tuple[int, int]) -> Float[Tensor, "B C h w"]:
+    def _score_maps(self, batch: LabeledBatch, grid: tuple[int, int]) -> Float[Tensor, "B C h w"]:
         """Return the teacher's maps of the batch, before tokens are mixed."""
         teacher = self.teacher or self.ema_teacher
         if teacher is not None:

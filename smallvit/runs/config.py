@@ -16,7 +16,7 @@ from smallvit.engine.config import (
     ScheduleConfig,
     check_schedule,
 )
-from smallvit.evaluate.config import NUM_NEIGHBOURS, TEMPERATURE
+from smallvit.evaluate.config import NUM_NEIGHBORS, TEMPERATURE
 from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
 from smallvit.pretraining.config import DinoConfig, MethodConfig
 from smallvit.segment.config import HeadConfig, SegmentAugmentConfig, SegmentDataConfig
@@ -59,7 +59,7 @@ class MonitorConfig:
         on_collapse: Whether a collapse stops the run or only gives a warning.
     """
 
-    knn_neighbours: Annotated[int, Range(ge=1)] = NUM_NEIGHBOURS
+    knn_neighbours: Annotated[int, Range(ge=1)] = NUM_NEIGHBORS
     knn_temp: Annotated[float, Range(gt=0)] = TEMPERATURE
     bank_size: Annotated[int, Range(ge=1)] = 10_000
     linear_probe: bool = True

@@ -144,7 +144,7 @@ def _label(
     num_batches, first = math.ceil(len(labelled) / size), math.ceil(parts.done / size)
     start = lap = time.monotonic()
     pending: list[ScoreMaps] = []
-    labelled_now = 0
+    labeled_now = 0
     with TrainLog(None, "label", num_batches, first) as log:
         batches = eval_batches(dataset, labelled.pick(slice(parts.done, None)), size)
         for number, (images, _) in enumerate(batches, start=first + 1):
@@ -154,14 +154,14 @@ def _label(
             except DataError:
                 parts.remove()  # they are of the same teacher
                 raise
-            labelled_now += len(images)
+            labeled_now += len(images)
             last, stop, now = number == num_batches, bool(received), time.monotonic()
             if last or stop or len(pending) * size >= PART_IMAGES:
                 parts.write(pending, now - lap)
                 pending, lap = [], now
             log.move(number)
             if log.is_due:
-                log.say({"perf/images_per_s": labelled_now / max(now - start, 1e-9)})
+                log.say({"perf/images_per_s": labeled_now / max(now - start, 1e-9)})
             if stop and not last:
                 raise stopped(
                     received,

@@ -156,7 +156,7 @@ class Monitor:
             *bank,
             *queries,
             num_classes=self.dataset.num_classes,
-            num_neighbours=self.config.knn_neighbours,
+            num_neighbors=self.config.knn_neighbours,
             temp=self.config.knn_temp,
         )
 

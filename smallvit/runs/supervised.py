@@ -12,7 +12,7 @@ from smallvit.core import rng
 from smallvit.core.errors import ConfigError
 from smallvit.core.model_config import ModelConfig
 from smallvit.data.order import Order
-from smallvit.data.views import LabelledBatches
+from smallvit.data.views import LabeledBatches
 from smallvit.engine.plan import FitPlan
 from smallvit.engine.state import FitResult
 from smallvit.finetuning.objective import FinetuneObjective
@@ -75,7 +75,7 @@ def prepare_classifier(recipe: Recipe, stage: Stage, session: Session) -> Job:
     return Job(
         plan=plan,
         objective=objective,
-        batches=LabelledBatches(
+        batches=LabeledBatches(
             dataset,
             order,
             config.augment,

@@ -7,13 +7,13 @@ import torch
 from smallvit.core import rng
 from smallvit.core.errors import ConfigError
 from smallvit.data import geometry, mix, policies
-from smallvit.data.batches import LabelledBatch, TokenBox, ViewBatch
+from smallvit.data.batches import LabeledBatch, TokenBox, ViewBatch
 from smallvit.data.config import AugmentConfig, ViewsConfig
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.files.config import DataConfig
 from smallvit.data.files.load import load_dataset
 from smallvit.data.order import Draw, Order
-from smallvit.data.views import LabelledBatches, ViewBatches, eval_batches, sample_token_box
+from smallvit.data.views import LabeledBatches, ViewBatches, eval_batches, sample_token_box
 
 pytestmark = pytest.mark.exact
 
@@ -69,7 +69,7 @@ def labelled_batches(data: Dataset, *, seed: int = 0, batch_size: int = 6, **cha
     options = {key: changes.pop(key) for key in keys if key in changes}
     repeats = changes.get("repeats", 1)
     order = Order(len(data.splits["labelled"]), batch_size, seed, CPU, repeats=repeats)
-    return LabelledBatches(data, order, AugmentConfig(**changes), **options)
+    return LabeledBatches(data, order, AugmentConfig(**changes), **options)
 
 
 def own_images(data: Dataset):
@@ -81,7 +81,7 @@ def own_images(data: Dataset):
 MOVING = [policies.CODE[name] for name in policies.GEOMETRIC]
 
 
-def drawn_operations(batches: LabelledBatches, draw: Draw) -> policies.Operations:
+def drawn_operations(batches: LabeledBatches, draw: Draw) -> policies.Operations:
     """Sample again what the policy of a batch did."""
     first = 5 + 5 + 5 + mix.NUM_DRAWS
     num = first + policies.num_draws(batches.policy, batches.config.randaugment_ops)
@@ -96,7 +96,7 @@ def drawn_operations(batches: LabelledBatches, draw: Draw) -> policies.Operation
     )
 
 
-def equal(a: ViewBatch | LabelledBatch, b: ViewBatch | LabelledBatch) -> bool:
+def equal(a: ViewBatch | LabeledBatch, b: ViewBatch | LabeledBatch) -> bool:
     pairs = zip(vars(a).values(), vars(b).values(), strict=True)
     return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
 

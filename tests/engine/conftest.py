@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smallvit.data.batches import LabelledBatch, TokenBox, ViewBatch
+from smallvit.data.batches import LabeledBatch, TokenBox, ViewBatch
 from smallvit.engine.config import LogConfig, OptimConfig, RuntimeConfig, ScheduleConfig
 from smallvit.engine.plan import FitPlan
 from smallvit.engine.runtime import open_runtime
@@ -69,14 +69,14 @@ def view_batch() -> Callable[[int], ViewBatch]:
 
 
 @pytest.fixture
-def labelled_batch() -> Callable[[int], LabelledBatch]:
+def labelled_batch() -> Callable[[int], LabeledBatch]:
     """Images, labels, score maps and a box of a step: a function of the step alone."""
 
-    def make(step: int) -> LabelledBatch:
+    def make(step: int) -> LabeledBatch:
         generator = torch.Generator().manual_seed(step)
         labels = torch.randint(0, 5, (4,), generator=generator)
         images = torch.randn(4, 3, 16, 16, generator=generator) + labels[:, None, None, None]
-        return LabelledBatch(
+        return LabeledBatch(
             images=images,
             labels=labels,
             score_maps=torch.randn(4, 5, 4, 4, generator=generator).softmax(dim=1),

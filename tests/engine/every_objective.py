@@ -17,7 +17,7 @@ from smallvit.core.model_config import ModelConfig
 from smallvit.data.config import AugmentConfig, ViewsConfig
 from smallvit.data.dataset import Dataset, Split
 from smallvit.data.order import Order
-from smallvit.data.views import LabelledBatches, ViewBatches, eval_batches
+from smallvit.data.views import LabeledBatches, ViewBatches, eval_batches
 from smallvit.engine.config import LogConfig, OptimConfig, RuntimeConfig, ScheduleConfig
 from smallvit.engine.plan import FitPlan
 from smallvit.engine.runtime import open_runtime
@@ -98,7 +98,7 @@ def objectives(data: Dataset) -> Iterator[tuple[str, Any, Callable[[int], Any]]]
             config=SupervisedConfig(),
             token_label=token_label,
         )
-        batches = LabelledBatches(
+        batches = LabeledBatches(
             data,
             order,
             augment,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smallvit.core.errors import ConfigError, DataError, DivergedError, InterruptedRunError
-from smallvit.data.batches import LabelledBatch
+from smallvit.data.batches import LabeledBatch
 from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
 from smallvit.engine.config import LogConfig, ScheduleConfig
 from smallvit.engine.fit import fit
@@ -246,7 +246,7 @@ def test_sigterm_saves_and_the_run_continues_from_there(finetune, labelled_batch
     fit(finetune(), labelled_batch, plan)
     broken = beside(plan, "broken")
 
-    def terminated(step: int) -> LabelledBatch:
+    def terminated(step: int) -> LabeledBatch:
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return labelled_batch(step)
@@ -261,7 +261,7 @@ def test_sigterm_saves_and_the_run_continues_from_there(finetune, labelled_batch
 
 
 def test_the_message_of_an_interrupted_run_says_how_to_continue(finetune, labelled_batch, plan):
-    def interrupted(step: int) -> LabelledBatch:
+    def interrupted(step: int) -> LabeledBatch:
         os.kill(os.getpid(), signal.SIGINT)
         return labelled_batch(step)
 
@@ -274,7 +274,7 @@ def test_the_message_of_an_interrupted_run_says_how_to_continue(finetune, labell
 def test_divergence_names_the_first_bad_step(finetune, labelled_batch, plan, every):
     """However late the host looks, and whatever came after."""
 
-    def spoiled(step: int) -> LabelledBatch:
+    def spoiled(step: int) -> LabeledBatch:
         batch = labelled_batch(step)
         if step in (3, 5):
             batch = replace(batch, images=torch.full_like(batch.images, float("nan")))

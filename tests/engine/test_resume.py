@@ -13,7 +13,7 @@ import torch
 from smallvit.core.model_config import ModelConfig
 from smallvit.data.config import AugmentConfig, ViewsConfig
 from smallvit.data.order import Order
-from smallvit.data.views import LabelledBatches, ViewBatches
+from smallvit.data.views import LabeledBatches, ViewBatches
 from smallvit.engine.checkpoint import load_checkpoint, save_checkpoint
 from smallvit.engine.config import LogConfig, OptimConfig, RuntimeConfig, ScheduleConfig
 from smallvit.engine.fit import fit
@@ -114,9 +114,9 @@ def test_stage_2_resumes_bit_for_bit_in_micro_batches(family, tmp_path):
             token_label=TokenLabelConfig(enabled=True, source="ema", mix_token=False),
         )
 
-    def make_batches() -> LabelledBatches:
+    def make_batches() -> LabeledBatches:
         order = Order(13, 6, 0, torch.device("cpu"))
-        return LabelledBatches(data, order, augment, total_steps=STEPS)
+        return LabeledBatches(data, order, augment, total_steps=STEPS)
 
     assert_resumes_exactly(build, make_batches, tmp_path, micro_batch=4)
 

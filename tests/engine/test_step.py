@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from smallvit.data.batches import LabelledBatch
+from smallvit.data.batches import LabeledBatch
 from smallvit.engine.config import OptimConfig, RuntimeConfig
 from smallvit.engine.optim import create_optimizer
 from smallvit.engine.runtime import open_runtime
@@ -23,10 +23,10 @@ def take_step(objective, batch, optimizer=None, clip=None, mode="global"):
     )
 
 
-def spoiled(batch: LabelledBatch, value: float = float("nan")) -> LabelledBatch:
+def spoiled(batch: LabeledBatch, value: float = float("nan")) -> LabeledBatch:
     images = batch.images.clone()
     images[0, 0, 0, 0] = value
-    return LabelledBatch(
+    return LabeledBatch(
         images=images, labels=batch.labels, score_maps=batch.score_maps, mix_box=batch.mix_box
     )
 

@@ -64,7 +64,7 @@ def test_the_number_of_neighbours_decides_who_votes():
     far = [0.9, math.sqrt(1 - 0.81)]
     bank, labels = torch.tensor([[1.0, 0.0], *[far] * 5]), torch.tensor([0, 1, 1, 1, 1, 1])
     asked = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
-    scores = [knn_top1(bank, labels, *asked, num_classes=2, num_neighbours=k) for k in (1, 6)]
+    scores = [knn_top1(bank, labels, *asked, num_classes=2, num_neighbors=k) for k in (1, 6)]
     assert scores == [1.0, 0.0]
 
 

@@ -55,16 +55,16 @@ def command(
 
 @contextmanager
 def changed_batch(step: int, change: Callable[[Any], Any]) -> Iterator[None]:
-    from smallvit.data.views import LabelledBatches
+    from smallvit.data.views import LabeledBatches
 
-    draw = LabelledBatches.__call__
+    draw = LabeledBatches.__call__
 
-    def drawn(self: LabelledBatches, number: int, *more: Any) -> Any:
+    def drawn(self: LabeledBatches, number: int, *more: Any) -> Any:
         batch = draw(self, number, *more)
         return change(batch) if number == step else batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LabelledBatches, "__call__", drawn)
+        patch.setattr(LabeledBatches, "__call__", drawn)
         yield
 
 

@@ -28,12 +28,12 @@ from pathlib import Path
 import torch
 from smallvit.core.console import console
 from smallvit.core.errors import DataError
-from smallvit.data.views import LabelledBatches
+from smallvit.data.views import LabeledBatches
 from smallvit.engine.checkpoint import save_checkpoint
 
 disk, sealed, *command = sys.argv[1:]
 disk, ballast, run = Path(disk), Path(disk, "ballast"), Path(disk, "run")
-found, draw = {}, LabelledBatches.__call__
+found, draw = {}, LabeledBatches.__call__
 
 def fill(*left):
     with ballast.open("wb", buffering=0) as file:
@@ -52,12 +52,12 @@ def call(*words):
     files = sorted(str(path.relative_to(disk)) for path in disk.rglob("*") if path.is_file())
     return {"code": code, "said": said.getvalue(), "files": files}
 
-LabelledBatches.__call__ = filled
+LabeledBatches.__call__ = filled
 found["full"] = call(*command, "--out", str(run))
 found["result"] = json.loads((run / "result.json").read_text())
 found["still full"] = call("finetune", "--resume", str(run))
 ballast.unlink()
-LabelledBatches.__call__ = draw
+LabeledBatches.__call__ = draw
 found["room again"] = call("finetune", "--resume", str(run))
 shutil.copytree(run / "export", sys.argv[2] + "-export")
 shutil.rmtree(run)

@@ -37,9 +37,9 @@ WAITING = """
 import signal, sys, time
 from pathlib import Path
 from smallvit.cli.app import main
-from smallvit.data.views import LabelledBatches
+from smallvit.data.views import LabeledBatches
 
-draw, before = LabelledBatches.__call__, signal.getsignal(signal.SIGTERM)
+draw, before = LabeledBatches.__call__, signal.getsignal(signal.SIGTERM)
 
 def wait(self, step, *more):
     if step == 6:
@@ -51,7 +51,7 @@ def wait(self, step, *more):
             time.sleep(0.01)
     return draw(self, step, *more)
 
-LabelledBatches.__call__ = wait
+LabeledBatches.__call__ = wait
 sys.exit(main(sys.argv[2:]))
 """
 

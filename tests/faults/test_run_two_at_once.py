@@ -18,9 +18,9 @@ AT_WORK = """
 import sys, time
 from pathlib import Path
 from smallvit.cli.app import main
-from smallvit.data.views import LabelledBatches
+from smallvit.data.views import LabeledBatches
 
-draw = LabelledBatches.__call__
+draw = LabeledBatches.__call__
 
 def stay(self, step, *more):
     while step == 5:
@@ -28,7 +28,7 @@ def stay(self, step, *more):
         time.sleep(0.01)
     return draw(self, step, *more)
 
-LabelledBatches.__call__ = stay
+LabeledBatches.__call__ = stay
 main(sys.argv[2:])
 """
 

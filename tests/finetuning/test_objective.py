@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from smallvit.core.errors import ConfigError
 from smallvit.core.model_config import ModelConfig
-from smallvit.data.batches import LabelledBatch, TokenBox
+from smallvit.data.batches import LabeledBatch, TokenBox
 from smallvit.finetuning.config import SupervisedConfig, TokenLabelConfig
 from smallvit.finetuning.mix_token import mix_tokens
 from smallvit.finetuning.objective import FinetuneObjective
@@ -22,11 +22,11 @@ from smallvit.teachers.teacher import Teacher
 BOX = TokenBox(top=1, left=2, bottom=3, right=4, grid=(4, 4))
 
 
-def make_batch(size: int = 3, *, maps: bool = True, box: TokenBox | None = None) -> LabelledBatch:
+def make_batch(size: int = 3, *, maps: bool = True, box: TokenBox | None = None) -> LabeledBatch:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(size, 3, 16, 16, generator=generator)
     score_maps = torch.randn(size, 5, 4, 4, generator=generator).softmax(dim=1)
-    return LabelledBatch(
+    return LabeledBatch(
         images=images,
         labels=torch.arange(size) % 5,
         score_maps=score_maps if maps else None,
@@ -156,7 +156,7 @@ def test_token_labeling_without_score_maps_is_refused(small_vit):
         create(small_vit(), 0.5)(make_batch(maps=False))
 
 
-def at(batch: LabelledBatch, progress: float) -> LabelledBatch:
+def at(batch: LabeledBatch, progress: float) -> LabeledBatch:
     return dataclasses.replace(batch, progress=progress)
 
 
@@ -239,7 +239,7 @@ def test_networks_that_reduce_their_grid_mix_the_same_part_of_their_first_one(na
         mixed[inside][:, :, columns], backbone.embed(pasted)[inside][:, :, columns]
     )
     maps = torch.full((2, 5, height, width), 0.2)
-    batch = LabelledBatch(images=images, labels=torch.arange(2), score_maps=maps, mix_box=box)
+    batch = LabeledBatch(images=images, labels=torch.arange(2), score_maps=maps, mix_box=box)
     assert create(backbone, 0.5)(batch).loss.isfinite()
 
 

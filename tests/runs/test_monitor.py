@@ -113,7 +113,7 @@ def test_the_numbers_are_those_of_their_own_functions(small_vit):
         )
         for split in (monitor.bank, dataset.splits["val"])
     )
-    assert found["val/knn"] == knn_top1(*bank, *val, num_classes=2, num_neighbours=3)
+    assert found["val/knn"] == knn_top1(*bank, *val, num_classes=2, num_neighbors=3)
     assert found["features/std"] == pytest.approx(feature_std(val[0]).item())
     assert found["features/rank"] == pytest.approx(effective_rank(val[0]).item())
     assert found["val/linear"] == 1.0  # brightness is easy to see

@@ -88,7 +88,7 @@ def open_folder(path: Path, found: Walk, layout: Layout | None, *, sure: bool = 
         sorted_in.classes = {"train": {"": sorted_in.loose["train"]}}
     else:
         if layout is None:
-            _leave_out_unlabelled(sorted_in)
+            _leave_out_unlabeled(sorted_in)
         results = [*found.written, *found.drawn]
         class_names = _check_class_folders(path, sorted_in, results)
 
@@ -160,7 +160,7 @@ def _sort(path: Path, names: Sequence[str], layout: Layout | None, *, sure: bool
     return found
 
 
-def _leave_out_unlabelled(found: _Found) -> None:
+def _leave_out_unlabeled(found: _Found) -> None:
     """Leave out the splits whose images have no labels, as of a competition's test folder."""
     for split in [split for split in found.roots if split != "train"]:
         classes, loose = found.classes[split], found.loose[split]

@@ -114,7 +114,7 @@ def cut_splits(
     train = np.flatnonzero(side == TRAIN)
     return Cut(
         train=train,
-        labelled=_labelled(train, labels, contents, number, settings.label_fraction),
+        labelled=_labeled(train, labels, contents, number, settings.label_fraction),
         val=np.flatnonzero(side == VAL),
         test=np.flatnonzero(side == TEST),
     )
@@ -176,7 +176,7 @@ def _find_fault(
     return ""
 
 
-def _labelled(
+def _labeled(
     train: np.ndarray,
     labels: np.ndarray,
     contents: np.ndarray,

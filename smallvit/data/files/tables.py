@@ -62,7 +62,7 @@ def open_table(path: Path, columns: Columns, layout: Layout | None) -> Source:
     if not labelled:
         rows = [row for row in rows if row.split == "train"]
         if table.label not in table.header:
-            notes.append(_why_unlabelled(table))
+            notes.append(_why_unlabeled(table))
     rows, found = _find_images(path, rows, notes)
     _check_repeated(path, rows)
     if labelled:
@@ -174,7 +174,7 @@ def _name_columns(header: Sequence[str], first: Sequence[str]) -> str:
     )
 
 
-def _why_unlabelled(table: _Table) -> str:
+def _why_unlabeled(table: _Table) -> str:
     others = [name for name in table.header if name not in (table.image, "split", "")]
     flags = [
         name

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from smallvit.engine.runtime import Runtime
-from smallvit.evaluate.config import NUM_NEIGHBOURS, TEMPERATURE
+from smallvit.evaluate.config import NUM_NEIGHBORS, TEMPERATURE
 from smallvit.evaluate.knn import extract_features, knn_top1
 from smallvit.evaluate.linear_probe import linear_top1
 from smallvit.leaderboard.part import FigureKind, Measured, OpenedRun, Part
@@ -15,7 +15,7 @@ def measure_probes(
 ) -> Sequence[Sequence[Measured]]:
     """Score features that the classifier reads."""
     (opened,) = group
-    kept = opened.kept("probes", runtime, {"k": NUM_NEIGHBOURS, "temp": TEMPERATURE})
+    kept = opened.kept("probes", runtime, {"k": NUM_NEIGHBORS, "temp": TEMPERATURE})
     return [[kept.read_or(lambda: _measure(opened, runtime))]]
 
 
@@ -34,7 +34,7 @@ def _measure(opened: OpenedRun, runtime: Runtime) -> Measured:
             "features/linear": linear_top1(*labelled, *test),
         },
         "protocol": {
-            "Backbone": f"Features that the classifier reads. k-NN: {NUM_NEIGHBOURS} neighbours, "
+            "Backbone": f"Features that the classifier reads. k-NN: {NUM_NEIGHBORS} neighbours, "
             f"temperature {TEMPERATURE}, bank of the {len(labelled[1]):,} labelled images; linear "
             "probe: logistic regression on the same."
         },
