@@ -383,7 +383,7 @@ def _receive(url: str, file: RemoteFile, part: Path, report: FetchProgress) -> N
             part.unlink()
             raise _AgainError(f"what was downloaded before is no beginning of {file.name}")
         done, total = span
-        if offset == total:
+        if offset and offset == total:
             return
         if response.headers.get_content_type() == "text/html":
             raise _AddressError("an HTML page, not the file")

@@ -181,7 +181,7 @@ def guess_splits(path: Path, top: Folder) -> dict[str, str]:
     """
     _stop_at_wrapper(path, top)
     found = _named_splits(top)
-    splits = {split: names[0] for split, names in found.items()}
+    splits = {split: found[split][0] for split in _ORDER if split in found}
     others = sorted(set(top.folders) - {name for names in found.values() for name in names})
     if not found:
         likely = _likely(others)
@@ -227,18 +227,21 @@ def guess_splits(path: Path, top: Folder) -> dict[str, str]:
 
 
 def plain_splits(top: Folder) -> dict[str, str]:
-    """Return the folder of each split by its name alone, as older runs read their images."""
+    """Return the folder of each split by its name alone, as older runs read their images.
+
+    Their fingerprint goes by the order of the folders.
+    """
     found = {split: names[0] for split, names in _named_splits(top).items()}
     return found if "train" in found else {"train": ""}
 
 
 def _named_splits(top: Folder) -> dict[str, list[str]]:
-    """Return the folders that have the name of a split, in the order of splits and of names."""
-    found: dict[str, list[str]] = {split: [] for split in _ORDER}
+    """Return the folders that have the name of a split, in the order of their names."""
+    found: dict[str, list[str]] = {}
     for name in sorted(top.folders):
         if (split := SPLIT_NAMES.get(name.lower())) is not None:
-            found[split].append(name)
-    return {split: names for split, names in found.items() if names}
+            found.setdefault(split, []).append(name)
+    return found
 
 
 def find_splits(path: Path, top: Folder, layout: Layout) -> dict[str, str]:

@@ -218,6 +218,12 @@ def test_older_runs_read_their_folders_as_before(tmp_path):
     assert class_names(open_path(path, sure=False)) == ("test_set", "training_set")
 
 
+def test_older_runs_list_splits_in_the_order_of_their_folders_as_their_fingerprint_does(tmp_path):
+    path = fill(tmp_path, *splits("train", "val", "test"))
+    assert [*open_path(path, sure=False).list_images().splits] == ["test", "train", "val"]
+    assert [*open_path(path).list_images().splits] == ["train", "val", "test"]
+
+
 def test_images_without_labels_name_the_table_beside_them(tmp_path):
     path = fill(tmp_path, "train", "test")
     (path / "train.csv").write_text("image_path,label\ntrain/1.png,a\ntrain/2.png,b\n")
