@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-from smallvit.core.errors import explained
 from smallvit.data.files.file_kinds import kind_of, what_instead
 from smallvit.data.files.grey import GreyRange, grey_values, to_levels
 
@@ -74,16 +73,13 @@ def open_image(file: Path | str | bytes) -> Image.Image:
     if not content:
         raise ValueError("the file is empty")
     too_large = f"more than {MAX_PIXELS:,} pixels: make it smaller"
-
-    def explain(error: Exception) -> str:
-        if not isinstance(error, UnidentifiedImageError):
-            return too_large
-        what = f"{kind_of(content)} that is not read: convert it to PNG or JPEG"
-        return what_instead(content) or what
-
-    unread = (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning)
-    with explained(explain, *unread, into=ValueError):
+    try:
         image = Image.open(BytesIO(content), formats=tuple(_FORMATS))
+    except UnidentifiedImageError as error:
+        what = f"{kind_of(content)} that is not read: convert it to PNG or JPEG"
+        raise ValueError(what_instead(content) or what) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(too_large) from error
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(too_large)
     return image

@@ -279,6 +279,7 @@ def test_without_a_length_the_checksum_tells(server, tmp_path):
     [
         (status_answer(404), "HTTP 404 Not Found"),
         (status_answer(204), "HTTP 204 No Content"),
+        (file_answer(b""), "0 bytes, expected 200,000"),
         (file_answer(CONTENT[:-1]), "199,999 bytes, expected 200,000"),
         (file_answer(bytes(200_000)), f"md5 {hashlib.md5(bytes(200_000)).hexdigest()}, expected"),
         (file_answer(b"\n <HTML><body>" + bytes(199_986)), "an HTML page, not the file"),
