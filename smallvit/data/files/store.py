@@ -478,7 +478,8 @@ def _scale_grey(
                 raise DataError(f"{dataset}: changed while it was packed: {image}")
             array[row], split.facts.hashes[row] = image.pixels, image.pixel_hash
             done += 1
-            progress(done, len(files))
+            if done % CHUNK == 0 or done == len(files):
+                progress(done, len(files))
         array.flush()
     return describe_scale(files, scale, given=False)
 
