@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -321,10 +321,11 @@ def _find_images(
 
 def _folders_beside(path: Path) -> Iterator[Path]:
     """Yield the folders beside a table, and those in them."""
-    for folder in chain(sorted(path.parent.glob("*/")), sorted(path.parent.glob("*/*/"))):
-        names = folder.relative_to(path.parent).parts
-        if not any(name.startswith(".") or name.lower() in LEFT_BY_SYSTEMS for name in names):
-            yield folder
+    for pattern in ("*/", "*/*/"):
+        for folder in sorted(path.parent.glob(pattern)):
+            names = folder.relative_to(path.parent).parts
+            if not any(name.startswith(".") or name.lower() in LEFT_BY_SYSTEMS for name in names):
+                yield folder
 
 
 def _check_repeated(path: Path, rows: Sequence[_Row]) -> None:
