@@ -34,8 +34,10 @@ def doctor_command() -> None:
     }
     faults = []
     for name, folder in folders.items():
-        why = places.write_fault(folder.resolve())
-        if fault := places.dead_link(folder) or (why and f"cannot be written ({why})"):
+        fault = places.dead_link(folder)  # first: a link to itself resolves to nothing
+        if not fault and (why := places.write_fault(folder.resolve())):
+            fault = f"cannot be written ({why})"
+        if fault:
             faults.append(f"{folder}: {fault}")
             table.add_row(name, f"{folder.absolute()}: {fault}")
         else:

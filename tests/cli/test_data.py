@@ -376,6 +376,14 @@ def test_the_doctor_names_the_data_sets_that_are_here(capsys, data_dir):
     assert "digits, cifar100 " in line
 
 
+def test_the_doctor_explains_a_link_to_itself(capsys, tmp_path, monkeypatch):
+    (tmp_path / "runs").symlink_to("runs")
+    monkeypatch.setenv("SMALLVIT_RUNS_DIR", str(tmp_path / "runs"))
+    assert main(["doctor"]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{tmp_path / 'runs'}: is a link to runs, which is not there" in said
+
+
 def test_data_of_the_first_cut_is_checked_as_it_is_packed(tmp_path):
     """Each grey file has a scale of its own there: no other one is packed to be looked at."""
     for i in range(40):
