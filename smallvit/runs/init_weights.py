@@ -127,7 +127,7 @@ def is_weights_file(init: str) -> bool:
     of_run = path.parent.name == "checkpoints" and (path.parents[1] / "result.json").is_file()
     weights = path.suffix in (".safetensors", ".pt", ".pth")
     weights |= path.is_file() and path.suffix not in (".json", ".yaml")
-    return weights and not of_export and not of_run
+    return weights and not (of_export or of_run or path.is_dir())
 
 
 def find_weights(init: str, option: str) -> Run | Path:

@@ -16,7 +16,7 @@ from timm.models import _registry
 
 from smallvit.cli.app import main
 from smallvit.runs.adopt import adopt_settings
-from smallvit.runs.init_weights import init_settings
+from smallvit.runs.init_weights import init_settings, is_weights_file
 
 DIGITS = ["--dataset", "digits", "--data.image-size", "16", "--data.label-fraction", "0.2"]
 TIMM = "test_vit.r160_in1k"  # 64 wide, 6 blocks, patches of 16 px
@@ -55,6 +55,12 @@ def read(run: Path, name: str = "result.json") -> dict:
 def pretrain(tiny: str, out: Path, *more: str) -> Path:
     assert main(["pretrain", "--recipe", tiny, "--epochs", "0.1", "--out", str(out), *more]) == 0
     return out
+
+
+def test_a_folder_is_no_file_of_weights_whatever_its_name(tmp_path):
+    (tmp_path / "run.pt").mkdir()
+    assert not is_weights_file(str(tmp_path / "run.pt"))
+    assert is_weights_file(str(tmp_path / "absent.pt"))
 
 
 def test_stage_1_goes_on_from_a_run_with_its_model_and_data(tiny, tmp_path, capsys):
