@@ -80,6 +80,7 @@ def register_architecture(
     classifier: str = "head",
     first_conv: str | None = None,
     feature_cls: str = "getter",
+    pooling: str | None = None,
     facts: Facts = Facts(),
     **defaults: Any,
 ) -> None:
@@ -95,6 +96,7 @@ def register_architecture(
         classifier: Name of the classifier in the module.
         first_conv: Name of the layer that reads the colours; ``None`` where there is not one.
         feature_cls: How timm's ``features_only`` reads levels: ``getter`` for transformers.
+        pooling: The only pooling that it has; ``None`` where ``build`` takes ``global_pool``.
         facts: What the rest of the package needs to know of it.
         defaults: Arguments of this variant.
     """
@@ -113,6 +115,9 @@ def register_architecture(
     )[name]
 
     def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        given = kwargs.pop("global_pool", pooling) if pooling else None
+        if given != pooling:
+            raise ConfigError(f"{name} pools by {pooling}, not by {given}: leave global_pool out")
         return build_model_with_cfg(
             build,
             name,

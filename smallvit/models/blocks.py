@@ -154,7 +154,7 @@ def check_heads(embed_dim: int, num_heads: int, *, section: str = "") -> None:
         ConfigError: With the numbers that would.
     """
     if embed_dim % num_heads:
-        fits = [str(n) for n in range(1, 2 * num_heads + 1) if embed_dim % n == 0]
+        fits = [str(n) for n in range(1, min(embed_dim, 2 * num_heads) + 1) if embed_dim % n == 0]
         raise ConfigError(
             f"{section}num_heads ({num_heads}) must divide {section}embed_dim ({embed_dim}); "
             f"{', '.join(fits)} would"

@@ -352,6 +352,7 @@ for _name, _arguments in VARIANTS.items():
         f"ResNet of {_arguments['depth']} layers with a CIFAR stem.",
         classifier="fc",
         first_conv="conv",
+        pooling="avg",
         facts=FOUR_STAGES if len(_arguments.get("strides", ())) == 4 else THREE_STAGES,
         **_arguments,
     )

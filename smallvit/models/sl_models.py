@@ -169,7 +169,7 @@ def create_sl_cait(
         masked: Whether a patch token's attention to itself is masked, as in the paper; in the
             authors' code it is not.
         drop_path_rate: Stochastic depth of every block.
-        rest: As timm's ``Cait`` has it: ``num_classes``, ``global_pool``, ``drop_rate``.
+        rest: As timm's ``Cait`` has it: ``num_classes``, ``drop_rate``.
 
     Raises:
         ConfigError: If the patch does not divide the image.
@@ -315,6 +315,7 @@ VARIANTS: dict[str, tuple[Callable[..., nn.Module], str, dict[str, Any]]] = {
         "Swin with shifted patch tokenization and locality self-attention.",
         {
             "classifier": "head.fc",
+            "pooling": "avg",
             "facts": Facts(settings=WINDOWS),
             "window_size": 4,
             "mlp_ratio": 2.0,
@@ -323,4 +324,6 @@ VARIANTS: dict[str, tuple[Callable[..., nn.Module], str, dict[str, Any]]] = {
 }
 
 for _name, (_build, _doc, _arguments) in VARIANTS.items():
-    register_architecture(_name, _build, _doc, **{"drop_path_rate": 0.1, **_arguments})
+    register_architecture(
+        _name, _build, _doc, **{"drop_path_rate": 0.1, "pooling": "token", **_arguments}
+    )

@@ -109,6 +109,7 @@ for _name, _arguments in VARIANTS.items():
         f"Wide ResNet of {_arguments['depth']} layers, {_arguments['width_factor']} times as wide.",
         classifier="fc",
         first_conv="conv",
+        pooling="avg",
         facts=Facts(settings=frozenset(), is_cnn=True),
         **_arguments,
     )

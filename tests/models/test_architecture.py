@@ -121,7 +121,12 @@ def test_timm_lists_every_name_with_its_defaults(name):
     assert config.classifier
 
 
-@pytest.mark.parametrize(("name", "pooling"), [("sl_vit", "avg"), ("sl_swin", "avg")])
-def test_the_pooling_of_an_export_may_be_named(name, pooling):
-    model = timm.create_model(name, global_pool=pooling, img_size=32, num_classes=3)
-    assert model.global_pool == pooling
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [("sl_vit", "token"), ("sl_cait", "token"), ("sl_swin", "avg"), ("resnet8_small", "avg")],
+)
+def test_built_in_pooling_may_be_named_but_not_changed(name, pooling):
+    sizes = {"img_size": 32, "num_classes": 3}
+    timm.create_model(name, global_pool=pooling, **sizes)
+    with pytest.raises(ConfigError, match=f"{name} pools by {pooling}, not by max"):
+        timm.create_model(name, global_pool="max", **sizes)
