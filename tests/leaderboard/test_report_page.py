@@ -5,6 +5,7 @@ from html import unescape
 from html.parser import HTMLParser
 from io import BytesIO
 from json import loads
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,7 +13,7 @@ from PIL import Image
 from smallvit.leaderboard.board import Bin, Evidence, Leaderboard
 from smallvit.leaderboard.comparison import Comparison
 from smallvit.leaderboard.published import published_references
-from smallvit.leaderboard.report_page import render_html
+from smallvit.leaderboard.report_page import render_html, render_summary
 from smallvit.leaderboard.rows import build_rows, separate
 
 VOID = {"meta", "img"}
@@ -175,6 +176,12 @@ def test_html_escapes_names(entry):
     assert html.count("<script>") == 1  # the page's own
     assert Page(html).tags.count("script") == 1
     assert HOSTILE in Page(html)
+
+
+def test_the_table_of_a_notebook_takes_names_literally_too(entry):
+    table = render_summary(board([entry(dataset=HOSTILE, model=HOSTILE)]), Path(HOSTILE))
+    assert "script" not in Page(table).tags
+    assert table.count("&lt;script&gt;") == 4  # dataset, model, verdict and page
 
 
 def test_html_has_a_bar_and_a_dot_for_each_row(four_arms):
