@@ -338,7 +338,8 @@ def test_ray_makes_the_runs_and_stops_them(plan, ray):
     of_suite = plan({"seeds": [0, 1]})
     result = run_suite(of_suite, RayLauncher())
     assert (len(result.runs), result.failures) == (2, {})
-    long = plan(LONG, "long")
+    # So long that it is still running when Ray, on a busy machine, comes to cancel it.
+    long = plan(nest({"settings.finetune.schedule.epochs": 3000.0}), "long")
     (cell,) = long.cells
     launcher = RayLauncher(num_cpus=2)
     launcher.start(job_of(long, cell))
