@@ -130,6 +130,7 @@ class RayLauncher(AbstractLauncher):
                 )
         self.make = self.ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(run_job)
         self.running: dict[Any, Job] = {}
+        self.stopping = False
 
     def start(self, job: Job) -> None:
         """Submit a task."""
@@ -145,6 +146,7 @@ class RayLauncher(AbstractLauncher):
 
     def stop(self) -> Sequence[tuple[str, Outcome]]:
         """Cancel every task; a running one lets its process save."""
+        self.stopping = True
         for task in self.running:
             self.ray.cancel(task)
         outcomes = []
@@ -156,7 +158,8 @@ class RayLauncher(AbstractLauncher):
         try:
             return self.ray.get(task)
         except self.ray.exceptions.RayError as error:
-            if isinstance(error, self.ray.exceptions.TaskCancelledError):
+            # Ray cancels again where that takes more than two seconds, which can end the worker.
+            if self.stopping or isinstance(error, self.ray.exceptions.TaskCancelledError):
                 return Outcome(exit_code=128 + signal.SIGTERM)
             return Outcome(exit_code=1, error=f"its Ray task was lost: {reason(error)[:200]}")
 
